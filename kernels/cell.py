@@ -1,0 +1,49 @@
+"""The LSTM cell, element by element: gates forward, and their pre-activation gradients backward.
+
+    c[t] = f * c[t-1] + i * g        h[t] = o * tanh(c[t])
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def tanh(x):
+    e = tl.exp(-2.0 * tl.abs(x))
+    t = (1.0 - e) / (1.0 + e)
+    t = tl.where(x < 0, -t, t)
+    if x.dtype == tl.float32:
+        # 1 - e cancels near 0; the Taylor series is exact to half an ulp up to 1/4
+        x2 = x * x
+        series = x * (1.0 + x2 * (-1 / 3 + x2 * (2 / 15 + x2 * (-17 / 315 + x2 * (62 / 2835)))))
+        t = tl.where(tl.abs(x) < 0.25, series, t)
+    return t
+
+
+@triton.jit
+def cell_forward(a_i, a_f, a_g, a_o, c_prev):
+    """Pre-activations and c[t-1] -> i, f, g, o, c[t], h[t]; all of one shape."""
+    i = sigmoid(a_i)
+    f = sigmoid(a_f)
+    g = tanh(a_g)
+    o = sigmoid(a_o)
+    c = f * c_prev + i * g
+    return i, f, g, o, c, o * tanh(c)
+
+
+@triton.jit
+def cell_backward(i, f, g, o, c, c_prev, dh, dc):
+    """Gates, states and the gradients of h[t] and c[t] -> gradients of the pre-activations and of c[t-1]."""
+    tanh_c = tanh(c)
+    dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
+    da_i = dc * g * i * (1.0 - i)
+    da_f = dc * c_prev * f * (1.0 - f)
+    da_g = dc * i * (1.0 - g * g)
+    da_o = dh * tanh_c * o * (1.0 - o)
+    return da_i, da_f, da_g, da_o, dc * f

@@ -1,0 +1,136 @@
+"""How the programs of one batch tile see each other's rows, and the recurrent product that waits for them.
+
+A program's A operand (BLOCK_B, K) is `h[t-1]` forward and `dgates[t+1]` backward; every program writes its own columns.
+
+flag     The data is the flag. The buffer starts full of a NaN that no store makes; where the product holds a NaN the
+         reader looks at the tile itself, and only a product of a tile already seen complete is final.
+barrier  A counter per batch tile that only grows: `arrive` after the stores of a step, `wait` before the next one's loads.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+# By element size: a NaN as a signed integer (a compare with the unsigned one is never true) and the canonical NaN.
+SENTINEL = {2: -91, 4: -5920859, 8: -2914093876533851}
+INT_TYPE = {2: (torch.int16, tl.int16), 4: (torch.int32, tl.int32), 8: (torch.int64, tl.int64)}
+
+
+def fill_with_sentinel(buffer: torch.Tensor) -> None:
+    """Marks every element of a contiguous floating-point `buffer` as not yet written."""
+    size = buffer.element_size()
+    buffer.view(INT_TYPE[size][0]).fill_(SENTINEL[size])
+
+
+@triton.jit
+def store_unlike_sentinel(ptrs, value, mask, SENTINEL: tl.constexpr, INT: tl.constexpr):
+    """Stores `value` in the pointers' dtype; a NaN with the sentinel's very bits becomes the NaN beside it."""
+    bits = value.to(ptrs.dtype.element_ty).to(INT, bitcast=True)
+    tl.store(ptrs, tl.where(bits == SENTINEL, SENTINEL + 1, bits).to(ptrs.dtype.element_ty, bitcast=True), mask=mask)
+
+
+@triton.jit
+def arrive(counter_ptr):
+    tl.debug_barrier()
+    tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def _wait(counter_ptr, target, gave_up, SPIN_LIMIT: tl.constexpr):
+    """Returns 1 if the limit ran out first (a limit of 0 never does), else 0."""
+    LAST: tl.constexpr = SPIN_LIMIT if SPIN_LIMIT else 1
+    short = 0
+    n = gave_up * (LAST - 1)
+    while n < LAST:
+        short = (tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target).to(tl.int32)
+        n = tl.where(short != 0, n + (1 if SPIN_LIMIT else 0), LAST)
+    tl.debug_barrier()
+    return short
+
+
+@triton.jit
+def load_weights(w_cols, mask_n, k, K: tl.constexpr, STRIDE_K: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr):
+    """Rows k*BLOCK_K and up of the B operand whose column n starts at w_cols[n]: (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N)."""
+    if SLICES > 1:
+        PART: tl.constexpr = BLOCK_K // SLICES
+        row = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, :, None]
+        return tl.load(w_cols[None, None, :] + row * STRIDE_K, mask=mask_n[None, None, :] & (row < K), other=0.0)
+    else:
+        row = k * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
+        return tl.load(w_cols[None, :] + row * STRIDE_K, mask=mask_n[None, :] & (row < K), other=0.0)
+
+
+@triton.jit
+def _load_rows(ptr, mask_b, k, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, VOLATILE: tl.constexpr):
+    """Columns k*BLOCK_K and up of the A operand: (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside."""
+    offs_b = tl.arange(0, BLOCK_B)
+    CACHE: tl.constexpr = "" if VOLATILE else ".cg"
+    if SLICES > 1:
+        PART: tl.constexpr = BLOCK_K // SLICES
+        col = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
+        return tl.load(ptr + offs_b[None, :, None] * K + col, mask=mask_b[None, :, None] & (col < K), other=0.0, volatile=VOLATILE, cache_modifier=CACHE)
+    else:
+        col = k * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+        return tl.load(ptr + offs_b[:, None] * K + col, mask=mask_b[:, None] & (col < K), other=0.0, volatile=VOLATILE, cache_modifier=CACHE)
+
+
+@triton.jit
+def _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K: tl.constexpr, STRIDE_K: tl.constexpr, N: tl.constexpr, BLOCK_B: tl.constexpr,
+              BLOCK_K: tl.constexpr, SLICES: tl.constexpr, RESIDENT: tl.constexpr, VOLATILE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    if SLICES > 1:
+        acc = tl.zeros((SLICES, BLOCK_B, N), ACC)
+    else:
+        acc = tl.zeros((BLOCK_B, N), ACC)
+    if RESIDENT:
+        for k in tl.static_range(CHUNKS):
+            a = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
+            acc = tl.dot(a, weights[k], acc, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        for k in range(CHUNKS):
+            a = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
+            w = load_weights(w_cols, mask_n, k, K, STRIDE_K, BLOCK_K, SLICES)
+            acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC)
+    if SLICES > 1:
+        return tl.sum(acc, 0)
+    else:
+        return acc
+
+
+@triton.jit
+def _missing(rows_ptr, mask_b, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SENTINEL: tl.constexpr, INT: tl.constexpr):
+    """1 if an element of the A operand is still the sentinel, else 0."""
+    missing = 0
+    for k in range((K + BLOCK_K - 1) // BLOCK_K):
+        bits = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, 1, True).to(INT, bitcast=True)
+        missing |= tl.max((bits == SENTINEL).to(tl.int32))
+    return missing
+
+
+@triton.jit
+def recurrent_product(rows_ptr, mask_b, weights, w_cols, mask_n, counter_ptr, tile, target, gave_up, K: tl.constexpr, STRIDE_K: tl.constexpr, N: tl.constexpr,
+                      BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, RESIDENT: tl.constexpr, EXCHANGE: tl.constexpr,
+                      PRECISION: tl.constexpr, ACC: tl.constexpr, SENTINEL: tl.constexpr, INT: tl.constexpr, SPIN_LIMIT: tl.constexpr):
+    """Waits until the rows are complete and returns (rows @ weights, 1 if the wait ran out of SPIN_LIMIT else 0).
+
+    target: how many arrivals complete the rows; 0 means that they were there before the launch.
+    gave_up: 1 after a wait that ran out, and nothing is waited for any more; else 0.
+    """
+    if EXCHANGE == "barrier":
+        late = _wait(counter_ptr + tile, target, gave_up, SPIN_LIMIT)
+        product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, N, BLOCK_B, BLOCK_K, SLICES, RESIDENT, False, PRECISION, ACC)
+    else:
+        LAST: tl.constexpr = SPIN_LIMIT if SPIN_LIMIT else 1
+        product = tl.zeros((BLOCK_B, N), ACC)
+        complete = (target == 0).to(tl.int32)
+        late = 0
+        n = gave_up * (LAST - 1)
+        while n < LAST:  # one scalar decides and all that is carried is read afterwards: other forms crash Triton 3.6
+            product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, N, BLOCK_B, BLOCK_K, SLICES, RESIDENT, True, PRECISION, ACC)
+            late = 0
+            if complete == 0:
+                late = tl.max((product != product).to(tl.int32))
+                if late != 0:
+                    complete = 1 - _missing(rows_ptr, mask_b, K, BLOCK_B, BLOCK_K, SENTINEL, INT)
+            n = tl.where(late != 0, n + (1 if SPIN_LIMIT else 0), LAST)
+    return product, late

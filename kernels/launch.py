@@ -1,0 +1,120 @@
+"""Launches a time-loop kernel: all steps at once where its programs can wait for each other, else step by step."""
+
+import functools
+import os
+import warnings
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, fill_with_sentinel
+from triton_lstm.plan import INTERPRETER, Device, Plan
+
+_TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+_refused: set[torch.device] = set()  # devices that would not take a cooperative launch
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of c, of sums and of the gradients carried through time: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@functools.cache
+def device_facts(device: torch.device) -> Device:
+    if device.type == "cpu":
+        return INTERPRETER
+    facts = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    backend = "hip" if torch.version.hip else "cuda"
+    return Device(backend, facts["multiprocessor_count"], facts["max_shared_mem"])
+
+
+def product_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """tl.dot's input_precision: float32 follows the switch that cuDNN's RNNs follow."""
+    if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
+        return "ieee"
+    rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch >= 2.9; the old switch raises where both were used
+    tf32 = rnn.fp32_precision != "ieee" if rnn is not None else torch.backends.cudnn.allow_tf32
+    return "tf32" if tf32 else "ieee"
+
+
+def spin_limit() -> int:
+    """How often a wait looks before it gives up; 0, for ever, unless TRITON_LSTM_SPIN_LIMIT says otherwise."""
+    return int(os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0"))
+
+
+def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool) -> None:
+    """Runs all steps of `kernel` on `arguments`, whose exchange buffer `exchanged` is (T, B, H or 4H).
+
+    Raises RuntimeError where a wait ran out of TRITON_LSTM_SPIN_LIMIT looks.
+    """
+    steps, batch, _ = exchanged.shape
+    if exchanged.numel() == 0:
+        return
+    device = exchanged.device
+    itemsize = exchanged.element_size()
+    hidden_size = arguments["w_hh_ptr"].shape[1]
+    limit = spin_limit()
+    error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
+    counter = None
+    if plan.exchange == "flag":
+        fill_with_sentinel(exchanged)
+    elif plan.exchange == "barrier":
+        counter = torch.zeros(-(-batch // plan.block_b), dtype=torch.int32, device=device)
+    arguments = dict(
+        **arguments,
+        counter_ptr=counter,
+        error_ptr=error,
+        T=steps,
+        B=batch,
+        H=hidden_size,
+        REVERSE=reverse,
+        EXCHANGE=plan.exchange,
+        RESIDENT=plan.resident,
+        BLOCK_B=plan.block_b,
+        BLOCK_H=plan.block_h,
+        BLOCK_K=plan.block_k,
+        SLICES=plan.slices,
+        PRECISION=product_precision(exchanged.dtype, device),
+        ACC=_TRITON_TYPE[accumulator(exchanged.dtype)],
+        SENTINEL=SENTINEL[itemsize],
+        INT=INT_TYPE[itemsize][1],
+        SPIN_LIMIT=limit,
+        num_warps=plan.warps,
+        num_stages=1,
+    )
+    if device.type == "cuda" and not torch.version.hip:
+        arguments["maxnreg"] = 255  # one program a multiprocessor; ptxas spills below that for an occupancy nobody asks for
+    grid = plan.grid(hidden_size)
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        if not _launch_at_once(kernel[grid], plan, steps, arguments, device):
+            for step in range(steps):
+                kernel[grid](step_begin=step, step_end=step + 1, **arguments)
+    if error is not None and error.item():
+        raise RuntimeError(
+            f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "
+            f"the results are not complete. Plan: {plan}"
+        )
+
+
+def _launch_at_once(launcher: Any, plan: Plan, steps: int, arguments: dict[str, Any], device: torch.device) -> bool:
+    """False where programs would have to wait for each other and the device, or the plan, does not let them."""
+    if plan.exchange == "none":
+        launcher(step_begin=0, step_end=steps, **arguments)
+        return True
+    if not plan.one_launch or device in _refused:
+        return False
+    try:
+        launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
+    except RuntimeError as error:
+        if "cooperative" not in str(error) and "not supported" not in str(error):
+            raise
+        _refused.add(device)
+        warnings.warn(
+            f"{device} refused a cooperative launch ({error}); triton_lstm launches every time step by itself there, "
+            "which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,29 @@
+"""The device the tests run on: a GPU with compiled kernels where there is one, else the CPU with Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh floating-point buffers hold NaN, so that an element nobody writes cannot pass for a right one."""
+
+    def poisoned(allocate):
+        def wrapper(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() and not out.requires_grad else out
+
+        return wrapper
+
+    for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

@@ -1,0 +1,7 @@
+"""triton_lstm: the LSTM of PyTorch as persistent Triton kernels."""
+
+from triton_lstm.functional import lstm
+from triton_lstm.module import LSTM
+
+__version__ = "0.1.0"
+__all__ = ["LSTM", "lstm"]

@@ -1,0 +1,169 @@
+"""One LSTM layer and direction under autograd: LSTMFunction runs the kernels, LSTMBackward makes double backward right.
+
+r0, here and below, is what a projected layer adds to the pre-activations of its first step (see functional.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
+from triton_lstm.plan import Plan, make_plan
+from triton_lstm.reference import lstm_reference
+
+Tensors = tuple[torch.Tensor | None, ...]
+
+
+def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
+    """The plan for the time loop over `gates` (T, B, 4H)."""
+    batch, width = gates.shape[1:]
+    return make_plan(device_facts(gates.device), gates.element_size(), batch, width // 4, backward)
+
+
+def layer_forward(
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    b_ih: torch.Tensor | None,
+    b_hh: torch.Tensor | None,
+    r0: torch.Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Shapes as in lstm_reference. Returns y, h_n, c_n and, if `save`, the gates (T, B, 4H) and every c (T, B, H)."""
+    bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+    xg = torch.nn.functional.linear(x, w_ih, bias).contiguous()
+    last = 0 if reverse else -1
+    if r0 is not None:
+        xg[-1 if reverse else 0] += r0
+    c0 = c0.to(accumulator(x.dtype))
+    plan = plan_for(xg, backward=False)
+    y, c_n, c_all = lstm_forward(xg, w_hh.contiguous(), h0.contiguous(), c0, plan=plan, reverse=reverse, save=save)
+    return y, y[last].clone(), c_n.to(x.dtype), xg if save else None, c_all
+
+
+class LSTMFunction(torch.autograd.Function):
+    """(x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse) -> (y, h_n, c_n, gates, c); the last two carry no gradient."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return layer_forward(*inputs, save=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.reverse = inputs
+        y, _, _, gates, c_all = output
+        ctx.mark_non_differentiable(gates, c_all)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, y, gates, c_all)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _gates: Any, _c: Any) -> Any:
+        grads = LSTMBackward.apply(dy, dh_n, dc_n, *ctx.saved_tensors, ctx.reverse, ctx.needs_input_grad[:8])
+        return *grads, None
+
+
+class LSTMBackward(torch.autograd.Function):
+    """LSTMFunction's backward pass as a function of (dy, dh_n, dc_n) and of all that LSTMFunction saved.
+
+    Its own backward differentiates lstm_reference twice, so that a double backward is right; y, gates and c, which only
+    repeat what the inputs determine, get no gradient of their own.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        *tensors, reverse, wanted = arguments
+        return layer_backward(*tensors, reverse=reverse, wanted=wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.reverse, ctx.wanted = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:11])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        grads = _differentiate_twice(ctx.saved_tensors, cotangents, ctx.wanted, ctx.reverse)
+        return *grads, None, None, None, None, None
+
+
+def layer_backward(
+    dy: torch.Tensor | None,
+    dh_n: torch.Tensor | None,
+    dc_n: torch.Tensor | None,
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    b_ih: torch.Tensor | None,
+    b_hh: torch.Tensor | None,
+    r0: torch.Tensor | None,
+    y: torch.Tensor,
+    gates: torch.Tensor,
+    c_all: torch.Tensor,
+    *,
+    reverse: bool,
+    wanted: tuple[bool, ...],
+) -> Tensors:
+    """Gradients of x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0: None where not `wanted`. Weights' ones are GEMMs over all T."""
+    dgates, dc0 = lstm_backward(
+        None if dy is None else dy.contiguous(),
+        None if dh_n is None else dh_n.contiguous(),
+        dc_n,
+        w_hh.contiguous(),
+        c0.to(c_all.dtype).contiguous(),
+        gates,
+        c_all,
+        plan=plan_for(gates, backward=True),
+        reverse=reverse,
+    )
+    flat = dgates.flatten(0, 1)  # (T*B, 4H)
+    first, later, before = (dgates[-1], dgates[:-1], y[1:]) if reverse else (dgates[0], dgates[1:], y[:-1])
+    need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, need_r0 = wanted
+    db = flat.sum(0) if need_b_ih or need_b_hh else None
+    return (
+        (flat @ w_ih).view(x.shape) if need_x else None,
+        first @ w_hh if need_h0 else None,
+        dc0.to(c0.dtype) if need_c0 else None,
+        flat.t() @ x.flatten(0, 1) if need_w_ih else None,
+        torch.addmm(first.t() @ h0, later.flatten(0, 1).t(), before.flatten(0, 1)) if need_w_hh else None,
+        db if need_b_ih else None,
+        db.clone() if need_b_hh and db is not None and need_b_ih else db if need_b_hh else None,
+        first.clone() if need_r0 else None,
+    )
+
+
+def _differentiate_twice(saved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...], reverse: bool) -> list[Any]:
+    """Gradients of dy, dh_n, dc_n and LSTMFunction's eight tensors, given `cotangents` for the latter's gradients."""
+    with torch.enable_grad():
+        inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in saved]
+        wide = [None if t is None else t.to(accumulator(t.dtype)) for t in inputs]
+        output_grads, tensors = wide[:3], wide[3:]
+        outputs = lstm_reference(*tensors, reverse=reverse)
+        used = [(out, grad) for out, grad in zip(outputs, output_grads, strict=True) if grad is not None]
+        kept = [i for i, cotangent in enumerate(cotangents) if cotangent is not None and wanted[i]]
+        grads = torch.autograd.grad(
+            [out for out, _ in used],
+            [inputs[3 + i] for i in kept],
+            [grad for _, grad in used],
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        present = [i for i, t in enumerate(inputs) if t is not None]
+        second = torch.autograd.grad(
+            grads,
+            [inputs[i] for i in present],
+            [cotangents[i] for i in kept],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    result: list[Any] = [None] * len(inputs)
+    for i, grad in zip(present, second, strict=True):
+        result[i] = grad
+    return result

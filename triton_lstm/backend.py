@@ -1,0 +1,51 @@
+"""Which way a call goes: the Triton kernels, or PyTorch's own LSTM."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "triton", "torch"]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
+    """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
+
+    backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
+    Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
+    """
+    chosen = backend or os.environ.get("TRITON_LSTM_BACKEND") or "auto"
+    if chosen not in ("auto", "triton", "torch"):
+        where = "backend" if backend else "TRITON_LSTM_BACKEND"
+        raise ValueError(f'{where} must be "auto", "triton" or "torch", got {chosen!r}')
+    if chosen == "torch":
+        return "PyTorch's path was asked for"
+    reason = _no_kernel_for(input)
+    if reason and chosen == "triton":
+        raise RuntimeError(f'backend="triton" cannot run this call: {reason}. Use backend="auto" for PyTorch\'s path.')
+    return reason
+
+
+def _no_kernel_for(input: torch.Tensor) -> str | None:
+    try:
+        import triton  # noqa: F401  (only whether it is there)
+    except ImportError:
+        return "triton is not installed"
+    if input.device.type == "cpu":
+        if not _interpreting():
+            return "the input is on the CPU and TRITON_INTERPRET=1 was not set before the first use"
+        return None if input.dtype in (*_DTYPES, torch.float64) else f"no kernel for {input.dtype}"
+    if input.device.type != "cuda":
+        return f"no kernel for {input.device.type} tensors"
+    return None if input.dtype in _DTYPES else f"no kernel for {input.dtype} on a GPU"
+
+
+def _interpreting() -> bool:
+    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
+        return False
+    from triton_lstm.kernels import INTERPRETED
+
+    return INTERPRETED

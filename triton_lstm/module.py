@@ -1,0 +1,114 @@
+"""LSTM: torch.nn.LSTM's module on the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from triton_lstm.backend import Backend, why_not_triton
+from triton_lstm.functional import lstm
+
+
+class LSTM(nn.RNNBase):
+    """torch.nn.LSTM with its arguments, parameters, state_dict and results, run by the Triton kernels where they can.
+
+    Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
+            torch.nn.LSTM's, checked as it checks them.
+        backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
+            "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.backend = backend
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read every weight where it lies."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Runs the stack.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
+            hx: (h0 (L*D, B, P or H), c0 (L*D, B, H)), without B if unbatched; zeros if None.
+
+        Returns:
+            output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx.
+
+        Raises:
+            ValueError, RuntimeError: as torch.nn.LSTM does, with its texts.
+        """
+        if isinstance(input, PackedSequence):
+            if self.backend == "triton":
+                why_not_triton(input.data, "triton")
+            return nn.LSTM.forward(self, input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
+        if not batched:
+            input = input.unsqueeze(batch_dim)
+        if hx is not None:
+            dims = 3 if batched else 2
+            if hx[0].dim() != dims or hx[1].dim() != dims:
+                raise RuntimeError(
+                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dims}-D "
+                    f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            if len(hx) != 2:
+                raise RuntimeError("lstm expects two hidden states")
+            hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            self.check_forward_args(input, hx, None)
+        else:
+            self.check_input(input, None)
+        output, h_n, c_n = lstm(
+            input,
+            hx,
+            [getattr(self, name) for name in self._flat_weights_names],
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+            backend=self.backend,
+        )
+        if not batched:
+            output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
+        return output, (h_n, c_n)

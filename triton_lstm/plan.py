@@ -1,0 +1,123 @@
+"""How a layer is cut into programs. Plain Python, no GPU in it: every decision can be made and tested on a laptop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+Exchange = Literal["none", "flag", "barrier"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a plan needs to know of a device."""
+
+    backend: Literal["cuda", "hip", "interpreter"]
+    processors: int  # streaming multiprocessors or compute units
+    shared_bytes: int  # on-chip memory one program may use
+
+
+INTERPRETER = Device("interpreter", processors=1, shared_bytes=1 << 40)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One layer and direction of time: a grid of (units / block_h, groups) programs.
+
+    exchange: how programs of one batch tile see each other's rows ("none": there is one program).
+    one_launch: all steps in one launch; else a launch per step, which needs no program to wait for another.
+    resident: the weights stay on chip for the whole time loop; else they are loaded in every step.
+    block_b, block_h, block_k: rows, hidden units and chunk of the sum that a program works on.
+    slices: the sum of a chunk is cut into so many parts, one per warp, added at the end (1: not cut).
+    groups: batch tiles that run side by side; each group takes every groups-th tile in turn.
+    """
+
+    exchange: Exchange
+    one_launch: bool
+    resident: bool
+    block_b: int
+    block_h: int
+    block_k: int
+    slices: int
+    groups: int
+    warps: int
+
+    def grid(self, hidden_size: int) -> tuple[int, int]:
+        return (_ceil_div(hidden_size, self.block_h), self.groups)
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_2(n: int, least: int = 16) -> int:
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> int:
+    """Upper estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts."""
+    width = 4 * hidden_size if backward and plan.exchange != "none" else hidden_size
+    columns = plan.block_h if backward and plan.exchange != "none" else 4 * plan.block_h
+    sum_length = _ceil_div(width, plan.block_k) * plan.block_k
+    weights = sum_length * columns * itemsize if plan.resident else plan.block_k * columns * itemsize
+    rows = plan.block_b * plan.block_k * itemsize
+    layouts = plan.block_b * max(columns * plan.slices, 4 * plan.block_h) * 4
+    return weights + rows + layouts
+
+
+@functools.lru_cache(maxsize=4096)
+def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
+    """The plan for a layer of `hidden_size` units and `batch` rows of `itemsize` bytes an element.
+
+    Prefers one program per batch tile, then several with resident weights, then streamed weights; where even the
+    programs of one batch tile are more than the device holds at once, a launch per step.
+    """
+    if device.backend == "interpreter":  # programs run one after another there: as few as possible
+        block_h = _power_of_2(hidden_size, least=1)
+        return Plan("none", True, True, _power_of_2(batch, least=1), block_h, block_h, 1, 1, 1)
+    single = _single_program(device, itemsize, batch, hidden_size, backward)
+    if single is not None:
+        return single
+    plans = [
+        plan
+        for block_h in (8, 16, 32, 64)
+        for block_b in (16, 32)
+        for plan in _several_programs(device, itemsize, batch, hidden_size, backward, block_b, block_h)
+    ]
+    return min(plans, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
+
+
+def _single_program(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan | None:
+    block_h = _power_of_2(hidden_size)
+    if 4 * block_h * block_h * itemsize > 128 * 1024:  # more weights than that spill registers
+        return None
+    groups = min(_ceil_div(batch, 16), device.processors)
+    plan = Plan("none", True, True, 16, block_h, block_h, 1, groups, 4 if block_h <= 64 else 8)
+    return plan if shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes else None
+
+
+def _several_programs(
+    device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, block_b: int, block_h: int
+) -> list[Plan]:
+    exchange: Exchange = "flag" if device.backend == "cuda" else "barrier"
+    programs = _ceil_div(hidden_size, block_h)
+    groups = min(_ceil_div(batch, block_b), max(1, device.processors // programs))
+    width = 4 * hidden_size if backward else hidden_size
+    most = 1024 // itemsize if backward else 512 // itemsize
+    block_k = min(_power_of_2(width), most)
+    slices = min(8, block_k // 16) if backward else 1
+    resident = Plan(exchange, programs <= device.processors, True, block_b, block_h, block_k, slices, groups, 8 if backward else 4)
+    if resident.one_launch and shared_bytes(itemsize, hidden_size, backward, resident) <= device.shared_bytes:
+        return [resident]
+    return [dataclasses.replace(resident, resident=False, block_k=min(block_k, 128), slices=1)]
+
+
+def _cost(itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> float:
+    """Expected time of a step in us: not measured yet, only good for ordering plans."""
+    width = 4 * hidden_size if backward else hidden_size
+    rounds = _ceil_div(_ceil_div(batch, plan.block_b), plan.groups)
+    rows = plan.block_b * width * itemsize / 100_000  # a program's port into L2: about 100 bytes a ns
+    weights = 0 if plan.resident else 4 * plan.block_h * hidden_size * itemsize / 40_000
+    launch = 0 if plan.one_launch else 10
+    return launch + rounds * (1.0 + rows + weights) + 0.01 * plan.block_h
