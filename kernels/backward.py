@@ -65,7 +65,7 @@ def lstm_backward_kernel(
         offs = offs_b[:, None] * H + offs_h[None, :]
         pair = tl.arange(0, 2)
         offs_gates = offs_b[:, None, None, None] * (4 * H) + offs_h[None, :, None, None] + pair[None, None, :, None] * (2 * H) + pair[None, None, None, :] * H
-        mask_gates = mask[:, :, None, None] & (pair[None, None, :, None] < 2) & (pair[None, None, None, :] < 2)
+        mask_gates = mask[:, :, None, None]
         dc = tl.load(dc_ptr + row * H + offs, mask=mask, other=0.0)
         dh = tl.zeros((BLOCK_B, BLOCK_H), ACC)
         for step in range(step_begin, step_end):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.errors import OutOfResources
 
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, fill_with_sentinel
 from triton_lstm.plan import INTERPRETER, Device, Plan
@@ -31,12 +32,18 @@ def device_facts(device: torch.device) -> Device:
 
 
 def product_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """tl.dot's input_precision: float32 follows the switch that cuDNN's RNNs follow."""
+    """tl.dot's input_precision. On NVIDIA float32 follows the switch that cuDNN's RNNs follow: "tf32", or three tf32
+    products for about float32's own precision ("ieee" would leave the tensor cores, and spills)."""
     if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
         return "ieee"
     rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch >= 2.9; the old switch raises where both were used
     tf32 = rnn.fp32_precision != "ieee" if rnn is not None else torch.backends.cudnn.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32 else "tf32x3"
+
+
+def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:
+    """What an element of the recurrent product takes there: "tf32x3" keeps every number as two."""
+    return 8 if product_precision(dtype, device) == "tf32x3" else dtype.itemsize
 
 
 def spin_limit() -> int:
@@ -88,9 +95,16 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         arguments["maxnreg"] = 255  # one program a multiprocessor; ptxas spills below that for an occupancy nobody asks for
     grid = plan.grid(hidden_size)
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        if not _launch_at_once(kernel[grid], plan, steps, arguments, device):
+        try:
+            if not _launch_at_once(kernel[grid], plan, steps, arguments, device):
+                for step in range(steps):
+                    kernel[grid](step_begin=step, step_end=step + 1, **arguments)
+        except OutOfResources:  # nothing ran; the estimate of plan.py fell short of what the compiler needs
+            if not plan.resident or plan.exchange == "none":
+                raise
+            streamed = dict(arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 256 // itemsize), SLICES=1)
             for step in range(steps):
-                kernel[grid](step_begin=step, step_end=step + 1, **arguments)
+                kernel[grid](step_begin=step, step_end=step + 1, **streamed)
     if error is not None and error.item():
         raise RuntimeError(
             f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "

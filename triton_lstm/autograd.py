@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
+from triton_lstm.kernels import accumulator, bytes_on_chip, device_facts, lstm_backward, lstm_forward
 from triton_lstm.plan import Plan, make_plan
 from triton_lstm.reference import lstm_reference
 
@@ -19,7 +19,17 @@ Tensors = tuple[torch.Tensor | None, ...]
 def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
     """The plan for the time loop over `gates` (T, B, 4H)."""
     batch, width = gates.shape[1:]
-    return make_plan(device_facts(gates.device), gates.element_size(), batch, width // 4, backward)
+    itemsize = bytes_on_chip(gates.dtype, gates.device)
+    return make_plan(device_facts(gates.device), itemsize, batch, width // 4, backward)
+
+
+@torch.compiler.disable  # a graph break: the kernels are not registered as operators yet
+def layer(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """LSTMFunction's inputs -> y, h_n, c_n; saves nothing where no gradient can be asked for."""
+    transformed = torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled() and (transformed or any(t is not None and t.requires_grad for t in inputs[:-1])):
+        return LSTMFunction.apply(*inputs)[:3]
+    return layer_forward(*inputs, save=False)[:3]
 
 
 def layer_forward(

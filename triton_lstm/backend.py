@@ -36,7 +36,7 @@ def _no_kernel_for(input: torch.Tensor) -> str | None:
         return "triton is not installed"
     if input.device.type == "cpu":
         if not _interpreting():
-            return "the input is on the CPU and TRITON_INTERPRET=1 was not set before the first use"
+            return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"
         return None if input.dtype in (*_DTYPES, torch.float64) else f"no kernel for {input.dtype}"
     if input.device.type != "cuda":
         return f"no kernel for {input.device.type} tensors"
@@ -46,6 +46,7 @@ def _no_kernel_for(input: torch.Tensor) -> str | None:
 def _interpreting() -> bool:
     if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
         return False
-    from triton_lstm.kernels import INTERPRETED
+    from triton.language import cdiv
+    from triton.runtime import JITFunction
 
-    return INTERPRETED
+    return not isinstance(cdiv, JITFunction)  # triton itself looks at the variable when it is imported

@@ -72,7 +72,6 @@ def lstm(
     return x.transpose(0, 1) if batch_first else x, _stack(h_n), _stack(c_n)
 
 
-@torch.compiler.disable
 def _layer(
     x: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, group: Group, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,7 +80,7 @@ def _layer(
     A projection is folded away: h = W_hr m makes W_hh h[t-1] = (W_hh W_hr) m[t-1], so the loop runs on m from 0, with
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
     """
-    from triton_lstm.autograd import LSTMFunction, accumulator, layer_forward
+    from triton_lstm.autograd import accumulator, layer
 
     w_ih, w_hh, b_ih, b_hh, w_hr = group
     r0 = None
@@ -90,13 +89,7 @@ def _layer(
         r0 = torch.nn.functional.linear(h0, w_hh)
         w_hh = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype)
         h0 = torch.zeros_like(c0)
-    tensors = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0)
-    if torch.is_grad_enabled() and (
-        torch._C._are_functorch_transforms_active() or any(t is not None and t.requires_grad for t in tensors)
-    ):
-        y, h_n, c_n, _, _ = LSTMFunction.apply(*tensors, reverse)
-    else:
-        y, h_n, c_n, _, _ = layer_forward(*tensors, reverse, save=False)
+    y, h_n, c_n = layer(x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse)
     if w_hr is not None:
         y = torch.nn.functional.linear(y, w_hr)
         h_n = y[0 if reverse else -1].clone()

@@ -68,7 +68,9 @@ def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) ->
 
 @functools.lru_cache(maxsize=4096)
 def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
-    """The plan for a layer of `hidden_size` units and `batch` rows of `itemsize` bytes an element.
+    """The plan for a layer of `hidden_size` units and `batch` rows.
+
+    itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which cuts every number in two.
 
     Prefers one program per batch tile, then several with resident weights, then streamed weights; where even the
     programs of one batch tile are more than the device holds at once, a launch per step.
@@ -80,10 +82,10 @@ def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backw
     if single is not None:
         return single
     plans = [
-        plan
+        _several_programs(device, itemsize, batch, hidden_size, backward, block_b, block_h)
         for block_h in (8, 16, 32, 64)
         for block_b in (16, 32)
-        for plan in _several_programs(device, itemsize, batch, hidden_size, backward, block_b, block_h)
+        if block_b * block_h <= 1024 and (block_b == 16 or itemsize < 8)  # larger tiles spill registers
     ]
     return min(plans, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
 
@@ -93,31 +95,35 @@ def _single_program(device: Device, itemsize: int, batch: int, hidden_size: int,
     if 4 * block_h * block_h * itemsize > 128 * 1024:  # more weights than that spill registers
         return None
     groups = min(_ceil_div(batch, 16), device.processors)
-    plan = Plan("none", True, True, 16, block_h, block_h, 1, groups, 4 if block_h <= 64 else 8)
+    plan = Plan("none", True, True, 16, block_h, block_h, 1, groups, 4 if block_h <= 32 else 8)
     return plan if shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes else None
 
 
 def _several_programs(
     device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, block_b: int, block_h: int
-) -> list[Plan]:
+) -> Plan:
     exchange: Exchange = "flag" if device.backend == "cuda" else "barrier"
-    programs = _ceil_div(hidden_size, block_h)
-    groups = min(_ceil_div(batch, block_b), max(1, device.processors // programs))
+    programs, tiles = _ceil_div(hidden_size, block_h), _ceil_div(batch, block_b)
+    one_launch = programs <= device.processors
+    groups = min(tiles, device.processors // programs) if one_launch else tiles
     width = 4 * hidden_size if backward else hidden_size
-    most = 1024 // itemsize if backward else 512 // itemsize
-    block_k = min(_power_of_2(width), most)
+    # Longer chunks of a row, or of a tile twice as high, spill registers
+    chunk_bytes = 512 if not backward or block_b > 16 else 1024
+    block_k = min(_power_of_2(width), chunk_bytes // itemsize)
     slices = min(8, block_k // 16) if backward else 1
-    resident = Plan(exchange, programs <= device.processors, True, block_b, block_h, block_k, slices, groups, 8 if backward else 4)
-    if resident.one_launch and shared_bytes(itemsize, hidden_size, backward, resident) <= device.shared_bytes:
-        return [resident]
-    return [dataclasses.replace(resident, resident=False, block_k=min(block_k, 128), slices=1)]
+    warps = 8 if backward or itemsize == 8 else 4
+    plan = Plan(exchange, one_launch, True, block_b, block_h, block_k, slices, groups, warps)
+    fits = shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes
+    if one_launch and fits and not (backward and block_b * block_h > 512):  # a larger sum, cut in slices, spills
+        return plan
+    return dataclasses.replace(plan, resident=False, block_k=min(block_k, 256 // itemsize), slices=1)
 
 
 def _cost(itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> float:
     """Expected time of a step in us: not measured yet, only good for ordering plans."""
     width = 4 * hidden_size if backward else hidden_size
-    rounds = _ceil_div(_ceil_div(batch, plan.block_b), plan.groups)
+    rounds = _ceil_div(_ceil_div(batch, plan.block_b), max(1, plan.groups))
     rows = plan.block_b * width * itemsize / 100_000  # a program's port into L2: about 100 bytes a ns
     weights = 0 if plan.resident else 4 * plan.block_h * hidden_size * itemsize / 40_000
-    launch = 0 if plan.one_launch else 10
+    launch = 0 if plan.one_launch else 50
     return launch + rounds * (1.0 + rows + weights) + 0.01 * plan.block_h

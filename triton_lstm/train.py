@@ -1,0 +1,232 @@
+"""The main job: a byte-level language model (embedding, LSTM stack, head) trained on real text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+HELD_OUT = 20  # one part in so many of the text is never trained on
+
+
+class UsageError(Exception):
+    """Something the user can mend; its text says what and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What determines a run's losses, next to the text. Saved in checkpoints."""
+
+    hidden: int
+    layers: int
+    embed: int
+    batch: int
+    seq_len: int
+    lr: float
+    dtype: str
+    seed: int = 0
+
+
+SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
+LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, dtype="bfloat16")  # a GPU
+
+
+class LanguageModel(nn.Module):
+    """Bytes in, scores of the next byte out. The LSTM computes in `dtype` from weights kept in their own."""
+
+    def __init__(self, lstm: nn.RNNBase, embed: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.embed = nn.Embedding(256, embed)
+        self.lstm = lstm
+        self.head = nn.Linear(lstm.hidden_size, 256)
+
+    def forward(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """tokens (T, B) -> scores (T, B, 256) and the LSTM's state."""
+        weights = {name: weight.to(self.dtype) for name, weight in self.lstm.named_parameters()}
+        x = self.embed(tokens).to(self.dtype)
+        y, state = torch.func.functional_call(self.lstm, weights, (x, state))
+        return self.head(y.to(self.head.weight.dtype)), state
+
+
+def build(config: Config, device: torch.device, lstm_class: type, dtype: str | None = None, **kwargs: Any) -> LanguageModel:
+    """The model of `config` on `device`: the same seed gives the same weights for every class of LSTM."""
+    torch.manual_seed(config.seed)
+    compute = DTYPES[dtype or config.dtype]
+    lstm = lstm_class(config.embed, config.hidden, config.layers, **kwargs)
+    model = LanguageModel(lstm, config.embed, compute).to(device)
+    return model.double() if compute == torch.float64 else model
+
+
+def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
+    """The bytes of `files`, or of Python's own standard library, one after another (uint8)."""
+    if files:
+        paths = [Path(file) for file in files]
+    else:
+        paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    try:
+        data = b"\n".join(path.read_bytes() for path in paths)
+    except OSError as error:
+        raise UsageError(f"cannot read the text {error.filename}: {error.strerror}. Give readable files.") from None
+    least = HELD_OUT * (seq_len + 2)
+    if len(data) < least:
+        what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
+        raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text.")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def split(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part to train on and the held-out end."""
+    return text[: -(len(text) // HELD_OUT)], text[-(len(text) // HELD_OUT) :]
+
+
+def window(text: torch.Tensor, config: Config, step: int, device: torch.device) -> torch.Tensor:
+    """The batch of `step` (T+1, B): a function of the seed and the step alone, so that a resumed run sees the same."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    starts = torch.randint(len(text) - config.seq_len, (config.batch,), generator=generator)
+    return text[starts + torch.arange(config.seq_len + 1)[:, None]].long().to(device)
+
+
+def loss_of(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of every next byte, in nats."""
+    scores, _ = model(tokens[:-1])
+    return nn.functional.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
+
+
+class Trainer:
+    """A model, its optimizer, and the losses so far."""
+
+    def __init__(self, model: LanguageModel, lr: float) -> None:
+        self.model = model
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        self.losses: list[float] = []
+
+    def step(self, tokens: torch.Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss = loss_of(self.model, tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def save(self, path: Path, config: Config, text: list[str] | None) -> None:
+        """Writes beside `path` and renames, so that a crash leaves the old checkpoint whole."""
+        content = {
+            "config": dataclasses.asdict(config),
+            "text": text,
+            "losses": self.losses,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as beside:
+                torch.save(content, beside)
+            os.replace(beside.name, path)
+        except OSError as error:
+            raise UsageError(f"cannot write the checkpoint {path}: {error.strerror}. Name another --checkpoint.") from None
+
+    def restore(self, content: dict[str, Any]) -> None:
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.losses = content["losses"]
+
+
+def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the rest of a checkpoint that Trainer.save wrote."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return Config(**content["config"]), content
+    except OSError as error:
+        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
+    except Exception:
+        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. Start afresh without --resume.") from None
+
+
+@contextmanager
+def interrupts() -> Iterator[list[bool]]:
+    """Inside the block, the first Ctrl-C only fills the list: the step under way ends before anything is saved."""
+    seen: list[bool] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(True)
+
+    shipped = signal.signal(signal.SIGINT, handler)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, shipped)
+
+
+def run(
+    trainers: list[Trainer], text: torch.Tensor, config: Config, steps: int, device: torch.device, save: Any, every: int
+) -> bool:
+    """Trains every trainer on the same batches up to step `steps`; False if Ctrl-C ended it. The first one is shown."""
+    first = trainers[0]
+    begin = len(first.losses)
+    with interrupts() as seen, tqdm(total=steps, initial=begin, unit="step") as bar:
+        for step in range(begin, steps):
+            tokens = window(text, config, step, device)
+            start = time.perf_counter()
+            loss = first.step(tokens)
+            rate = config.seq_len * config.batch / (time.perf_counter() - start)
+            for trainer in trainers[1:]:
+                trainer.step(tokens)
+            bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
+            bar.update()
+            if seen:
+                return False
+            if every and (step + 1) % every == 0 and step + 1 < steps:
+                save()
+    return True
+
+
+@torch.no_grad()
+def bits_per_byte(model: LanguageModel, held_out: torch.Tensor, config: Config, device: torch.device) -> float:
+    """Mean over up to `batch` windows spread evenly over the held-out text."""
+    count = min(config.batch, len(held_out) // (config.seq_len + 1))
+    starts = torch.linspace(0, len(held_out) - config.seq_len - 1, count).long()
+    tokens = held_out[starts + torch.arange(config.seq_len + 1)[:, None]].long().to(device)
+    return loss_of(model, tokens).item() / math.log(2)
+
+
+@torch.no_grad()
+def sample(model: LanguageModel, length: int, config: Config, device: torch.device) -> str:
+    """`length` bytes drawn one by one at temperature 0.7, after a line break."""
+    generator = torch.Generator().manual_seed(config.seed)
+    token = torch.full((1, 1), ord("\n"), device=device)
+    state, drawn = None, []
+    for _ in range(length):
+        scores, state = model(token, state)
+        probabilities = (scores[0, 0].float().cpu() / 0.7).softmax(0)
+        drawn.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+        token.fill_(drawn[-1])
+    return bytes(drawn).decode("utf-8", "replace").encode("unicode_escape").decode()
+
+
+def compare(ours: list[float], theirs: list[float], exact: list[float]) -> list[dict[str, Any]]:
+    """A row a step. allowed: twice nn.LSTM's largest distance so far from nn.LSTM in float64, plus 1e-4 of the loss."""
+    rows, spread = [], 0.0
+    for step, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
+        spread = max(spread, abs(b - c))
+        allowed = 2 * spread + 1e-4 * abs(b)
+        rows.append(
+            {"step": step, "triton_lstm": a, "nn.LSTM": b, "difference": abs(a - b), "allowed": allowed, "ok": abs(a - b) <= allowed}
+        )
+    return rows
