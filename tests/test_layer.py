@@ -1,0 +1,97 @@
+"""Every output and every gradient of the module against nn.LSTM in the same dtype and in float64."""
+
+import pytest
+import torch
+from oracle import assert_like_nn_lstm, enlarge, state_shapes
+from pairs import all_pairs, case_id
+
+import triton_lstm
+from triton_lstm.plan import Plan
+
+SIZES = [1, 5, 16, 33, 48, 64, 130]
+FACTORS = {
+    "T": [1, 2, 5, 63],
+    "B": [1, 3, 16, 17],
+    "H": SIZES,
+    "I": SIZES,
+    "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    "layers": [1, 2],
+    "both": [False, True],
+    "bias": [False, True],
+    "proj": [False, True],
+    "hx": [False, True],
+    "batch_first": [False, True],
+}
+
+
+@pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
+def test_against_nn_lstm(case, device):
+    if case["dtype"] == torch.float64 and device.type == "cuda":
+        pytest.skip("float64 on a GPU goes to PyTorch's own LSTM")
+    kwargs = dict(
+        num_layers=case["layers"],
+        bidirectional=case["both"],
+        bias=case["bias"],
+        batch_first=case["batch_first"],
+        proj_size=(case["H"] + 1) // 2 if case["proj"] and case["H"] > 1 else 0,
+    )
+    torch.manual_seed(0)
+    module = enlarge(triton_lstm.LSTM(case["I"], case["H"], **kwargs, backend="triton")).to(device, case["dtype"])
+    shape = (case["B"], case["T"]) if case["batch_first"] else (case["T"], case["B"])
+    x = torch.randn(*shape, case["I"]).to(device, case["dtype"])
+    hx = tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"])) if case["hx"] else None
+    assert_like_nn_lstm(module, x, hx, **kwargs)
+
+
+PLANS = {
+    "exchange": ["flag", "barrier"],
+    "resident": [True, False],
+    "block_b": [16, 32],
+    "block_h": [16, 32],
+    "block_k": [32, 64],
+    "slices": [1, 2],
+    "groups": [1, 2],
+    "warps": [4, 8],
+    "T": [1, 2, 5],
+    "B": [1, 3, 17, 40],
+    "H": SIZES,
+    "dtype": [torch.float32, torch.bfloat16, torch.float16],
+    "reverse": [False, True],
+}
+
+
+@pytest.mark.parametrize("case", all_pairs(PLANS), ids=case_id)
+def test_several_programs(case, device, monkeypatch):
+    """Every field of a plan; in the interpreter a launch per step, on a GPU all steps in one."""
+    fields = ("exchange", "resident", "block_b", "block_h", "block_k", "slices", "groups", "warps")
+    plan = Plan(**{name: case[name] for name in fields}, one_launch=device.type == "cuda")
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan)
+    torch.manual_seed(0)
+    kwargs = dict(bidirectional=case["reverse"])
+    module = enlarge(triton_lstm.LSTM(3, case["H"], **kwargs, backend="triton")).to(device, case["dtype"])
+    x = torch.randn(case["T"], case["B"], 3).to(device, case["dtype"])
+    hx = tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"]))
+    assert_like_nn_lstm(module, x, hx, **kwargs)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38, -3e38, 1e4])
+def test_extreme_inputs(value, device):
+    """What nn.LSTM gives, and nothing of one row in another."""
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(4, 33, backend="triton").to(device)
+    twin = torch.nn.LSTM(4, 33).to(device)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(5, 3, 4, device=device)
+    x[2, 1, 0] = value
+    got, expected = module(x)[0], twin(x)[0]
+    torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5 if device.type == "cpu" else 1e-2)
+    assert got[:, [0, 2]].isfinite().all()
+
+
+def test_empty_batch(device):
+    module = triton_lstm.LSTM(4, 8, 2, backend="triton").to(device)
+    x = torch.zeros(3, 0, 4, device=device, requires_grad=True)
+    y, (h_n, c_n) = module(x)
+    assert y.shape == (3, 0, 8) and h_n.shape == c_n.shape == (2, 0, 8)
+    y.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
