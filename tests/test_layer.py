@@ -38,9 +38,12 @@ def test_against_nn_lstm(case, device):
     torch.manual_seed(0)
     module = enlarge(triton_lstm.LSTM(case["I"], case["H"], **kwargs, backend="triton")).to(device, case["dtype"])
     shape = (case["B"], case["T"]) if case["batch_first"] else (case["T"], case["B"])
-    x = torch.randn(*shape, case["I"]).to(device, case["dtype"])
-    hx = tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"])) if case["hx"] else None
-    assert_like_nn_lstm(module, x, hx, **kwargs)
+
+    def draw():
+        x = torch.randn(*shape, case["I"]).to(device, case["dtype"])
+        return x, tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"])) if case["hx"] else None
+
+    assert_like_nn_lstm(module, draw, **kwargs)
 
 
 PLANS = {
@@ -69,9 +72,12 @@ def test_several_programs(case, device, monkeypatch):
     torch.manual_seed(0)
     kwargs = dict(bidirectional=case["reverse"])
     module = enlarge(triton_lstm.LSTM(3, case["H"], **kwargs, backend="triton")).to(device, case["dtype"])
-    x = torch.randn(case["T"], case["B"], 3).to(device, case["dtype"])
-    hx = tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"]))
-    assert_like_nn_lstm(module, x, hx, **kwargs)
+
+    def draw():
+        x = torch.randn(case["T"], case["B"], 3).to(device, case["dtype"])
+        return x, tuple(torch.randn(s).to(x) for s in state_shapes(module, case["B"]))
+
+    assert_like_nn_lstm(module, draw, **kwargs)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38, -3e38, 1e4])
