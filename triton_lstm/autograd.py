@@ -151,12 +151,15 @@ def layer_backward(
 def _differentiate_twice(saved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...], reverse: bool) -> list[Any]:
     """Gradients of dy, dh_n, dc_n and LSTMFunction's eight tensors, given `cotangents` for the latter's gradients."""
     with torch.enable_grad():
-        inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in saved]
+        # Views, so that an input which another one was computed from does not get that one's gradient as well
+        inputs = [t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in saved]
         wide = [None if t is None else t.to(accumulator(t.dtype)) for t in inputs]
         output_grads, tensors = wide[:3], wide[3:]
         outputs = lstm_reference(*tensors, reverse=reverse)
         used = [(out, grad) for out, grad in zip(outputs, output_grads, strict=True) if grad is not None]
         kept = [i for i, cotangent in enumerate(cotangents) if cotangent is not None and wanted[i]]
+        if not kept:
+            return [None] * len(inputs)
         grads = torch.autograd.grad(
             [out for out, _ in used],
             [inputs[3 + i] for i in kept],

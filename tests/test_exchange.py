@@ -1,0 +1,160 @@
+"""The exchange between programs: the real one-launch kernels under a concurrent interpreter, in many random orders."""
+
+import pytest
+import torch
+from torch import nn
+
+import triton_lstm
+from triton_lstm.plan import Plan
+
+if torch.cuda.is_available():
+    pytest.skip("the kernels are compiled here; `make gpu-stress` tries their exchange", allow_module_level=True)
+pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
+
+from interleave import Deadlock, concurrent_programs  # noqa: E402  (after the skips)
+
+from triton_lstm.kernels import exchange  # noqa: E402
+
+SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows
+SEEDS = 20
+
+
+def plan(kind: str, **fields) -> Plan:
+    defaults = dict(block_b=16, block_h=16, block_k=16, slices=1, groups=1, warps=4, resident=True)
+    return Plan(exchange=kind, one_launch=True, **(defaults | fields))
+
+
+def run(module, x, cotangents, backward_seed=None, forward_seed=None):
+    """Output and all gradients; a seed makes that pass concurrent."""
+
+    def maybe(seed):
+        return concurrent_programs(seed) if seed is not None else torch.enable_grad()
+
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    with maybe(forward_seed):
+        y, (h_n, c_n) = module(x)
+    with maybe(backward_seed):
+        torch.autograd.backward([y, h_n, c_n], cotangents)
+    return [y.detach(), h_n.detach(), c_n.detach(), x.grad, *(p.grad for p in module.parameters())]
+
+
+def problem(B, H, T=4, dtype=torch.float32, scale=1.0):
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(5, H, dtype=dtype, backend="triton")
+    twin = nn.LSTM(5, H, dtype=dtype)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(T, B, 5, dtype=dtype)
+    cotangents = [torch.randn(s, dtype=dtype) for s in ((T, B, H), (1, B, H), (1, B, H))]
+    return module, twin, x, cotangents
+
+
+def mismatch(got, expected) -> float:
+    return max((a - b).abs().nan_to_num(nan=torch.inf).max().item() for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("B, H", SHAPES)
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_any_order_gives_the_answer(kind, B, H, passes, monkeypatch):
+    module, twin, x, cotangents = problem(B, H)
+    expected = run(twin, x, cotangents)
+    for seed in range(SEEDS):
+        fields = dict(slices=1 + seed % 2, resident=seed % 3 > 0, block_h=8 if seed % 5 == 0 else 16)
+        concurrent = plan(kind, **fields)
+        alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
+        monkeypatch.setattr(
+            "triton_lstm.autograd.plan_for",
+            lambda gates, backward, c=concurrent: c if backward == (passes == "backward") else alone,
+        )
+        got = run(module, x, cotangents, **{f"{passes}_seed": seed})
+        assert mismatch(got, expected) < 1e-5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
+    """The proof that the test above can fail: the same run, its readers told that everything has arrived."""
+    module, twin, x, cotangents = problem(3, 33)
+    expected = run(twin, x, cotangents)
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    correct = dict(forward_seed=0, backward_seed=0)
+    assert mismatch(run(module, x, cotangents, **correct), expected) < 1e-5
+    monkeypatch.setattr(exchange, "_missing" if kind == "flag" else "_wait", lambda *_: 0)
+    wrong = [mismatch(run(module, x, cotangents, seed, seed), expected) > 1e-2 for seed in range(6)]
+    assert sum(wrong) >= 4, f"only {sum(wrong)} of 6 orders were wrong"
+
+
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_groups_take_tiles_in_turn(kind, monkeypatch):
+    module, twin, x, cotangents = problem(40, 24, T=3)
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind, groups=2))
+    assert mismatch(run(module, x, cotangents, 1, 2), run(twin, x, cotangents)) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_widths_of_the_flag(dtype, monkeypatch):
+    module, twin, x, cotangents = problem(3, 33, dtype=dtype)
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("flag"))
+    tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-12}[dtype]
+    for seed in range(3):
+        assert mismatch(run(module, x, cotangents, seed, seed), run(twin, x, cotangents)) < tolerance
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_nonfinite_values_hang_nobody(kind, value, monkeypatch):
+    """NaN data look like data not yet written; overflown cotangents come from every GradScaler."""
+    module, twin, x, cotangents = problem(3, 33)
+    x[1, 0, 0] = value
+    cotangents[0][2, 1, 5] = value
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    got, expected = run(module, x, cotangents, 3, 4), run(twin, x, cotangents)
+    torch.testing.assert_close(got[0], expected[0], equal_nan=True)
+    torch.testing.assert_close(got[3][:, 2], expected[3][:, 2])  # dx of the row that holds nothing special
+    assert got[3][:, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("payload", [exchange.SENTINEL[4]])
+def test_the_sentinel_itself_as_input(payload, monkeypatch):
+    """A user's NaN with the sentinel's very bits must not be waited for."""
+    module, _, x, cotangents = problem(1, 32)
+    with torch.no_grad():
+        module.weight_hh_l0.view(torch.int32)[0, 0] = payload
+        x.view(torch.int32)[1, 0, 0] = payload
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("flag"))
+    y = run(module, x, cotangents, 5, 6)[0]
+    assert y[1:].isnan().any() and not (y.view(torch.int32) == payload).any()
+
+
+def test_a_deadlock_is_seen(monkeypatch):
+    """With the fill taken out of the exchange's hands nobody arrives, and the scheduler says so."""
+    module, _, x, cotangents = problem(1, 32)
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("barrier"))
+    monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
+    with pytest.raises(Deadlock):
+        run(module, x, cotangents, forward_seed=0)
+
+
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_a_bounded_wait_gives_up_and_says_so(kind, monkeypatch):
+    module, _, x, cotangents = problem(1, 32)
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "5000")
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    run(module, x, cotangents, forward_seed=0, backward_seed=0)  # in time
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "50")
+    if kind == "barrier":
+        monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
+    else:
+        monkeypatch.setattr("triton_lstm.kernels.forward.store_unlike_sentinel", lambda *_: None)
+    with pytest.raises(RuntimeError, match="TRITON_LSTM_SPIN_LIMIT=50"):
+        run(module, x, cotangents, forward_seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sentinels(dtype):
+    buffer = torch.zeros(7, dtype=dtype)
+    exchange.fill_with_sentinel(buffer)
+    size = dtype.itemsize
+    assert buffer.isnan().all()
+    assert (buffer.clone().view(exchange.INT_TYPE[size][0]) == exchange.SENTINEL[size]).all()

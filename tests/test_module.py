@@ -1,0 +1,227 @@
+"""The module as nn.LSTM's stand-in: arguments, states, weights, backends, errors."""
+
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import triton_lstm
+
+CONSTRUCTIONS = [
+    dict(),
+    dict(num_layers=2, bidirectional=True),
+    dict(bias=False, batch_first=True),
+    dict(proj_size=3, num_layers=2, dropout=0.5),
+]
+
+
+@pytest.mark.parametrize("kwargs", CONSTRUCTIONS, ids=str)
+def test_same_seed_same_weights_and_state_dict_both_ways(kwargs):
+    torch.manual_seed(3)
+    theirs = nn.LSTM(4, 6, **kwargs)
+    torch.manual_seed(3)
+    ours = triton_lstm.LSTM(4, 6, **kwargs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(nn.LSTM(4, 6, **kwargs).state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.weight_hh_l0, theirs.weight_hh_l0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_unbatched(batch_first, with_hx, device):
+    module = triton_lstm.LSTM(4, 6, 2, batch_first=batch_first, bidirectional=True, backend="triton").to(device)
+    twin = nn.LSTM(4, 6, 2, batch_first=batch_first, bidirectional=True).to(device)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(5, 4, device=device)
+    hx = (torch.randn(4, 6, device=device), torch.randn(4, 6, device=device)) if with_hx else None
+    for a, b in zip(flat(module(x, hx)), flat(twin(x, hx)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 if device.type == "cuda" else 1e-6)
+
+
+def flat(result):
+    return result[0], *result[1]
+
+
+def test_strides_are_free(device):
+    module = triton_lstm.LSTM(4, 6, batch_first=True, backend="triton").to(device)
+    x = torch.randn(4, 3, 5, device=device).permute(1, 2, 0)  # (B, T, I), no stride as usual
+    hx = (torch.randn(1, 1, 6, device=device).expand(1, 3, 6), torch.randn(6, 3, 1, device=device).permute(2, 1, 0))
+    x.requires_grad_()
+    got = module(x, hx)
+    expected = module(x.contiguous(), tuple(t.contiguous() for t in hx))
+    assert all(torch.equal(a, b) for a, b in zip(flat(got), flat(expected), strict=True))
+    assert got[0].shape == (3, 5, 6) and got[0].transpose(0, 1).is_contiguous()
+    got[0].sum().backward()
+
+
+def test_dropout_is_functional_dropout(device):
+    """Seeded by torch.manual_seed, between the layers only, in training only."""
+    module = triton_lstm.LSTM(4, 6, 2, dropout=0.5, backend="triton").to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    torch.manual_seed(7)
+    got = module(x)[0]
+    layers = [triton_lstm.LSTM(4, 6, backend="triton").to(device), triton_lstm.LSTM(6, 6, backend="triton").to(device)]
+    for k, layer in enumerate(layers):
+        layer.load_state_dict({n.replace(f"l{k}", "l0"): p for n, p in module.state_dict().items() if n.endswith(f"l{k}")})
+    torch.manual_seed(7)
+    expected = layers[1](nn.functional.dropout(layers[0](x)[0], 0.5, True))[0]
+    assert torch.equal(got, expected)
+    module.eval()
+    assert torch.equal(module(x)[0], layers[1](layers[0](x)[0])[0])
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_packed_sequences_go_to_pytorch(enforce_sorted):
+    module = triton_lstm.LSTM(4, 6, 2, bidirectional=True)
+    twin = nn.LSTM(4, 6, 2, bidirectional=True)
+    twin.load_state_dict(module.state_dict())
+    lengths = [5, 3, 2] if enforce_sorted else [2, 5, 3]
+    packed = pack_padded_sequence(torch.randn(5, 3, 4), lengths, enforce_sorted=enforce_sorted)
+    (a, a_hx), (b, b_hx) = module(packed), twin(packed)
+    assert torch.equal(a.data, b.data) and all(torch.equal(p, q) for p, q in zip(a_hx, b_hx, strict=True))
+
+
+def test_weights_are_read_at_the_call(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    doubled = {name: 2 * p for name, p in module.named_parameters()}
+    expected = copy.deepcopy(module)
+    expected.load_state_dict(doubled)
+    assert torch.equal(torch.func.functional_call(module, doubled, (x,))[0], expected(x)[0])
+
+
+def test_pickle_and_deepcopy():
+    module = triton_lstm.LSTM(4, 6, backend="torch")
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    x = torch.randn(5, 3, 4)
+    for twin in (copy.deepcopy(module), torch.load(buffer, weights_only=False)):
+        assert twin.backend == "torch" and torch.equal(twin(x)[0], module(x)[0])
+
+
+def test_meta_device_and_skip_init():
+    assert triton_lstm.LSTM(4, 6, device="meta")(torch.randn(5, 3, 4, device="meta"))[0].shape == (5, 3, 6)
+    assert nn.utils.skip_init(triton_lstm.LSTM, 4, 6).weight_hh_l0.shape == (24, 6)
+
+
+def test_autocast_bf16_stays_bf16(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y, (h_n, c_n) = module(x)
+    assert y.dtype == h_n.dtype == c_n.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert module.weight_hh_l0.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), module(x)[0], rtol=2e-2, atol=2e-2)
+
+
+def test_backends_agree_and_are_chosen(device, monkeypatch):
+    module = triton_lstm.LSTM(4, 6, backend="torch").to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    calls = []
+    monkeypatch.setattr("triton_lstm.functional.torch.lstm", lambda *args: calls.append(args) or _lstm(*args))
+    theirs = module(x)[0]
+    assert len(calls) == 1
+    module.backend = "triton"
+    torch.testing.assert_close(module(x)[0], theirs, rtol=1e-2, atol=1e-3)
+    module.backend = None
+    monkeypatch.setenv("TRITON_LSTM_BACKEND", "torch")
+    module(x)
+    monkeypatch.setenv("TRITON_LSTM_BACKEND", "triton")
+    module(x)
+    assert len(calls) == 2
+
+
+_lstm = torch.lstm
+
+
+def test_a_bad_backend_is_named(monkeypatch):
+    module = triton_lstm.LSTM(4, 6)
+    monkeypatch.setenv("TRITON_LSTM_BACKEND", "cuda")
+    with pytest.raises(ValueError, match='TRITON_LSTM_BACKEND must be "auto", "triton" or "torch", got \'cuda\''):
+        module(torch.randn(5, 3, 4))
+    with pytest.raises(RuntimeError, match="no kernel for torch.complex64"):
+        triton_lstm.LSTM(4, 6, dtype=torch.complex64, backend="triton")(torch.randn(5, 3, 4, dtype=torch.complex64))
+
+
+H, C = torch.zeros(1, 3, 6), torch.zeros(1, 3, 6)
+BAD_CALLS = {
+    "1-D": (ValueError, "LSTM: Expected input to be 2D or 3D, got 1D instead", lambda m: m(torch.zeros(4))),
+    "features": (RuntimeError, "must be equal to input_size. Expected 4, got 5", lambda m: m(torch.zeros(5, 3, 5))),
+    "dtype": (ValueError, "does not match weight dtype", lambda m: m(torch.zeros(5, 3, 4).double())),
+    "T=0": (RuntimeError, "Expected sequence length to be larger than 0 in RNN", lambda m: m(torch.zeros(0, 3, 4))),
+    "h0 batch": (RuntimeError, r"Expected hidden\[0\] size \(1, 2, 6\), got \[1, 3, 6\]", lambda m: m(torch.zeros(5, 2, 4), (H, C))),
+    "c0 size": (RuntimeError, r"Expected hidden\[1\] size \(1, 3, 6\)", lambda m: m(torch.zeros(5, 3, 4), (H, C[..., :5]))),
+    "2-D hx": (RuntimeError, "should also be 3-D but got", lambda m: m(torch.zeros(5, 3, 4), (H[0], C[0]))),
+    "3-D hx": (RuntimeError, "should also be 2-D but got", lambda m: m(torch.zeros(5, 4), (H, C))),
+    "hx dtype": (ValueError, "hx.1. has dtype", lambda m: m(torch.zeros(5, 3, 4), (H, C.double()))),
+    "three states": (RuntimeError, "lstm expects two hidden states", lambda m: m(torch.zeros(5, 3, 4), (H, C, C))),
+    "hx device": (RuntimeError, "not at the same device", lambda m: m(torch.zeros(5, 3, 4), (H, C.to("meta")))),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_errors(case, backend):
+    kind, text, call = BAD_CALLS[case]
+    with pytest.raises(kind, match=text):
+        call(triton_lstm.LSTM(4, 6, backend=backend))
+
+
+def test_functional_checks_its_weights():
+    weights = list(triton_lstm.LSTM(4, 6).parameters())
+    x = torch.zeros(5, 3, 4)
+    with pytest.raises(ValueError, match="params must hold 8 tensors, or 10 with a projection"):
+        triton_lstm.lstm(x, None, weights, num_layers=2)
+    with pytest.raises(ValueError, match=r"weight_hh of layer 0 must be \(24, 6\), got \(24, 5\)"):
+        triton_lstm.lstm(x, None, [weights[0], weights[1][:, :5], *weights[2:]])
+    with pytest.raises(RuntimeError, match="input must have 3 dimensions, got 2"):
+        triton_lstm.lstm(x[0], None, weights)
+
+
+def test_import_and_use_without_triton():
+    """A machine where triton is not installed: everything works, on PyTorch's own LSTM."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, triton_lstm
+module = triton_lstm.LSTM(4, 6)
+module(torch.randn(5, 3, 4))[0].sum().backward()
+try:
+    triton_lstm.LSTM(4, 6, backend="triton")(torch.randn(5, 3, 4))
+except RuntimeError as error:
+    assert "triton is not installed" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_does_not_load_triton():
+    code = "import sys, triton_lstm; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_second_stream(device):
+    module = triton_lstm.LSTM(64, 256, backend="triton").to(device)
+    x = torch.randn(50, 16, 64, device=device)
+    expected = module(x)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        busy = torch.randn(4096, 4096, device=device)
+        for _ in range(20):
+            busy = busy @ busy * 1e-4
+        y = module(x + busy.sum() * 0)[0]
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(y, expected)
