@@ -51,6 +51,35 @@ def spin_limit() -> int:
     return int(os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0"))
 
 
+def constants(
+    plan: Plan, dtype: torch.dtype, hidden_size: int, *, reverse: bool, precision: str, limit: int
+) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return dict(
+        H=hidden_size,
+        REVERSE=reverse,
+        EXCHANGE=plan.exchange,
+        RESIDENT=plan.resident,
+        BLOCK_B=plan.block_b,
+        BLOCK_H=plan.block_h,
+        BLOCK_K=plan.block_k,
+        SLICES=plan.slices,
+        PRECISION=precision,
+        ACC=_TRITON_TYPE[accumulator(dtype)],
+        SENTINEL=SENTINEL[dtype.itemsize],
+        INT=INT_TYPE[dtype.itemsize][1],
+        SPIN_LIMIT=limit,
+    )
+
+
+def options(plan: Plan, backend: str) -> dict[str, int]:
+    """How a kernel is compiled."""
+    chosen = dict(num_warps=plan.warps, num_stages=1)
+    if backend == "cuda":  # one program a processor; on its own ptxas spills for an occupancy that nobody asks for
+        chosen["maxnreg"] = 255
+    return chosen
+
+
 def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool) -> None:
     """Runs all steps of `kernel` on `arguments`, whose exchange buffer `exchanged` is (T, B, H or 4H).
 
@@ -60,7 +89,6 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     if exchanged.numel() == 0:
         return
     device = exchanged.device
-    itemsize = exchanged.element_size()
     hidden_size = arguments["w_hh_ptr"].shape[1]
     limit = spin_limit()
     error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
@@ -69,30 +97,16 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         fill_with_sentinel(exchanged)
     elif plan.exchange == "barrier":
         counter = torch.zeros(-(-batch // plan.block_b), dtype=torch.int32, device=device)
+    precision = product_precision(exchanged.dtype, device)
     arguments = dict(
         **arguments,
         counter_ptr=counter,
         error_ptr=error,
         T=steps,
         B=batch,
-        H=hidden_size,
-        REVERSE=reverse,
-        EXCHANGE=plan.exchange,
-        RESIDENT=plan.resident,
-        BLOCK_B=plan.block_b,
-        BLOCK_H=plan.block_h,
-        BLOCK_K=plan.block_k,
-        SLICES=plan.slices,
-        PRECISION=product_precision(exchanged.dtype, device),
-        ACC=_TRITON_TYPE[accumulator(exchanged.dtype)],
-        SENTINEL=SENTINEL[itemsize],
-        INT=INT_TYPE[itemsize][1],
-        SPIN_LIMIT=limit,
-        num_warps=plan.warps,
-        num_stages=1,
+        **constants(plan, exchanged.dtype, hidden_size, reverse=reverse, precision=precision, limit=limit),
+        **options(plan, device_facts(device).backend),
     )
-    if device.type == "cuda" and not torch.version.hip:
-        arguments["maxnreg"] = 255  # one program a multiprocessor; ptxas spills below that for an occupancy nobody asks for
     grid = plan.grid(hidden_size)
     with torch.cuda.device(device if device.type == "cuda" else -1):
         try:
@@ -102,7 +116,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         except OutOfResources:  # nothing ran; the estimate of plan.py fell short of what the compiler needs
             if not plan.resident or plan.exchange == "none":
                 raise
-            streamed = dict(arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 256 // itemsize), SLICES=1)
+            streamed = dict(arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 128 // exchanged.element_size()), SLICES=1)
             for step in range(steps):
                 kernel[grid](step_begin=step, step_end=step + 1, **streamed)
     if error is not None and error.item():

@@ -87,7 +87,8 @@ def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backw
         for block_b in (16, 32)
         if block_b * block_h <= 1024 and (block_b == 16 or itemsize < 8)  # larger tiles spill registers
     ]
-    return min(plans, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
+    fitting = [p for p in plans if shared_bytes(itemsize, hidden_size, backward, p) <= device.shared_bytes]
+    return min(fitting, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
 
 
 def _single_program(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan | None:
