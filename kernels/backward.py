@@ -1,7 +1,7 @@
 """Back-propagation through time for one LSTM layer and direction: one launch for all time steps, in reverse.
 
-    dh[t] = dy[t] + dgates[t+1] @ W_hh      (B, H); dgates (B, 4H) are the pre-activations' gradients, i, f, g, o
-    then the cell of cell.py, backwards
+dh[t] = dy[t] + dgates[t+1] @ W_hh      (B, H); dgates (B, 4H) are the pre-activations' gradients, i, f, g, o
+then the cell of cell.py, backwards
 """
 
 import torch
@@ -64,12 +64,19 @@ def lstm_backward_kernel(
         mask = mask_b[:, None] & mask_n[None, :]
         offs = offs_b[:, None] * H + offs_h[None, :]
         pair = tl.arange(0, 2)
-        offs_gates = offs_b[:, None, None, None] * (4 * H) + offs_h[None, :, None, None] + pair[None, None, :, None] * (2 * H) + pair[None, None, None, :] * H
+        offs_gates = (
+            offs_b[:, None, None, None] * (4 * H)
+            + offs_h[None, :, None, None]
+            + pair[None, None, :, None] * (2 * H)
+            + pair[None, None, None, :] * H
+        )
         mask_gates = mask[:, :, None, None]
         dc = tl.load(dc_ptr + row * H + offs, mask=mask, other=0.0)
         dh = tl.zeros((BLOCK_B, BLOCK_H), ACC)
         for step in range(step_begin, step_end):
-            if REVERSE:  # t runs against the forward pass's time; t_next is the step handled before, t_prev the one before c
+            if (
+                REVERSE
+            ):  # t runs against the forward pass's time; t_next is the step handled before, t_prev the one before c
                 t = tl.cast(step, tl.int64)
                 t_next = t - 1
                 t_prev = t + 1
@@ -93,9 +100,28 @@ def lstm_backward_kernel(
                 own += tl.load(dh_n_ptr + row * H + offs, mask=mask & (step == 0), other=0.0).to(ACC)
             if EXCHANGE != "none":
                 dh, late = recurrent_product(
-                    dgates_ptr + (t_next * B + row) * (4 * H), mask_b & (step > 0), weights, w_cols, mask_n,
-                    counter_ptr, tile, tl.num_programs(0) * (step - step_begin), gave_up,
-                    4 * H, H, BLOCK_H, BLOCK_B, BLOCK_K, SLICES, RESIDENT, EXCHANGE, PRECISION, ACC, SENTINEL, INT, SPIN_LIMIT,
+                    dgates_ptr + (t_next * B + row) * (4 * H),
+                    mask_b & (step > 0),
+                    weights,
+                    w_cols,
+                    mask_n,
+                    counter_ptr,
+                    tile,
+                    tl.num_programs(0) * (step - step_begin),
+                    gave_up,
+                    4 * H,
+                    H,
+                    BLOCK_H,
+                    BLOCK_B,
+                    BLOCK_K,
+                    SLICES,
+                    RESIDENT,
+                    EXCHANGE,
+                    PRECISION,
+                    ACC,
+                    SENTINEL,
+                    INT,
+                    SPIN_LIMIT,
                 )
                 if SPIN_LIMIT:
                     gave_up |= late
@@ -111,9 +137,15 @@ def lstm_backward_kernel(
             if EXCHANGE == "none":
                 # Units beyond H hold inf * 0 = NaN when a gradient overflows, and must not reach the product
                 dh = tl.dot(tl.where(mask, da_i, 0.0).to(dtype), weights[0], input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(tl.where(mask, da_f, 0.0).to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(tl.where(mask, da_g, 0.0).to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(tl.where(mask, da_o, 0.0).to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC)
+                dh = tl.dot(
+                    tl.where(mask, da_f, 0.0).to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC
+                )
+                dh = tl.dot(
+                    tl.where(mask, da_g, 0.0).to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC
+                )
+                dh = tl.dot(
+                    tl.where(mask, da_o, 0.0).to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC
+                )
         tl.store(dc_ptr + row * H + offs, dc, mask=mask)
     if SPIN_LIMIT:
         if gave_up != 0:
@@ -141,7 +173,13 @@ def lstm_backward(
     dgates = torch.empty_like(gates)
     dc = torch.zeros_like(c0) if dc_n is None else torch.empty_like(c0).copy_(dc_n)
     arguments = dict(
-        dy_ptr=dy, dh_n_ptr=dh_n, dc_ptr=dc, w_hh_ptr=w_hh, c0_ptr=c0, gates_ptr=gates, c_all_ptr=c_all,
+        dy_ptr=dy,
+        dh_n_ptr=dh_n,
+        dc_ptr=dc,
+        w_hh_ptr=w_hh,
+        c0_ptr=c0,
+        gates_ptr=gates,
+        c_all_ptr=c_all,
         dgates_ptr=dgates,
     )
     launch(lstm_backward_kernel, plan, dgates, arguments, reverse=reverse)

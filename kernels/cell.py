@@ -1,6 +1,6 @@
 """The LSTM cell, element by element: gates forward, and their pre-activation gradients backward.
 
-    c[t] = f * c[t-1] + i * g        h[t] = o * tanh(c[t])
+c[t] = f * c[t-1] + i * g        h[t] = o * tanh(c[t])
 """
 
 import triton

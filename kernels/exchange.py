@@ -4,7 +4,7 @@ A program's A operand (BLOCK_B, K) is `h[t-1]` forward and `dgates[t+1]` backwar
 
 flag     The data is the flag. The buffer starts full of a NaN that no store makes; where the product holds a NaN the
          reader looks at the tile itself, and only a product of a tile already seen complete is final.
-barrier  A counter per batch tile that only grows: `arrive` after the stores of a step, `wait` before the next one's loads.
+barrier  A counter per batch tile that only grows: `arrive` after a step's stores, `wait` before the next one's loads.
 """
 
 import torch
@@ -49,8 +49,13 @@ def _wait(counter_ptr, target, gave_up, SPIN_LIMIT: tl.constexpr):
 
 
 @triton.jit
-def load_weights(w_cols, mask_n, k, K: tl.constexpr, STRIDE_K: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr):
-    """Rows k*BLOCK_K and up of the B operand whose column n starts at w_cols[n]: (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N)."""
+def load_weights(
+    w_cols, mask_n, k, K: tl.constexpr, STRIDE_K: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr
+):
+    """Rows k*BLOCK_K and up of the B operand, whose column n starts at w_cols[n].
+
+    (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N); 0 outside.
+    """
     if SLICES > 1:
         PART: tl.constexpr = BLOCK_K // SLICES
         row = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, :, None]
@@ -61,22 +66,61 @@ def load_weights(w_cols, mask_n, k, K: tl.constexpr, STRIDE_K: tl.constexpr, BLO
 
 
 @triton.jit
-def _load_rows(ptr, mask_b, k, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, VOLATILE: tl.constexpr):
-    """Columns k*BLOCK_K and up of the A operand: (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside."""
+def _load_rows(
+    ptr,
+    mask_b,
+    k,
+    K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    VOLATILE: tl.constexpr,
+):
+    """Columns k*BLOCK_K and up of the A operand.
+
+    (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside, which is never the sentinel.
+    """
     offs_b = tl.arange(0, BLOCK_B)
     CACHE: tl.constexpr = "" if VOLATILE else ".cg"
     if SLICES > 1:
         PART: tl.constexpr = BLOCK_K // SLICES
         col = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
-        return tl.load(ptr + offs_b[None, :, None] * K + col, mask=mask_b[None, :, None] & (col < K), other=0.0, volatile=VOLATILE, cache_modifier=CACHE)
+        return tl.load(
+            ptr + offs_b[None, :, None] * K + col,
+            mask=mask_b[None, :, None] & (col < K),
+            other=0.0,
+            volatile=VOLATILE,
+            cache_modifier=CACHE,
+        )
     else:
         col = k * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-        return tl.load(ptr + offs_b[:, None] * K + col, mask=mask_b[:, None] & (col < K), other=0.0, volatile=VOLATILE, cache_modifier=CACHE)
+        return tl.load(
+            ptr + offs_b[:, None] * K + col,
+            mask=mask_b[:, None] & (col < K),
+            other=0.0,
+            volatile=VOLATILE,
+            cache_modifier=CACHE,
+        )
 
 
 @triton.jit
-def _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K: tl.constexpr, STRIDE_K: tl.constexpr, N: tl.constexpr, BLOCK_B: tl.constexpr,
-              BLOCK_K: tl.constexpr, SLICES: tl.constexpr, RESIDENT: tl.constexpr, VOLATILE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr):
+def _multiply(
+    rows_ptr,
+    mask_b,
+    weights,
+    w_cols,
+    mask_n,
+    K: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    VOLATILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+):
     CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     if SLICES > 1:
         acc = tl.zeros((SLICES, BLOCK_B, N), ACC)
@@ -98,7 +142,15 @@ def _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K: tl.constexpr, STRIDE
 
 
 @triton.jit
-def _missing(rows_ptr, mask_b, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SENTINEL: tl.constexpr, INT: tl.constexpr):
+def _missing(
+    rows_ptr,
+    mask_b,
+    K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SENTINEL: tl.constexpr,
+    INT: tl.constexpr,
+):
     """1 if an element of the A operand is still the sentinel, else 0."""
     missing = 0
     for k in range((K + BLOCK_K - 1) // BLOCK_K):
@@ -108,9 +160,30 @@ def _missing(rows_ptr, mask_b, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: 
 
 
 @triton.jit
-def recurrent_product(rows_ptr, mask_b, weights, w_cols, mask_n, counter_ptr, tile, target, gave_up, K: tl.constexpr, STRIDE_K: tl.constexpr, N: tl.constexpr,
-                      BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, RESIDENT: tl.constexpr, EXCHANGE: tl.constexpr,
-                      PRECISION: tl.constexpr, ACC: tl.constexpr, SENTINEL: tl.constexpr, INT: tl.constexpr, SPIN_LIMIT: tl.constexpr):
+def recurrent_product(
+    rows_ptr,
+    mask_b,
+    weights,
+    w_cols,
+    mask_n,
+    counter_ptr,
+    tile,
+    target,
+    gave_up,
+    K: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    EXCHANGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    SENTINEL: tl.constexpr,
+    INT: tl.constexpr,
+    SPIN_LIMIT: tl.constexpr,
+):
     """Waits until the rows are complete and returns (rows @ weights, 1 if the wait ran out of SPIN_LIMIT else 0).
 
     target: how many arrivals complete the rows; 0 means that they were there before the launch.
@@ -118,7 +191,23 @@ def recurrent_product(rows_ptr, mask_b, weights, w_cols, mask_n, counter_ptr, ti
     """
     if EXCHANGE == "barrier":
         late = _wait(counter_ptr + tile, target, gave_up, SPIN_LIMIT)
-        product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, N, BLOCK_B, BLOCK_K, SLICES, RESIDENT, False, PRECISION, ACC)
+        product = _multiply(
+            rows_ptr,
+            mask_b,
+            weights,
+            w_cols,
+            mask_n,
+            K,
+            STRIDE_K,
+            N,
+            BLOCK_B,
+            BLOCK_K,
+            SLICES,
+            RESIDENT,
+            False,
+            PRECISION,
+            ACC,
+        )
     else:
         LAST: tl.constexpr = SPIN_LIMIT if SPIN_LIMIT else 1
         product = tl.zeros((BLOCK_B, N), ACC)
@@ -126,7 +215,23 @@ def recurrent_product(rows_ptr, mask_b, weights, w_cols, mask_n, counter_ptr, ti
         late = 0
         n = gave_up * (LAST - 1)
         while n < LAST:  # one scalar decides and all that is carried is read afterwards: other forms crash Triton 3.6
-            product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, N, BLOCK_B, BLOCK_K, SLICES, RESIDENT, True, PRECISION, ACC)
+            product = _multiply(
+                rows_ptr,
+                mask_b,
+                weights,
+                w_cols,
+                mask_n,
+                K,
+                STRIDE_K,
+                N,
+                BLOCK_B,
+                BLOCK_K,
+                SLICES,
+                RESIDENT,
+                True,
+                PRECISION,
+                ACC,
+            )
             late = 0
             if complete == 0:
                 late = tl.max((product != product).to(tl.int32))

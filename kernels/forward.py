@@ -1,7 +1,7 @@
 """Forward pass of one LSTM layer and direction: one launch for all time steps, W_hh on chip.
 
-    a[t] = xg[t] + h[t-1] @ W_hh.T      (B, 4H), gates i, f, g, o along 4H
-    then the cell of cell.py; h[t] is y[t]
+a[t] = xg[t] + h[t-1] @ W_hh.T      (B, 4H), gates i, f, g, o along 4H
+then the cell of cell.py; h[t] is y[t]
 """
 
 import torch
@@ -86,15 +86,37 @@ def lstm_forward_kernel(
                 if step == 0:
                     rows = h0_ptr + row * H
                 a, late = recurrent_product(
-                    rows, mask_b, weights, w_cols, mask_n, counter_ptr, tile, tl.num_programs(0) * (step - step_begin), gave_up,
-                    H, 1, 4 * BLOCK_H, BLOCK_B, BLOCK_K, SLICES, RESIDENT, EXCHANGE, PRECISION, ACC, SENTINEL, INT, SPIN_LIMIT,
+                    rows,
+                    mask_b,
+                    weights,
+                    w_cols,
+                    mask_n,
+                    counter_ptr,
+                    tile,
+                    tl.num_programs(0) * (step - step_begin),
+                    gave_up,
+                    H,
+                    1,
+                    4 * BLOCK_H,
+                    BLOCK_B,
+                    BLOCK_K,
+                    SLICES,
+                    RESIDENT,
+                    EXCHANGE,
+                    PRECISION,
+                    ACC,
+                    SENTINEL,
+                    INT,
+                    SPIN_LIMIT,
                 )
                 if SPIN_LIMIT:
                     gave_up |= late
             a_ig, a_fo = tl.split(tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2)))
             a_i, a_g = tl.split(a_ig)
             a_f, a_o = tl.split(a_fo)
-            i, f, g, o, c, h_new = cell_forward(a_i + x_i.to(ACC), a_f + x_f.to(ACC), a_g + x_g.to(ACC), a_o + x_o.to(ACC), c)
+            i, f, g, o, c, h_new = cell_forward(
+                a_i + x_i.to(ACC), a_f + x_f.to(ACC), a_g + x_g.to(ACC), a_o + x_o.to(ACC), c
+            )
             y = y_ptr + (t * B + row) * H + offs
             if EXCHANGE == "flag":
                 store_unlike_sentinel(y, h_new, mask, SENTINEL, INT)

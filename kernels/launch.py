@@ -116,7 +116,9 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         except OutOfResources:  # nothing ran; the estimate of plan.py fell short of what the compiler needs
             if not plan.resident or plan.exchange == "none":
                 raise
-            streamed = dict(arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 128 // exchanged.element_size()), SLICES=1)
+            streamed = dict(
+                arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 128 // exchanged.element_size()), SLICES=1
+            )
             for step in range(steps):
                 kernel[grid](step_begin=step, step_end=step + 1, **streamed)
     if error is not None and error.item():

@@ -55,7 +55,9 @@ def disassemble(cubin: bytes) -> tuple[int, int, str]:
         file.write(cubin)
         file.flush()
         usage, code = (
-            subprocess.run([os.path.join(TOOLS, tool), flag, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [os.path.join(TOOLS, tool), flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()

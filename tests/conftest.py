@@ -1,4 +1,4 @@
-"""The device the tests run on: a GPU with compiled kernels where there is one, else the CPU with Triton's interpreter."""
+"""The device the tests run on: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter."""
 
 import os
 

@@ -18,7 +18,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 PATIENCE = 20_000  # accesses without a store after which the programs wait for each other for ever
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """No program stored anything for PATIENCE accesses."""
 
 
@@ -43,7 +43,9 @@ class Scheduler:
                 waiting.pop(k)
                 self.since_store = 0
             if self.since_store > PATIENCE:
-                raise Deadlock(f"no store for {PATIENCE} accesses; still running: {[index for index, _ in waiting]}")
+                raise DeadlockError(
+                    f"no store for {PATIENCE} accesses; still running: {[index for index, _ in waiting]}"
+                )
 
     def turn(self, stores: bool = False) -> None:
         self.since_store = 0 if stores else self.since_store + 1
@@ -63,7 +65,10 @@ class Scheduler:
 def concurrent_programs(seed: int) -> Iterator[Scheduler]:
     """Inside the block every interpreted launch runs its programs concurrently, in an order `seed` decides."""
     scheduler = Scheduler(seed)
-    shipped = {name: getattr(InterpreterBuilder, name) for name in ("create_masked_load", "create_masked_store", "create_atomic_rmw")}
+    shipped = {
+        name: getattr(InterpreterBuilder, name)
+        for name in ("create_masked_load", "create_masked_store", "create_atomic_rmw")
+    }
 
     def load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         first, second, chosen = scheduler.halves(mask)

@@ -60,7 +60,9 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[torch.Tenso
     draws = [draw()]
     draws += [draw() for _ in range(1, DRAWS_IF_LARGE if draws[0][0].numel() > LARGE else DRAWS)]
     same = [run(twins[0], x, hx) for x, hx in draws]
-    exact = [run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in draws]
+    exact = [
+        run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in draws
+    ]
     own = {name: [s[name].double() - e[name] for s, e in zip(same, exact, strict=True)] for name in same[0]}
     biting = [k for k, e in enumerate(exact) if not any(zeros_would_pass(e[n], own[n], dtype) for n in own)]
     assert biting, "no draw of inputs on which an all-zero answer would fail"

@@ -22,8 +22,7 @@ def tensors(device, dtype=torch.float64):
 def ours(*inputs):
     x, h0, c0, *params = inputs
     return tuple(
-        out if k == 0 else out[0]
-        for k, out in enumerate(lstm(x, (h0[None], c0[None]), params, backend="triton"))
+        out if k == 0 else out[0] for k, out in enumerate(lstm(x, (h0[None], c0[None]), params, backend="triton"))
     )
 
 

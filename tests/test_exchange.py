@@ -11,9 +11,8 @@ if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here; `make gpu-stress` tries their exchange", allow_module_level=True)
 pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
 
-from interleave import Deadlock, concurrent_programs  # noqa: E402  (after the skips)
-
-from triton_lstm.kernels import exchange  # noqa: E402
+from interleave import DeadlockError, concurrent_programs
+from triton_lstm.kernels import exchange
 
 SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows
 SEEDS = 20
@@ -59,10 +58,10 @@ def mismatch(got, expected) -> float:
 def test_any_order_gives_the_answer(kind, B, H, passes, monkeypatch):
     module, twin, x, cotangents = problem(B, H)
     expected = run(twin, x, cotangents)
+    alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
     for seed in range(SEEDS):
         fields = dict(slices=1 + seed % 2, resident=seed % 3 > 0, block_h=8 if seed % 5 == 0 else 16)
         concurrent = plan(kind, **fields)
-        alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
         monkeypatch.setattr(
             "triton_lstm.autograd.plan_for",
             lambda gates, backward, c=concurrent: c if backward == (passes == "backward") else alone,
@@ -132,7 +131,7 @@ def test_a_deadlock_is_seen(monkeypatch):
     module, _, x, cotangents = problem(1, 32)
     monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("barrier"))
     monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
-    with pytest.raises(Deadlock):
+    with pytest.raises(DeadlockError):
         run(module, x, cotangents, forward_seed=0)
 
 

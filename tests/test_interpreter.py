@@ -8,7 +8,7 @@ import triton.language as tl
 if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here, not interpreted", allow_module_level=True)
 
-import triton_lstm.kernels  # noqa: E402, F401  (repairs the interpreter)
+import triton_lstm.kernels  # noqa: F401  (repairs the interpreter)
 
 
 @triton.jit

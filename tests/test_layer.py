@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from oracle import assert_like_nn_lstm, enlarge, state_shapes
-from pairs import all_pairs, case_id
 
 import triton_lstm
+from oracle import assert_like_nn_lstm, enlarge, state_shapes
+from pairs import all_pairs, case_id
 from triton_lstm.plan import Plan
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]

@@ -70,7 +70,9 @@ def test_dropout_is_functional_dropout(device):
     got = module(x)[0]
     layers = [triton_lstm.LSTM(4, 6, backend="triton").to(device), triton_lstm.LSTM(6, 6, backend="triton").to(device)]
     for k, layer in enumerate(layers):
-        layer.load_state_dict({n.replace(f"l{k}", "l0"): p for n, p in module.state_dict().items() if n.endswith(f"l{k}")})
+        layer.load_state_dict(
+            {n.replace(f"l{k}", "l0"): p for n, p in module.state_dict().items() if n.endswith(f"l{k}")}
+        )
     torch.manual_seed(7)
     expected = layers[1](nn.functional.dropout(layers[0](x)[0], 0.5, True))[0]
     assert torch.equal(got, expected)
@@ -149,7 +151,7 @@ def test_a_bad_backend_is_named(monkeypatch):
     monkeypatch.setenv("TRITON_LSTM_BACKEND", "cuda")
     with pytest.raises(ValueError, match='TRITON_LSTM_BACKEND must be "auto", "triton" or "torch", got \'cuda\''):
         module(torch.randn(5, 3, 4))
-    with pytest.raises(RuntimeError, match="no kernel for torch.complex64"):
+    with pytest.raises(RuntimeError, match=r"no kernel for torch\.complex64"):
         triton_lstm.LSTM(4, 6, dtype=torch.complex64, backend="triton")(torch.randn(5, 3, 4, dtype=torch.complex64))
 
 
@@ -159,8 +161,16 @@ BAD_CALLS = {
     "features": (RuntimeError, "must be equal to input_size. Expected 4, got 5", lambda m: m(torch.zeros(5, 3, 5))),
     "dtype": (ValueError, "does not match weight dtype", lambda m: m(torch.zeros(5, 3, 4).double())),
     "T=0": (RuntimeError, "Expected sequence length to be larger than 0 in RNN", lambda m: m(torch.zeros(0, 3, 4))),
-    "h0 batch": (RuntimeError, r"Expected hidden\[0\] size \(1, 2, 6\), got \[1, 3, 6\]", lambda m: m(torch.zeros(5, 2, 4), (H, C))),
-    "c0 size": (RuntimeError, r"Expected hidden\[1\] size \(1, 3, 6\)", lambda m: m(torch.zeros(5, 3, 4), (H, C[..., :5]))),
+    "h0 batch": (
+        RuntimeError,
+        r"Expected hidden\[0\] size \(1, 2, 6\), got \[1, 3, 6\]",
+        lambda m: m(torch.zeros(5, 2, 4), (H, C)),
+    ),
+    "c0 size": (
+        RuntimeError,
+        r"Expected hidden\[1\] size \(1, 3, 6\)",
+        lambda m: m(torch.zeros(5, 3, 4), (H, C[..., :5])),
+    ),
     "2-D hx": (RuntimeError, "should also be 3-D but got", lambda m: m(torch.zeros(5, 3, 4), (H[0], C[0]))),
     "3-D hx": (RuntimeError, "should also be 2-D but got", lambda m: m(torch.zeros(5, 4), (H, C))),
     "hx dtype": (ValueError, "hx.1. has dtype", lambda m: m(torch.zeros(5, 3, 4), (H, C.double()))),

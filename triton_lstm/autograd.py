@@ -29,22 +29,14 @@ def layer(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and (transformed or any(t is not None and t.requires_grad for t in inputs[:-1])):
         return LSTMFunction.apply(*inputs)[:3]
-    return layer_forward(*inputs, save=False)[:3]
+    return layer_forward(inputs, save=False)[:3]
 
 
 def layer_forward(
-    x: torch.Tensor,
-    h0: torch.Tensor,
-    c0: torch.Tensor,
-    w_ih: torch.Tensor,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None,
-    b_hh: torch.Tensor | None,
-    r0: torch.Tensor | None,
-    reverse: bool,
-    save: bool,
+    inputs: tuple[Any, ...], *, save: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Shapes as in lstm_reference. Returns y, h_n, c_n and, if `save`, the gates (T, B, 4H) and every c (T, B, H)."""
+    """LSTMFunction's inputs -> y, h_n, c_n and, if `save`, the gates (T, B, 4H) and every c (T, B, H)."""
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse = inputs
     bias = None if b_ih is None or b_hh is None else b_ih + b_hh
     xg = torch.nn.functional.linear(x, w_ih, bias).contiguous()
     last = 0 if reverse else -1
@@ -57,11 +49,14 @@ def layer_forward(
 
 
 class LSTMFunction(torch.autograd.Function):
-    """(x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse) -> (y, h_n, c_n, gates, c); the last two carry no gradient."""
+    """(x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse) -> (y, h_n, c_n, gates, c); the last two carry no gradient.
+
+    Shapes as in lstm_reference; the biases and r0 may be None.
+    """
 
     @staticmethod
     def forward(*inputs: Any) -> Any:
-        return layer_forward(*inputs, save=True)
+        return layer_forward(inputs, save=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -120,7 +115,7 @@ def layer_backward(
     reverse: bool,
     wanted: tuple[bool, ...],
 ) -> Tensors:
-    """Gradients of x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0: None where not `wanted`. Weights' ones are GEMMs over all T."""
+    """Gradients of x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, None where not `wanted`; the weights' by GEMMs over all T."""
     dgates, dc0 = lstm_backward(
         None if dy is None else dy.contiguous(),
         None if dh_n is None else dh_n.contiguous(),
@@ -152,7 +147,9 @@ def _differentiate_twice(saved: Tensors, cotangents: Tensors, wanted: tuple[bool
     """Gradients of dy, dh_n, dc_n and LSTMFunction's eight tensors, given `cotangents` for the latter's gradients."""
     with torch.enable_grad():
         # Views, so that an input which another one was computed from does not get that one's gradient as well
-        inputs = [t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in saved]
+        inputs: list[Any] = [
+            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in saved
+        ]
         wide = [None if t is None else t.to(accumulator(t.dtype)) for t in inputs]
         output_grads, tensors = wide[:3], wide[3:]
         outputs = lstm_reference(*tensors, reverse=reverse)

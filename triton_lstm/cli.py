@@ -67,11 +67,15 @@ def _parser() -> Parser:
     t.add_argument("--dtype", choices=list(train.DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
     t.add_argument("--seed", type=_seed, help="of the weights, the batches and the sample (default: 0)")
     t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
-    t.add_argument("--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help=f"where to save (default: {CHECKPOINT})")
+    t.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help=f"where to save (default: {CHECKPOINT})"
+    )
     t.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     t.add_argument("--save-every", type=_positive, default=100, metavar="STEPS", help="default: 100, and at the end")
     t.add_argument("--resume", action="store_true", help="go on from --checkpoint; sizes and text come from there")
-    t.add_argument("--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part")
+    t.add_argument(
+        "--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part"
+    )
     t.add_argument("--sample", type=_positive, default=120, metavar="BYTES", help="length of the sample (default: 120)")
     t.set_defaults(run=_train)
 
@@ -89,7 +93,11 @@ def _device(name: str | None) -> torch.device:
     """The device of a command; on the CPU the kernels run in Triton's interpreter."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no GPU that PyTorch can use was found. Leave out --device cuda to run on the CPU")
-    device = torch.device("cuda", 0) if (name or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda" else torch.device("cpu")
+    device = (
+        torch.device("cuda", 0)
+        if (name or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+        else torch.device("cpu")
+    )
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     return device
@@ -119,7 +127,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.checkpoint.exists() and not args.resume and not args.overwrite:
         raise UsageError(f"{args.checkpoint} exists. Go on from it with --resume, or replace it with --overwrite")
     config, content = _config(args, device)
-    files = args.text or (content["text"] if content else None)
+    files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
     training, held_out = train.split(train.read_text(files, config.seq_len))
     steps = args.steps or (80 if device.type == "cpu" else 1000)
 
@@ -131,7 +139,9 @@ def _train(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.checkpoint} is at step {len(trainer.losses)} already. Give a larger --steps")
     trainers = [trainer]
     if args.compare:
-        trainers += [Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")]
+        trainers += [
+            Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")
+        ]
     how = why_not_triton(torch.zeros(0, dtype=model.dtype, device=device), None)
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
 
@@ -161,7 +171,9 @@ def _report_comparison(trainers: list[Trainer]) -> int:
     every = max(1, len(rows) // 20)
     print(_table([row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]))
     if bad:
-        print(f"triton_lstm and nn.LSTM part at step {bad[0]['step']}: {len(bad)} of {len(rows)} losses differ too much")
+        print(
+            f"triton_lstm and nn.LSTM part at step {bad[0]['step']}: {len(bad)} of {len(rows)} losses differ too much"
+        )
         return 1
     print(f"triton_lstm and nn.LSTM agree at all {len(rows)} steps")
     return 0
@@ -196,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except UsageError as error:
-        print(f"triton-lstm {args.command}: {error}", file=sys.stderr)
+        print(f"triton-lstm {args.command}: {error}.", file=sys.stderr)
         return 2
     except torch.cuda.OutOfMemoryError:
         print(f"triton-lstm {args.command}: the GPU's memory is too small. Lower --batch or --hidden.", file=sys.stderr)

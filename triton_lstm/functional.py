@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from triton_lstm.backend import Backend, why_not_triton
 
-Group = list[torch.Tensor | None]  # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction
+Group = list[
+    Any
+]  # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; the last three or None
 
 
 def lstm(

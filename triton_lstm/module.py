@@ -54,9 +54,9 @@ class LSTM(nn.RNNBase):
         )
         self.backend = backend
 
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read every weight where it lies."""
@@ -77,7 +77,8 @@ class LSTM(nn.RNNBase):
         if isinstance(input, PackedSequence):
             if self.backend == "triton":
                 why_not_triton(input.data, "triton")
-            return nn.LSTM.forward(self, input, hx)
+            pytorchs: Any = nn.LSTM.forward
+            return pytorchs(self, input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3

@@ -70,7 +70,7 @@ def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) ->
 def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
     """The plan for a layer of `hidden_size` units and `batch` rows.
 
-    itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which cuts every number in two.
+    itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which makes two of each.
 
     Prefers one program per batch tile, then several with resident weights, then streamed weights; where even the
     programs of one batch tile are more than the device holds at once, a launch per step.

@@ -7,10 +7,9 @@ import math
 import os
 import signal
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,9 @@ class LanguageModel(nn.Module):
         return self.head(y.to(self.head.weight.dtype)), state
 
 
-def build(config: Config, device: torch.device, lstm_class: type, dtype: str | None = None, **kwargs: Any) -> LanguageModel:
+def build(
+    config: Config, device: torch.device, lstm_class: type, dtype: str | None = None, **kwargs: Any
+) -> LanguageModel:
     """The model of `config` on `device`: the same seed gives the same weights for every class of LSTM."""
     torch.manual_seed(config.seed)
     compute = DTYPES[dtype or config.dtype]
@@ -73,18 +74,16 @@ def build(config: Config, device: torch.device, lstm_class: type, dtype: str | N
 
 def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
     """The bytes of `files`, or of Python's own standard library, one after another (uint8)."""
-    if files:
-        paths = [Path(file) for file in files]
-    else:
-        paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    own = Path(sysconfig.get_paths()["stdlib"])
+    paths = [Path(file) for file in files] if files else sorted(own.glob("*.py"))
     try:
         data = b"\n".join(path.read_bytes() for path in paths)
     except OSError as error:
-        raise UsageError(f"cannot read the text {error.filename}: {error.strerror}. Give readable files.") from None
+        raise UsageError(f"cannot read the text {error.filename}: {error.strerror}. Give readable files") from None
     least = HELD_OUT * (seq_len + 2)
     if len(data) < least:
         what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
-        raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text.")
+        raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
@@ -132,13 +131,19 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as beside:
-                torch.save(content, beside)
-            os.replace(beside.name, path)
+            with beside.open("wb") as file:
+                torch.save(content, file)
+            os.replace(beside, path)
         except OSError as error:
-            raise UsageError(f"cannot write the checkpoint {path}: {error.strerror}. Name another --checkpoint.") from None
+            raise UsageError(
+                f"cannot write the checkpoint {path}: {error.strerror}. Name another --checkpoint"
+            ) from None
+        finally:
+            with suppress(OSError):
+                beside.unlink()
 
     def restore(self, content: dict[str, Any]) -> None:
         self.model.load_state_dict(content["model"])
@@ -152,9 +157,9 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return Config(**content["config"]), content
     except OSError as error:
-        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
+        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     except Exception:
-        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. Start afresh without --resume.") from None
+        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. Start afresh without --resume") from None
 
 
 @contextmanager
@@ -227,6 +232,13 @@ def compare(ours: list[float], theirs: list[float], exact: list[float]) -> list[
         spread = max(spread, abs(b - c))
         allowed = 2 * spread + 1e-4 * abs(b)
         rows.append(
-            {"step": step, "triton_lstm": a, "nn.LSTM": b, "difference": abs(a - b), "allowed": allowed, "ok": abs(a - b) <= allowed}
+            {
+                "step": step,
+                "triton_lstm": a,
+                "nn.LSTM": b,
+                "difference": abs(a - b),
+                "allowed": allowed,
+                "ok": abs(a - b) <= allowed,
+            }
         )
     return rows
