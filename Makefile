@@ -27,19 +27,21 @@ types: $(READY)
 
 check: lint types test
 
-# On a machine with an NVIDIA GPU and its own torch and triton; no network, no .venv.
-OUT ?= perf/results/$(shell $(PYTHON) -m perf.gpu name)
+# On a machine with an NVIDIA GPU and its own torch, triton, pandas, tqdm and pytest: no network, no .venv.
+# OUT=folder puts the results there instead of perf/results/<gpu>. Each piece ends within ten minutes or is stopped.
+GPU := timeout --kill-after=10 590 env PYTHONPATH=$(CURDIR) $(PYTHON)
+TO := $(if $(OUT),--out $(OUT))
 
 gpu: gpu-test gpu-stress gpu-times
 
 gpu-test:
-	$(PYTHON) -m pytest -p no:xdist --junitxml=$(OUT)/tests.xml
+	$(GPU) -m pytest
 
 gpu-stress:
-	$(PYTHON) -m perf.gpu stress --out $(OUT)
+	$(GPU) -m triton_lstm.perf.gpu stress $(TO)
 
 gpu-times:
-	$(PYTHON) -m perf.gpu times --out $(OUT)
+	$(GPU) -m triton_lstm.perf.gpu times $(TO)
 
 clean:
 	rm -rf .venv build *.egg-info runs

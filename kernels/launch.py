@@ -27,8 +27,7 @@ def device_facts(device: torch.device) -> Device:
     if device.type == "cpu":
         return INTERPRETER
     facts = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    backend = "hip" if torch.version.hip else "cuda"
-    return Device(backend, facts["multiprocessor_count"], facts["max_shared_mem"])
+    return Device("hip" if torch.version.hip else "cuda", facts["multiprocessor_count"], facts["max_shared_mem"])
 
 
 def product_precision(dtype: torch.dtype, device: torch.device) -> str:

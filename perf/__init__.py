@@ -1,0 +1,1 @@
+"""Measurements. Import this as `triton_lstm.perf`."""

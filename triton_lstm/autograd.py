@@ -151,8 +151,9 @@ def _differentiate_twice(saved: Tensors, cotangents: Tensors, wanted: tuple[bool
             t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in saved
         ]
         wide = [None if t is None else t.to(accumulator(t.dtype)) for t in inputs]
-        output_grads, tensors = wide[:3], wide[3:]
-        outputs = lstm_reference(*tensors, reverse=reverse)
+        output_grads = wide[:3]
+        reference: Any = lstm_reference
+        outputs = reference(*wide[3:], reverse)
         used = [(out, grad) for out, grad in zip(outputs, output_grads, strict=True) if grad is not None]
         kept = [i for i, cotangent in enumerate(cotangents) if cotangent is not None and wanted[i]]
         if not kept:

@@ -77,8 +77,8 @@ class LSTM(nn.RNNBase):
         if isinstance(input, PackedSequence):
             if self.backend == "triton":
                 why_not_triton(input.data, "triton")
-            pytorchs: Any = nn.LSTM.forward
-            return pytorchs(self, input, hx)
+            forward: Any = nn.LSTM.forward
+            return forward(self, input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
