@@ -35,7 +35,8 @@ TO := $(if $(OUT),--out $(OUT))
 gpu: gpu-test gpu-stress gpu-times
 
 gpu-test:
-	$(GPU) -m pytest
+	$(GPU) -m pytest tests/test_layer.py
+	$(GPU) -m pytest --ignore=tests/test_layer.py
 
 gpu-stress:
 	$(GPU) -m triton_lstm.perf.gpu stress $(TO)

@@ -1,12 +1,14 @@
 """Every output and every gradient of the module against nn.LSTM in the same dtype and in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import triton_lstm
 from oracle import assert_like_nn_lstm, enlarge, state_shapes
 from pairs import all_pairs, case_id
-from triton_lstm.plan import Plan
+from triton_lstm.plan import INTERPRETER, Device, Plan, make_plan
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]
 FACTORS = {
@@ -101,3 +103,25 @@ def test_empty_batch(device):
     assert y.shape == (3, 0, 8) and h_n.shape == c_n.shape == (2, 0, 8)
     y.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+
+
+SMALL_GPU = Device("cuda", 6, 49152)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are other machines' plans, a launch per step")
+@pytest.mark.parametrize(
+    "device_facts, B, H",
+    [(SMALL_GPU, 70, 130), (Device("cuda", 16, 24000), 40, 100), (INTERPRETER, 256, 1024), (INTERPRETER, 2, 2048)],
+    ids=["step-by-step", "streamed", "large", "wide"],
+)
+def test_beyond_what_fits_at_once(device_facts, B, H, monkeypatch):
+    """Batch tiles taken in turn, weights loaded in every step, more programs than the device holds."""
+
+    def plan(gates, backward):
+        made = make_plan(device_facts, gates.element_size(), B, H, backward)
+        return dataclasses.replace(made, one_launch=made.exchange == "none")
+
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", plan)
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(4, H, backend="triton")
+    assert_like_nn_lstm(module, lambda: (torch.randn(2, B, 4), None))

@@ -60,6 +60,8 @@ def test_a_device_too_small_launches_step_by_step():
 def test_the_interpreter_takes_one_program():
     plan = make_plan(INTERPRETER, 4, 17, 130, False)
     assert plan.grid(130) == (1, 1) and plan.exchange == "none"
+    wide = make_plan(INTERPRETER, 4, 1000, 2048, False)  # a tile may have 2**20 elements
+    assert 4 * wide.block_h * max(wide.block_k, wide.block_b) <= 1 << 20 and not wide.one_launch
 
 
 @pytest.mark.parametrize("name", ["lstm_forward_kernel", "lstm_backward_kernel"])

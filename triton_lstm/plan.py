@@ -75,9 +75,8 @@ def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backw
     Prefers one program per batch tile, then several with resident weights, then streamed weights; where even the
     programs of one batch tile are more than the device holds at once, a launch per step.
     """
-    if device.backend == "interpreter":  # programs run one after another there: as few as possible
-        block_h = _power_of_2(hidden_size, least=1)
-        return Plan("none", True, True, _power_of_2(batch, least=1), block_h, block_h, 1, 1, 1)
+    if device.backend == "interpreter":
+        return _interpreted(batch, hidden_size)
     single = _single_program(device, itemsize, batch, hidden_size, backward)
     if single is not None:
         return single
@@ -89,6 +88,14 @@ def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backw
     ]
     fitting = [p for p in plans if shared_bytes(itemsize, hidden_size, backward, p) <= device.shared_bytes]
     return min(fitting, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
+
+
+def _interpreted(batch: int, hidden_size: int) -> Plan:
+    """Programs run one after another there: as few as Triton's limit of 2**20 elements a tile allows."""
+    block_b, block_h = min(256, _power_of_2(batch, least=1)), _power_of_2(hidden_size, least=1)
+    if block_h <= 512:
+        return Plan("none", True, True, block_b, block_h, block_h, 1, 1, 1)
+    return Plan("flag", False, True, block_b, 256, 1024, 1, 1, 1)
 
 
 def _single_program(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan | None:

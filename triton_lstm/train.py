@@ -131,7 +131,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        beside = Path(f"{path}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with beside.open("wb") as file:
