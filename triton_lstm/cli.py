@@ -181,8 +181,8 @@ def _report_comparison(trainers: list[Trainer]) -> int:
 
 def _gradients(args: argparse.Namespace) -> int:
     device = _device(args.device)
-    for row in gradients.rows(device):
-        print(_table([{"": name, row["case"]: value} for name, value in row.items() if name != "case"]), end="\n\n")
+    columns = gradients.rows(device)
+    print(_table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
     print(
         "output.grad is None unless output.retain_grad() was called before backward: the output is not a leaf.\n"
         "The output's gradient is zero wherever the loss does not look; the input's reaches back through time."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -79,8 +80,6 @@ def rows(device: torch.device | str) -> list[dict[str, str]]:
 
 
 def _grad_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns that a non-leaf's .grad is None: the very point of the table
         return tensor.grad
