@@ -135,17 +135,15 @@ def lstm_backward_kernel(
             if EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
             if EXCHANGE == "none":
-                # Units beyond H hold inf * 0 = NaN when a gradient overflows, and must not reach the product
-                dh = tl.dot(tl.where(mask, da_i, 0.0).to(dtype), weights[0], input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(
-                    tl.where(mask, da_f, 0.0).to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC
-                )
-                dh = tl.dot(
-                    tl.where(mask, da_g, 0.0).to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC
-                )
-                dh = tl.dot(
-                    tl.where(mask, da_o, 0.0).to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC
-                )
+                if H != BLOCK_H:  # units beyond H hold inf * 0 = NaN after an overflow, and must not reach the product
+                    da_i = tl.where(mask, da_i, 0.0)
+                    da_f = tl.where(mask, da_f, 0.0)
+                    da_g = tl.where(mask, da_g, 0.0)
+                    da_o = tl.where(mask, da_o, 0.0)
+                dh = tl.dot(da_i.to(dtype), weights[0], input_precision=PRECISION, out_dtype=ACC)
+                dh = tl.dot(da_f.to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC)
+                dh = tl.dot(da_g.to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC)
+                dh = tl.dot(da_o.to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC)
         tl.store(dc_ptr + row * H + offs, dc, mask=mask)
     if SPIN_LIMIT:
         if gave_up != 0:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-# By element size: a NaN as a signed integer (a compare with the unsigned one is never true) and the canonical NaN.
+# By element size: a NaN that no conversion makes, as a signed integer (a compare with the unsigned one is never true).
 SENTINEL = {2: -91, 4: -5920859, 8: -2914093876533851}
 INT_TYPE = {2: (torch.int16, tl.int16), 4: (torch.int32, tl.int32), 8: (torch.int64, tl.int64)}
 
@@ -56,13 +56,15 @@ def load_weights(
 
     (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N); 0 outside.
     """
+    left = K - k * BLOCK_K
+    w_cols += tl.cast(k, tl.int64) * (BLOCK_K * STRIDE_K)
     if SLICES > 1:
         PART: tl.constexpr = BLOCK_K // SLICES
-        row = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, :, None]
-        return tl.load(w_cols[None, None, :] + row * STRIDE_K, mask=mask_n[None, None, :] & (row < K), other=0.0)
+        row = tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, :, None]
+        return tl.load(w_cols[None, None, :] + row * STRIDE_K, mask=mask_n[None, None, :] & (row < left), other=0.0)
     else:
-        row = k * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
-        return tl.load(w_cols[None, :] + row * STRIDE_K, mask=mask_n[None, :] & (row < K), other=0.0)
+        row = tl.arange(0, BLOCK_K)[:, None]
+        return tl.load(w_cols[None, :] + row * STRIDE_K, mask=mask_n[None, :] & (row < left), other=0.0)
 
 
 @triton.jit

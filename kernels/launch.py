@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, fill_with_sentinel
-from triton_lstm.plan import INTERPRETER, Device, Plan
+from triton_lstm.plan import INTERPRETER, Device, Plan, streamed
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 _refused: set[torch.device] = set()  # devices that would not take a cooperative launch
@@ -24,7 +25,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def device_facts(device: torch.device) -> Device:
-    if device.type == "cpu":
+    if not isinstance(tl.cdiv, JITFunction):
         return INTERPRETER
     facts = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return Device("hip" if torch.version.hip else "cuda", facts["multiprocessor_count"], facts["max_shared_mem"])
@@ -35,9 +36,8 @@ def product_precision(dtype: torch.dtype, device: torch.device) -> str:
     products for about float32's own precision ("ieee" would leave the tensor cores, and spills)."""
     if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
         return "ieee"
-    rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch >= 2.9; the old switch raises where both were used
-    tf32 = rnn.fp32_precision != "ieee" if rnn is not None else torch.backends.cudnn.allow_tf32
-    return "tf32" if tf32 else "tf32x3"
+    # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"
 
 
 def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:
@@ -47,7 +47,10 @@ def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:
 
 def spin_limit() -> int:
     """How often a wait looks before it gives up; 0, for ever, unless TRITON_LSTM_SPIN_LIMIT says otherwise."""
-    return int(os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0"))
+    text = os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0")
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
+        raise ValueError(f"TRITON_LSTM_SPIN_LIMIT must be a whole number from 0 to {(1 << 31) - 1}, got {text!r}")
+    return int(text)
 
 
 def constants(
@@ -109,17 +112,14 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     grid = plan.grid(hidden_size)
     with torch.cuda.device(device if device.type == "cuda" else -1):
         try:
-            if not _launch_at_once(kernel[grid], plan, steps, arguments, device):
-                for step in range(steps):
-                    kernel[grid](step_begin=step, step_end=step + 1, **arguments)
-        except OutOfResources:  # nothing ran; the estimate of plan.py fell short of what the compiler needs
+            _launch_steps(kernel[grid], plan, steps, arguments, device)
+        except OutOfResources as shortage:  # nothing ran
+            smaller = streamed(plan, exchanged.element_size())
             if not plan.resident or plan.exchange == "none":
                 raise
-            streamed = dict(
-                arguments, RESIDENT=False, BLOCK_K=min(plan.block_k, 128 // exchanged.element_size()), SLICES=1
-            )
-            for step in range(steps):
-                kernel[grid](step_begin=step, step_end=step + 1, **streamed)
+            warnings.warn(f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2)
+            arguments |= dict(RESIDENT=False, BLOCK_K=smaller.block_k, SLICES=smaller.slices)
+            _launch_steps(kernel[grid], smaller, steps, arguments, device)
     if error is not None and error.item():
         raise RuntimeError(
             f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "
@@ -127,23 +127,23 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         )
 
 
-def _launch_at_once(launcher: Any, plan: Plan, steps: int, arguments: dict[str, Any], device: torch.device) -> bool:
-    """False where programs would have to wait for each other and the device, or the plan, does not let them."""
+def _launch_steps(launcher: Any, plan: Plan, steps: int, arguments: dict[str, Any], device: torch.device) -> None:
+    """All steps at once, or one by one where programs would have to wait for each other and cannot."""
     if plan.exchange == "none":
         launcher(step_begin=0, step_end=steps, **arguments)
-        return True
-    if not plan.one_launch or device in _refused:
-        return False
-    try:
-        launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
-    except RuntimeError as error:
-        if "cooperative" not in str(error) and "not supported" not in str(error):
-            raise
-        _refused.add(device)
-        warnings.warn(
-            f"{device} refused a cooperative launch ({error}); triton_lstm launches every time step by itself there, "
-            "which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",
-            stacklevel=2,
-        )
-        return False
-    return True
+        return
+    if plan.one_launch and device not in _refused:
+        try:
+            launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
+            return
+        except (RuntimeError, AssertionError) as refusal:  # the latter on AMD
+            if "ooperative" not in str(refusal) and "not supported" not in str(refusal):
+                raise
+            _refused.add(device)
+            warnings.warn(
+                f"{device} refused a cooperative launch ({refusal}); triton_lstm launches every time step by itself "
+                "there, which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",
+                stacklevel=2,
+            )
+    for step in range(steps):
+        launcher(step_begin=step, step_end=step + 1, **arguments)

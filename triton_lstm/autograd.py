@@ -27,7 +27,7 @@ def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
 def layer(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """LSTMFunction's inputs -> y, h_n, c_n; saves nothing where no gradient can be asked for."""
     transformed = torch._C._are_functorch_transforms_active()
-    if torch.is_grad_enabled() and (transformed or any(t is not None and t.requires_grad for t in inputs[:-1])):
+    if transformed or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:-1])):
         return LSTMFunction.apply(*inputs)[:3]
     return layer_forward(inputs, save=False)[:3]
 
@@ -68,8 +68,13 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _gates: Any, _c: Any) -> Any:
-        grads = LSTMBackward.apply(dy, dh_n, dc_n, *ctx.saved_tensors, ctx.reverse, ctx.needs_input_grad[:8])
+        with _without_autocast(ctx.saved_tensors[0]):
+            grads = LSTMBackward.apply(dy, dh_n, dc_n, *ctx.saved_tensors, ctx.reverse, ctx.needs_input_grad[:8])
         return *grads, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _loop_over_batch(LSTMFunction.apply, info, in_dims, *inputs)
 
 
 class LSTMBackward(torch.autograd.Function):
@@ -92,8 +97,14 @@ class LSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        grads = _differentiate_twice(ctx.saved_tensors, cotangents, ctx.wanted, ctx.reverse)
+        saved = ctx.saved_tensors
+        with _without_autocast(saved[3]):
+            grads = _differentiate_twice(saved, cotangents, ctx.wanted, ctx.reverse)
         return *grads, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _loop_over_batch(LSTMBackward.apply, info, in_dims, *arguments)
 
 
 def layer_backward(
@@ -138,43 +149,56 @@ def layer_backward(
         flat.t() @ x.flatten(0, 1) if need_w_ih else None,
         torch.addmm(first.t() @ h0, later.flatten(0, 1).t(), before.flatten(0, 1)) if need_w_hh else None,
         db if need_b_ih else None,
-        db.clone() if need_b_hh and db is not None and need_b_ih else db if need_b_hh else None,
+        db.clone() if need_b_hh else None,
         first.clone() if need_r0 else None,
     )
 
 
-def _differentiate_twice(saved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...], reverse: bool) -> list[Any]:
+def _differentiate_twice(
+    saved: tuple[Any, ...], cotangents: tuple[Any, ...], wanted: tuple[bool, ...], reverse: bool
+) -> list[Any]:
     """Gradients of dy, dh_n, dc_n and LSTMFunction's eight tensors, given `cotangents` for the latter's gradients."""
-    with torch.enable_grad():
-        # Views, so that an input which another one was computed from does not get that one's gradient as well
-        inputs: list[Any] = [
-            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in saved
-        ]
-        wide = [None if t is None else t.to(accumulator(t.dtype)) for t in inputs]
-        output_grads = wide[:3]
-        reference: Any = lstm_reference
-        outputs = reference(*wide[3:], reverse)
-        used = [(out, grad) for out, grad in zip(outputs, output_grads, strict=True) if grad is not None]
-        kept = [i for i, cotangent in enumerate(cotangents) if cotangent is not None and wanted[i]]
-        if not kept:
-            return [None] * len(inputs)
-        grads = torch.autograd.grad(
-            [out for out, _ in used],
-            [inputs[3 + i] for i in kept],
-            [grad for _, grad in used],
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        present = [i for i, t in enumerate(inputs) if t is not None]
-        second = torch.autograd.grad(
-            grads,
-            [inputs[i] for i in present],
-            [cotangents[i] for i in kept],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-        )
-    result: list[Any] = [None] * len(inputs)
+    result: list[Any] = [None] * len(saved)
+    present = [i for i, t in enumerate(saved) if t is not None]
+    kept = [i for i, cotangent in enumerate(cotangents) if cotangent is not None and wanted[i]]
+    if not kept:
+        return result
+    reference: Any = lstm_reference
+
+    def gradients(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        wide: list[Any] = [None] * len(saved)
+        for i, t in zip(present, tensors, strict=True):
+            wide[i] = t.to(accumulator(t.dtype))
+
+        def outputs(*changed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            arguments = wide[3:]
+            for i, t in zip(kept, changed, strict=True):
+                arguments[i] = t
+            return reference(*arguments, reverse)
+
+        values, pull_back = torch.func.vjp(outputs, *(wide[3 + i] for i in kept))
+        return pull_back(tuple(torch.zeros_like(v) if d is None else d for v, d in zip(values, wide[:3], strict=True)))
+
+    values, pull_back = torch.func.vjp(gradients, *(saved[i] for i in present))
+    second = pull_back(tuple(cotangents[i].to(v.dtype) for i, v in zip(kept, values, strict=True)))
     for i, grad in zip(present, second, strict=True):
         result[i] = grad
     return result
+
+
+def _without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """What ran in one dtype forward runs in it backward, wherever `backward` is called."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _loop_over_batch(function: Any, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+    """vmap's rule for `function`: one call for each element of the mapped axis."""
+
+    def element(argument: Any, dim: Any, k: int) -> Any:
+        return argument.select(dim, k) if isinstance(argument, torch.Tensor) and dim is not None else argument
+
+    calls = [
+        function(*(element(a, d, k) for a, d in zip(arguments, in_dims, strict=True))) for k in range(info.batch_size)
+    ]
+    outputs = tuple(None if call[0] is None else torch.stack(call) for call in zip(*calls, strict=True))
+    return outputs, tuple(None if out is None else 0 for out in outputs)

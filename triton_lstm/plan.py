@@ -31,6 +31,7 @@ class Plan:
     block_b, block_h, block_k: rows, hidden units and chunk of the sum that a program works on.
     slices: the sum of a chunk is cut into so many parts, one per warp, added at the end (1: not cut).
     groups: batch tiles that run side by side; each group takes every groups-th tile in turn.
+    warps: of one program.
     """
 
     exchange: Exchange
@@ -72,8 +73,8 @@ def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backw
 
     itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which makes two of each.
 
-    Prefers one program per batch tile, then several with resident weights, then streamed weights; where even the
-    programs of one batch tile are more than the device holds at once, a launch per step.
+    One program per batch tile if it can hold all weights. Else the cheapest, by `_cost`, of several programs that wait
+    for each other, or of a launch per step where they are more than the device holds at once.
     """
     if device.backend == "interpreter":
         return _interpreted(batch, hidden_size)
@@ -124,7 +125,12 @@ def _several_programs(
     fits = shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes
     if one_launch and fits and not (backward and block_b * block_h > 512):  # a larger sum, cut in slices, spills
         return plan
-    return dataclasses.replace(plan, resident=False, block_k=min(block_k, 256 // itemsize), slices=1)
+    return streamed(plan, itemsize)
+
+
+def streamed(plan: Plan, itemsize: int) -> Plan:
+    """`plan` with its weights loaded in every step, in short chunks."""
+    return dataclasses.replace(plan, resident=False, block_k=min(plan.block_k, 256 // itemsize), slices=1)
 
 
 def _cost(itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> float:
