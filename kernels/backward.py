@@ -74,9 +74,8 @@ def lstm_backward_kernel(
         dc = tl.load(dc_ptr + row * H + offs, mask=mask, other=0.0)
         dh = tl.zeros((BLOCK_B, BLOCK_H), ACC)
         for step in range(step_begin, step_end):
-            if (
-                REVERSE
-            ):  # t runs against the forward pass's time; t_next is the step handled before, t_prev the one before c
+            # Against the forward pass's time: t_next was handled before, t_prev holds the c that t started from
+            if REVERSE:
                 t = tl.cast(step, tl.int64)
                 t_next = t - 1
                 t_prev = t + 1

@@ -125,7 +125,9 @@ def lstm_forward_kernel(
             if EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
             if EXCHANGE == "none":
-                if H != BLOCK_H:  # units beyond H hold inf * 0 = NaN after an infinite h0, and must not reach the product
+                if (
+                    H != BLOCK_H
+                ):  # units beyond H hold inf * 0 = NaN after an infinite h0, and must not reach the product
                     h_new = tl.where(mask, h_new, 0.0)
                 h = h_new.to(dtype)
             if gates_ptr is not None:

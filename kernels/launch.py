@@ -37,7 +37,8 @@ def product_precision(dtype: torch.dtype, device: torch.device) -> str:
     if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
         return "ieee"
     # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"
+    rnn: Any = torch.backends.cudnn.rnn
+    return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
 
 
 def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
 from triton_lstm.kernels.launch import constants, options
-from triton_lstm.plan import Device, Plan, make_plan
+from triton_lstm.plan import Device, Plan, make_plan, shared_bytes
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device("cuda", 108, 166912)),
@@ -29,12 +29,13 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
 
-def compile_kernel(kernel, target, dtype: str, plan: Plan, hidden_size: int, precision: str):
+def compile_kernel(kernel, target, dtype: str, plan: Plan, hidden_size: int, precision: str, reverse: bool, limit: int):
     """The compiled kernel, as `launch` would have it made."""
-    values = constants(plan, TYPES[dtype], hidden_size, reverse=False, precision=precision, limit=0)
-    values["error_ptr"] = None
-    values["counter_ptr"] = None if plan.exchange != "barrier" else ...
-    values = {k: v for k, v in values.items() if v is not ...}
+    values = constants(plan, TYPES[dtype], hidden_size, reverse=reverse, precision=precision, limit=limit)
+    if not limit:
+        values["error_ptr"] = None
+    if plan.exchange != "barrier":
+        values["counter_ptr"] = None
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in values:
@@ -43,7 +44,7 @@ def compile_kernel(kernel, target, dtype: str, plan: Plan, hidden_size: int, pre
             signature[name] = "i32"
         else:
             wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr")
-            signature[name] = "*i32" if name == "counter_ptr" else "*fp32" if wide else f"*{dtype}"
+            signature[name] = "*i32" if name in ("counter_ptr", "error_ptr") else "*fp32" if wide else f"*{dtype}"
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in values.items()}, attributes)
     return triton.compile(source, target=target, options=options(plan, target.backend))
@@ -81,12 +82,24 @@ def weight_loads(ttgir: str) -> tuple[int, int]:
     return before, inside
 
 
-def report(target: str, dtype: str, hidden_size: int, batch: int, backward: bool, precision: str) -> dict:
+def report(
+    target: str,
+    dtype: str,
+    hidden_size: int,
+    batch: int,
+    backward: bool,
+    precision: str,
+    exchange: str | None = None,
+    reverse: bool = False,
+    limit: int = 0,
+) -> dict:
+    """What became of one default plan, or of its twin with another exchange."""
     gpu, device = TARGETS[target]
     itemsize = 8 if precision == "tf32x3" else TYPES[dtype].itemsize
     plan = make_plan(device, itemsize, batch, hidden_size, backward)
+    plan = dataclasses.replace(plan, exchange=exchange or plan.exchange)
     kernel = lstm_backward_kernel if backward else lstm_forward_kernel
-    compiled = compile_kernel(kernel, gpu, dtype, plan, hidden_size, precision)
+    compiled = compile_kernel(kernel, gpu, dtype, plan, hidden_size, precision, reverse, limit)
     before, inside = weight_loads(compiled.asm["ttgir"])
     result = {
         "target": target,
@@ -97,7 +110,7 @@ def report(target: str, dtype: str, hidden_size: int, batch: int, backward: bool
         "backward": backward,
         "plan": dataclasses.asdict(plan),
         "shared": compiled.metadata.shared,
-        "shared_limit": device.shared_bytes,
+        "shared_estimate": shared_bytes(itemsize, hidden_size, backward, plan),
         "weight_loads_before_loop": before,
         "weight_loads_in_loop": inside,
     }

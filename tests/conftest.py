@@ -16,6 +16,12 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, float32 is compared at float32's own precision, on both sides; test_tf32 is the exception."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh floating-point buffers hold NaN, so that an element nobody writes cannot pass for a right one."""
 

@@ -62,12 +62,22 @@ def test_any_subset_of_outputs(used, device, precise):
         torch.testing.assert_close(a, b, **close)
 
 
-def test_nothing_is_saved_without_gradients(device):
+def test_nothing_is_saved_without_gradients(device, monkeypatch):
+    import triton_lstm.autograd
+
+    saves = []
+    shipped = triton_lstm.autograd.layer_forward
+    monkeypatch.setattr(
+        triton_lstm.autograd, "layer_forward", lambda inputs, save: saves.append(save) or shipped(inputs, save=save)
+    )
     module = triton_lstm.LSTM(3, 5, backend="triton").to(device).requires_grad_(False)
     y, (h_n, c_n) = module(torch.randn(4, 2, 3, device=device))
     assert not (y.requires_grad or h_n.requires_grad or c_n.requires_grad)
     with torch.no_grad():
         assert module.requires_grad_()(torch.randn(4, 2, 3, device=device))[0].grad_fn is None
+    assert saves == [False, False]
+    module(torch.randn(4, 2, 3, device=device))
+    assert saves == [False, False, True]
 
 
 def test_frozen_weights_get_none_and_x_its_gradient(device):
@@ -192,6 +202,49 @@ def test_double_backward_of_a_projection_and_of_both_directions(device, precise)
 
     for a, b in zip(grads(module, x.to(device)), grads(oracle, x), strict=True):
         torch.testing.assert_close(a.cpu(), b, **close)
+
+
+def test_double_backward_leaves_no_graph_unasked(device):
+    inputs = [t.requires_grad_() for t in tensors(device, torch.float32)]
+    (dx,) = torch.autograd.grad(ours(*inputs)[0].square().sum(), inputs[0], create_graph=True)
+    (second,) = torch.autograd.grad(dx.square().sum(), inputs[3], retain_graph=True)
+    assert not second.requires_grad
+    (second,) = torch.autograd.grad(dx.square().sum(), inputs[3], create_graph=True)
+    assert second.requires_grad
+
+
+def test_backward_under_autocast_keeps_the_forward_dtype(device):
+    inputs = [t.requires_grad_() for t in tensors(device, torch.float32)]
+    y = ours(*inputs)[0].square().sum()
+    expected = torch.autograd.grad(y, inputs, retain_graph=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        got = torch.autograd.grad(y, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_func_transforms(device, precise):
+    """jacrev, per-sample gradients and vmap, against the same on the reference."""
+    dtype, close = precise
+    x, *rest = tensors(device, dtype)
+
+    def both(transform):
+        return [transform(f) for f in (ours, lstm_reference)]
+
+    def jacobian(f):
+        return torch.func.jacrev(lambda x: f(x, *rest)[0])(x)
+
+    def second(f):
+        return torch.func.jacrev(torch.func.jacrev(lambda x: f(x, *rest)[0].square().sum()))(x)
+
+    def mapped(f):
+        return torch.func.vmap(lambda x: f(x, *rest)[2])(torch.stack([x, 2 * x]))
+
+    def per_sample(f):
+        gradient = torch.func.grad(lambda w, x: f(x, *rest[:2], w, *rest[3:])[0].square().sum())
+        return torch.func.vmap(gradient, in_dims=(None, 0))(rest[2], torch.stack([x, 2 * x]))
+
+    for transform in (jacobian, second, mapped, per_sample):
+        torch.testing.assert_close(*both(transform), **close)
 
 
 def test_func_grad_takes_the_kernels(device, precise):

@@ -96,6 +96,36 @@ def test_extreme_inputs(value, device):
     assert got[:, [0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_an_infinite_state(value, device):
+    """H = 33 is padded to 64 units: inf times a padding weight must not come back as NaN."""
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(4, 33, backend="triton").to(device)
+    twin = torch.nn.LSTM(4, 33).to(device)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(3, 2, 4, device=device)
+    h0, c0 = torch.zeros(2, 1, 2, 33, device=device)
+    h0[0, 0, 0] = value
+    got, expected = module(x, (h0, c0))[0], twin(x, (h0, c0))[0]
+    assert expected.isfinite().all()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 if device.type == "cpu" else 1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
+def test_tf32(device, monkeypatch):
+    """The default on a GPU, with TF32's eps in the rule."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.manual_seed(0)
+    module, twin = triton_lstm.LSTM(128, 256, backend="triton").to(device), torch.nn.LSTM(128, 256).to(device)
+    twin.load_state_dict(module.state_dict())
+    exact = torch.nn.LSTM(128, 256).to(device, torch.float64)
+    exact.load_state_dict(module.state_dict())
+    x = torch.randn(20, 16, 128, device=device)
+    reference = exact(x.double())[0]
+    own, error = ((m(x)[0] - reference).abs().max() for m in (twin, module))
+    assert error <= 2 * own + 2**-10
+
+
 def test_empty_batch(device):
     module = triton_lstm.LSTM(4, 8, 2, backend="triton").to(device)
     x = torch.zeros(3, 0, 4, device=device, requires_grad=True)

@@ -91,6 +91,12 @@ def test_packed_sequences_go_to_pytorch(enforce_sorted):
     assert torch.equal(a.data, b.data) and all(torch.equal(p, q) for p, q in zip(a_hx, b_hx, strict=True))
 
 
+def test_packed_sequences_have_no_kernel_yet(device):
+    packed = pack_padded_sequence(torch.randn(5, 3, 4, device=device), [5, 3, 2])
+    with pytest.raises(RuntimeError, match="no kernel for a PackedSequence yet"):
+        triton_lstm.LSTM(4, 6, backend="triton").to(device)(packed)
+
+
 def test_weights_are_read_at_the_call(device):
     module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
     x = torch.randn(5, 3, 4, device=device)

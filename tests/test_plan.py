@@ -1,6 +1,8 @@
 """Plans for machines that are not here, and the kernels' signatures."""
 
 import pytest
+
+pytest.importorskip("hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 

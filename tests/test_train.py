@@ -14,24 +14,10 @@ from torch import nn
 import triton_lstm
 from triton_lstm import cli, train
 
-TINY = [
-    "--hidden",
-    "8",
-    "--layers",
-    "2",
-    "--embed",
-    "4",
-    "--batch",
-    "4",
-    "--seq-len",
-    "5",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-    "--sample",
-    "5",
-]
+# The kernels run on either device: compiled, or in the interpreter
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = {"hidden": 8, "layers": 2, "embed": 4, "batch": 4, "seq-len": 5, "sample": 5}
+TINY = [f"--{name}={value}" for name, value in {**SIZES, "device": DEVICE, "dtype": "float32"}.items()]
 
 
 @pytest.fixture
@@ -82,6 +68,7 @@ def test_compare_agrees(run):
     status, out, _ = run("--steps", 5, "--compare")
     assert status == 0
     assert "agree at all 5 steps" in out and "nn.LSTM" in out and "triton_lstm" in out
+    assert "Triton kernels" in out
 
 
 def test_compare_finds_a_wrong_lstm(run, monkeypatch):
@@ -138,6 +125,22 @@ def test_bad_input_is_one_line(case, run, tmp_path):
     assert expected in err and len(err.strip().splitlines()) == 1, err
     assert out == "" or "cannot write" in expected
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "name, value, args",
+    [
+        ("TRITON_LSTM_BACKEND", "cuda", []),
+        ("TRITON_LSTM_BACKEND", "triton", ["--dtype", "float64", "--device", "cuda"]),
+        ("TRITON_LSTM_SPIN_LIMIT", "abc", []),
+    ],
+)
+def test_bad_environment_is_one_line(name, value, args, run, monkeypatch):
+    if "cuda" in args and not torch.cuda.is_available():
+        args = ["--device", "cuda"]  # refused for another reason, but in one line as well
+    monkeypatch.setenv(name, value)
+    status, _, err = run("--steps", 1, *args)
+    assert status == 2 and len(err.strip().splitlines()) == 1, err
 
 
 def test_resume_with_another_shape(run):

@@ -149,7 +149,7 @@ def layer_backward(
         flat.t() @ x.flatten(0, 1) if need_w_ih else None,
         torch.addmm(first.t() @ h0, later.flatten(0, 1).t(), before.flatten(0, 1)) if need_w_hh else None,
         db if need_b_ih else None,
-        db.clone() if need_b_hh else None,
+        db.clone() if db is not None and need_b_hh else None,
         first.clone() if need_r0 else None,
     )
 
@@ -176,10 +176,10 @@ def _differentiate_twice(
                 arguments[i] = t
             return reference(*arguments, reverse)
 
-        values, pull_back = torch.func.vjp(outputs, *(wide[3 + i] for i in kept))
+        values, pull_back, *_ = torch.func.vjp(outputs, *(wide[3 + i] for i in kept))
         return pull_back(tuple(torch.zeros_like(v) if d is None else d for v, d in zip(values, wide[:3], strict=True)))
 
-    values, pull_back = torch.func.vjp(gradients, *(saved[i] for i in present))
+    values, pull_back, *_ = torch.func.vjp(gradients, *(saved[i] for i in present))
     second = pull_back(tuple(cotangents[i].to(v.dtype) for i, v in zip(kept, values, strict=True)))
     for i, grad in zip(present, second, strict=True):
         result[i] = grad

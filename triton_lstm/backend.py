@@ -11,7 +11,7 @@ Backend = Literal["auto", "triton", "torch"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
+def why_not_triton(input: torch.Tensor, backend: str | None, packed: bool = False) -> str | None:
     """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
 
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
@@ -23,7 +23,7 @@ def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
         raise ValueError(f'{where} must be "auto", "triton" or "torch", got {chosen!r}')
     if chosen == "torch":
         return "PyTorch's path was asked for"
-    reason = _no_kernel_for(input)
+    reason = "no kernel for a PackedSequence yet" if packed else _no_kernel_for(input)
     if reason and chosen == "triton":
         raise RuntimeError(f'backend="triton" cannot run this call: {reason}. Use backend="auto" for PyTorch\'s path.')
     return reason
@@ -31,16 +31,23 @@ def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
 
 def _no_kernel_for(input: torch.Tensor) -> str | None:
     try:
-        import triton  # noqa: F401  (only whether it is there)
-    except ImportError:
-        return "triton is not installed"
+        import numpy
+        import triton
+    except ImportError as error:
+        return f"{error.name} is not installed"
     if input.device.type == "cpu":
         if not _interpreting():
             return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"
+        if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+            return f"the interpreter of triton {triton.__version__} needs NumPy < 2.4, this is {numpy.__version__}"
         return None if input.dtype in (*_DTYPES, torch.float64) else f"no kernel for {input.dtype}"
     if input.device.type != "cuda":
         return f"no kernel for {input.device.type} tensors"
     return None if input.dtype in _DTYPES else f"no kernel for {input.dtype} on a GPU"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _interpreting() -> bool:

@@ -142,7 +142,7 @@ def _train(args: argparse.Namespace) -> int:
         trainers += [
             Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")
         ]
-    how = why_not_triton(torch.zeros(0, dtype=model.dtype, device=device), None)
+    how = _why_not_triton(model.dtype, device)
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
 
     def save() -> None:
@@ -159,6 +159,18 @@ def _train(args: argparse.Namespace) -> int:
     print(f"held out: {train.bits_per_byte(model, held_out, config, device):.3f} bits per byte")
     print(f"sample: {train.sample(model, args.sample, config, device)}")
     return _report_comparison(trainers) if args.compare else 0
+
+
+def _why_not_triton(dtype: torch.dtype, device: torch.device) -> str | None:
+    try:
+        reason = why_not_triton(torch.zeros(0, dtype=dtype, device=device), None)
+        if not reason:
+            from triton_lstm.kernels.launch import spin_limit
+
+            spin_limit()
+        return reason
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error).rstrip(".")) from None
 
 
 def _kernels(device: torch.device) -> str:

@@ -9,9 +9,8 @@ import torch
 
 from triton_lstm.backend import Backend, why_not_triton
 
-Group = list[
-    Any
-]  # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; the last three or None
+# weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; each of the last three may be None
+Group = list[Any]
 
 
 def lstm(

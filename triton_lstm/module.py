@@ -59,7 +59,13 @@ class LSTM(nn.RNNBase):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels read every weight where it lies."""
+        """Does nothing: the kernels read every weight where it lies, and PyTorch's path is looked after."""
+
+    def _flatten_for_cudnn(self) -> None:
+        """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
+            super().flatten_parameters()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the stack.
@@ -74,9 +80,11 @@ class LSTM(nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts.
         """
-        if isinstance(input, PackedSequence):
-            if self.backend == "triton":
-                why_not_triton(input.data, "triton")
+        packed = isinstance(input, PackedSequence)
+        fallback = why_not_triton(input.data if packed else input, self.backend, packed) is not None
+        if fallback:
+            self._flatten_for_cudnn()
+        if packed:
             forward: Any = nn.LSTM.forward
             return forward(self, input, hx)
         if input.dim() not in (2, 3):
@@ -108,7 +116,7 @@ class LSTM(nn.RNNBase):
             self.training,
             self.bidirectional,
             self.batch_first,
-            backend=self.backend,
+            backend="torch" if fallback else "triton",
         )
         if not batched:
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)

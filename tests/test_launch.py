@@ -1,0 +1,94 @@
+"""What a launch does when the device says no, and which precision it asks for."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from triton.runtime.errors import OutOfResources
+
+import triton_lstm
+import triton_lstm.kernels.launch as launch
+from triton_lstm.plan import Plan
+
+FLAG = Plan("flag", True, True, 16, 16, 32, 1, 1, 4)
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_refused(monkeypatch):
+    monkeypatch.setattr(launch, "_refused", set())
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"),
+        RuntimeError("Triton Error [CUDA]: operation not supported"),
+        AssertionError("Cooperative launch requested but not supported by device"),
+    ],
+    ids=str,
+)
+def test_a_refused_cooperative_launch_goes_step_by_step(refusal):
+    calls = []
+
+    def launcher(step_begin, step_end, launch_cooperative_grid=False):
+        calls.append((step_begin, step_end))
+        if launch_cooperative_grid:
+            raise refusal
+
+    with pytest.warns(UserWarning, match="refused a cooperative launch"):
+        launch._launch_steps(launcher, FLAG, 3, {}, DEVICE)
+    assert calls == [(0, 3), (0, 1), (1, 2), (2, 3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        launch._launch_steps(launcher, FLAG, 2, {}, DEVICE)  # not asked a second time, and no second warning
+    assert calls[4:] == [(0, 1), (1, 2)]
+
+
+def test_another_error_is_not_swallowed():
+    def launcher(**_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        launch._launch_steps(launcher, FLAG, 3, {}, DEVICE)
+
+
+def test_too_large_a_plan_is_streamed(device, monkeypatch):
+    """The compiler may need more than the plan's estimate: the weights leave the chip, the answer stays."""
+    plan = Plan("flag", torch.cuda.is_available(), True, 16, 16, 32, 2, 1, 4)
+    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan)
+    shipped, seen = launch._launch_steps, []
+
+    def short(launcher, plan, steps, arguments, device):
+        seen.append(arguments["RESIDENT"])
+        if plan.resident:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+        shipped(launcher, plan, steps, arguments, device)
+
+    monkeypatch.setattr(launch, "_launch_steps", short)
+    torch.manual_seed(0)
+    module, twin = triton_lstm.LSTM(4, 40, backend="triton").to(device), nn.LSTM(4, 40).to(device)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(3, 2, 4, device=device)
+    with pytest.warns(UserWarning, match="its weights are streamed"):
+        torch.testing.assert_close(module(x)[0], twin(x)[0], rtol=1e-4, atol=1e-4)
+    assert seen == [True, False]
+
+
+def test_float32_follows_the_switch_of_cudnns_rnns(monkeypatch):
+    for allowed, expected in ((True, "tf32"), (False, "tf32x3")):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert launch.product_precision(torch.float32, DEVICE) == expected
+    for precision, expected in (("tf32", "tf32"), ("ieee", "tf32x3"), ("none", "tf32x3")):
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+        assert launch.product_precision(torch.float32, DEVICE) == expected
+    assert launch.product_precision(torch.bfloat16, DEVICE) == "ieee"
+    assert launch.product_precision(torch.float32, torch.device("cpu")) == "ieee"
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "99999999999", "²"])
+def test_a_bad_spin_limit_is_named(text, monkeypatch):
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", text)
+    with pytest.raises(ValueError, match=r"TRITON_LSTM_SPIN_LIMIT must be a whole number"):
+        launch.spin_limit()
