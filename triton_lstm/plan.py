@@ -57,14 +57,18 @@ def _power_of_2(n: int, least: int = 16) -> int:
 
 
 def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> int:
-    """Upper estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts."""
-    width = 4 * hidden_size if backward and plan.exchange != "none" else hidden_size
-    columns = plan.block_h if backward and plan.exchange != "none" else 4 * plan.block_h
-    sum_length = _ceil_div(width, plan.block_k) * plan.block_k
-    weights = sum_length * columns * itemsize if plan.resident else plan.block_k * columns * itemsize
-    rows = plan.block_b * plan.block_k * itemsize
-    layouts = plan.block_b * max(columns * plan.slices, 4 * plan.block_h) * 4
-    return weights + rows + layouts
+    """Upper estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts.
+
+    One program alone has the gradients of all four gates for rows, each of them a chunk.
+    """
+    alone = plan.exchange == "none"
+    width = 4 * hidden_size if backward and not alone else hidden_size
+    columns = plan.block_h if backward and not alone else 4 * plan.block_h
+    sum_length = _ceil_div(width, plan.block_k) * plan.block_k if plan.resident else plan.block_k
+    rows = plan.block_b * plan.block_k * (4 if backward and alone else 1)
+    product = plan.block_b * (plan.block_h if backward else columns) * plan.slices * 4
+    gates = plan.block_b * 4 * plan.block_h * itemsize
+    return (sum_length * columns + rows) * itemsize + max(product, gates)
 
 
 @functools.lru_cache(maxsize=4096)
