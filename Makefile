@@ -4,7 +4,7 @@ PIP_OPTIONS ?=
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint types check gpu gpu-test gpu-test-layer gpu-test-rest gpu-stress gpu-times clean
+.PHONY: demo test lint types check gpu gpu-test gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-times clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
@@ -34,12 +34,15 @@ TO := $(if $(OUT),--out $(OUT))
 
 # All pieces run, also after one that failed
 gpu:
-	$(MAKE) --keep-going gpu-test-layer gpu-test-rest gpu-stress gpu-times
+	$(MAKE) --keep-going gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-times
 
-gpu-test: gpu-test-layer gpu-test-rest
+gpu-test: gpu-test-layer gpu-test-plans gpu-test-rest
 
 gpu-test-layer:
-	$(GPU) -m pytest tests/test_layer.py
+	$(GPU) -m pytest tests/test_layer.py -k against_nn_lstm
+
+gpu-test-plans:
+	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm'
 
 gpu-test-rest:
 	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py
