@@ -2,7 +2,9 @@
 
 import functools
 import os
+import threading
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, fill_with_sentinel
 from triton_lstm.plan import INTERPRETER, Device, Plan, streamed
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+_one_at_a_time = threading.Lock()  # Triton's interpreter patches its own modules during a launch
 _refused: set[torch.device] = set()  # devices that would not take a cooperative launch
 
 
@@ -111,7 +114,8 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         **options(plan, device_facts(device).backend),
     )
     grid = plan.grid(hidden_size)
-    with torch.cuda.device(device if device.type == "cuda" else -1):
+    compiled = isinstance(tl.cdiv, JITFunction)
+    with torch.cuda.device(device) if compiled else nullcontext(), nullcontext() if compiled else _one_at_a_time:
         try:
             _launch_steps(kernel[grid], plan, steps, arguments, device)
         except OutOfResources as shortage:  # nothing ran

@@ -13,6 +13,7 @@ from torch import nn
 
 import triton_lstm
 from triton_lstm import cli, train
+from triton_lstm.config import SMALL
 
 # The kernels run on either device: compiled, or in the interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -210,7 +211,7 @@ def test_default_text_is_found():
 
 
 def test_batches_depend_on_seed_and_step_only():
-    text, config = torch.arange(200, dtype=torch.uint8), train.SMALL
+    text, config = torch.arange(200, dtype=torch.uint8), SMALL
     a = train.window(text, config, 3, torch.device("cpu"))
     assert a.shape == (config.seq_len + 1, config.batch)
     assert torch.equal(a, train.window(text, config, 3, torch.device("cpu")))
@@ -219,7 +220,7 @@ def test_batches_depend_on_seed_and_step_only():
 
 
 def test_both_classes_start_from_the_same_weights():
-    a, b = (train.build(train.SMALL, torch.device("cpu"), cls) for cls in (triton_lstm.LSTM, nn.LSTM))
+    a, b = (train.build(SMALL, torch.device("cpu"), cls) for cls in (triton_lstm.LSTM, nn.LSTM))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 

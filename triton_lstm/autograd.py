@@ -26,7 +26,8 @@ def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
 @torch.compiler.disable  # a graph break: the kernels are not registered as operators yet
 def layer(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """LSTMFunction's inputs -> y, h_n, c_n; saves nothing where no gradient can be asked for."""
-    transformed = torch._C._are_functorch_transforms_active()
+    # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     if transformed or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:-1])):
         return LSTMFunction.apply(*inputs)[:3]
     return layer_forward(inputs, save=False)[:3]
@@ -44,7 +45,7 @@ def layer_forward(
         xg[-1 if reverse else 0] += r0
     c0 = c0.to(accumulator(x.dtype))
     plan = plan_for(xg, backward=False)
-    y, c_n, c_all = lstm_forward(xg, w_hh.contiguous(), h0.contiguous(), c0, plan=plan, reverse=reverse, save=save)
+    y, c_n, c_all = lstm_forward(xg, _plain(w_hh), _plain(h0), _plain(c0), plan=plan, reverse=reverse, save=save)
     return y, y[last].clone(), c_n.to(x.dtype), xg if save else None, c_all
 
 
@@ -68,8 +69,9 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _gates: Any, _c: Any) -> Any:
-        with _without_autocast(ctx.saved_tensors[0]):
-            grads = LSTMBackward.apply(dy, dh_n, dc_n, *ctx.saved_tensors, ctx.reverse, ctx.needs_input_grad[:8])
+        saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
+        with _without_autocast(saved[0]):
+            grads = LSTMBackward.apply(dy, dh_n, dc_n, *saved, ctx.reverse, ctx.needs_input_grad[:8])
         return *grads, None
 
     @staticmethod
@@ -128,11 +130,11 @@ def layer_backward(
 ) -> Tensors:
     """Gradients of x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, None where not `wanted`; the weights' by GEMMs over all T."""
     dgates, dc0 = lstm_backward(
-        None if dy is None else dy.contiguous(),
-        None if dh_n is None else dh_n.contiguous(),
+        None if dy is None else _plain(dy),
+        None if dh_n is None else _plain(dh_n),
         dc_n,
-        w_hh.contiguous(),
-        c0.to(c_all.dtype).contiguous(),
+        _plain(w_hh),
+        _plain(c0.to(c_all.dtype)),
         gates,
         c_all,
         plan=plan_for(gates, backward=True),
@@ -184,6 +186,11 @@ def _differentiate_twice(
     for i, grad in zip(present, second, strict=True):
         result[i] = grad
     return result
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What a kernel can read: contiguous, and with the sign that PyTorch keeps apart in some views."""
+    return tensor.contiguous().resolve_neg()
 
 
 def _without_autocast(tensor: torch.Tensor) -> torch.autocast:

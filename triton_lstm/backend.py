@@ -35,6 +35,8 @@ def _no_kernel_for(input: torch.Tensor) -> str | None:
         import triton
     except ImportError as error:
         return f"{error.name} is not installed"
+    if torch.jit.is_tracing() or type(input) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a kernel cannot be traced or run on a {type(input).__name__}"
     if input.device.type == "cpu":
         if not _interpreting():
             return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"

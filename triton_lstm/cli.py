@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from torch import nn
 
 from triton_lstm import gradients, train
 from triton_lstm.backend import why_not_triton
+from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
+from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError
 from triton_lstm.module import LSTM
-from triton_lstm.train import Config, Trainer, UsageError
+from triton_lstm.train import Trainer
 
 CHECKPOINT = Path("runs/train.pt")
 
@@ -64,7 +67,7 @@ def _parser() -> Parser:
     ]:
         t.add_argument(f"--{name}", type=_positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
     t.add_argument("--lr", type=_rate, help=f"Adam's learning rate (default: {_presets('lr')})")
-    t.add_argument("--dtype", choices=list(train.DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
+    t.add_argument("--dtype", choices=list(DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
     t.add_argument("--seed", type=_seed, help="of the weights, the batches and the sample (default: 0)")
     t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     t.add_argument(
@@ -86,7 +89,7 @@ def _parser() -> Parser:
 
 
 def _presets(field: str) -> str:
-    return f"{getattr(train.SMALL, field)} off a GPU, {getattr(train.LARGE, field)} on one"
+    return f"{getattr(SMALL, field)} off a GPU, {getattr(LARGE, field)} on one"
 
 
 def _device(name: str | None) -> torch.device:
@@ -107,8 +110,8 @@ def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dic
     """The run's configuration and, with --resume, the checkpoint it goes on from."""
     given = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(args, f.name)) is not None}
     if not args.resume:
-        return dataclasses.replace(train.SMALL if device.type == "cpu" else train.LARGE, **given), None
-    config, content = train.load_checkpoint(args.checkpoint)
+        return dataclasses.replace(SMALL if device.type == "cpu" else LARGE, **given), None
+    config, content = load_checkpoint(args.checkpoint)
     for name, value in given.items():
         if value != getattr(config, name):
             raise UsageError(
@@ -124,19 +127,20 @@ def _train(args: argparse.Namespace) -> int:
         _pandas()
         if args.resume:
             raise UsageError("--compare starts both models from the same weights. Leave out --resume")
-    if args.checkpoint.exists() and not args.resume and not args.overwrite:
-        raise UsageError(f"{args.checkpoint} exists. Go on from it with --resume, or replace it with --overwrite")
     config, content = _config(args, device)
     files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
-    training, held_out = train.split(train.read_text(files, config.seq_len))
+    text = train.read_text(files, config.seq_len)
+    digest = hashlib.sha256(text.numpy().data).hexdigest()
+    if content and content["digest"] != digest:
+        raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or leave out --resume")
+    training, held_out = train.split(text)
+    prepare_checkpoint(args.checkpoint, files or [], replace=args.overwrite or args.resume)
     steps = args.steps or (80 if device.type == "cpu" else 1000)
 
-    model = train.build(config, device, LSTM)
-    trainer = Trainer(model, config.lr)
-    if content:
-        trainer.restore(content)
-        if len(trainer.losses) >= steps:
-            raise UsageError(f"{args.checkpoint} is at step {len(trainer.losses)} already. Give a larger --steps")
+    trainer = _trainer(config, device, content)
+    if len(trainer.losses) >= steps:
+        raise UsageError(f"{args.checkpoint} is at step {len(trainer.losses)} already. Give a larger --steps")
+    model = trainer.model
     trainers = [trainer]
     if args.compare:
         trainers += [
@@ -146,10 +150,14 @@ def _train(args: argparse.Namespace) -> int:
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
 
     def save() -> None:
-        trainer.save(args.checkpoint, config, files)
+        about = {"config": dataclasses.asdict(config), "text": files, "digest": digest}
+        save_checkpoint(args.checkpoint, about | trainer.state())
 
-    save()  # a place that cannot be written shows before the hours of training, not after
-    finished = train.run(trainers, training, config, steps, device, save, args.save_every)
+    try:
+        finished = train.run(trainers, training, config, steps, device, save, args.save_every)
+    except OSError:  # the progress bar's output is gone; the steps are not
+        save()
+        raise
     save()
     if not finished:
         print(f"stopped after step {len(trainer.losses)}; go on with: train --resume --checkpoint {args.checkpoint}")
@@ -159,6 +167,21 @@ def _train(args: argparse.Namespace) -> int:
     print(f"held out: {train.bits_per_byte(model, held_out, config, device):.3f} bits per byte")
     print(f"sample: {train.sample(model, args.sample, config, device)}")
     return _report_comparison(trainers) if args.compare else 0
+
+
+def _trainer(config: Config, device: torch.device, content: dict[str, Any] | None) -> Trainer:
+    """A trainer at its first step, or where the checkpoint's `content` left it."""
+    try:
+        trainer = Trainer(train.build(config, device, LSTM), config.lr)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        what = str(error).splitlines()[0][:200] if str(error) else "out of memory"
+        raise UsageError(f"cannot make a model of this size ({what}). Lower --hidden, --layers or --embed") from None
+    if content:
+        try:
+            trainer.restore(content)
+        except Exception:
+            raise UsageError("the checkpoint's weights do not fit its sizes. Start afresh without --resume") from None
+    return trainer
 
 
 def _why_not_triton(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -193,6 +216,7 @@ def _report_comparison(trainers: list[Trainer]) -> int:
 
 def _gradients(args: argparse.Namespace) -> int:
     device = _device(args.device)
+    _why_not_triton(torch.float32, device)
     columns = gradients.rows(device)
     print(_table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
     print(
@@ -218,12 +242,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 for a comparison that fails, 2 for bad input, 130 for Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"triton-lstm {args.command}: {error}.", file=sys.stderr)
         return 2
-    except torch.cuda.OutOfMemoryError:
-        print(f"triton-lstm {args.command}: the GPU's memory is too small. Lower --batch or --hidden.", file=sys.stderr)
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f"triton-lstm {args.command}: the memory is too small. Lower --batch or --hidden.", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        print(f"triton-lstm {args.command}: the memory is too small. Lower --batch or --hidden.", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: no complaint at exit
+        return 1
+    except OSError as error:
+        print(f"triton-lstm {args.command}: {error.strerror}. Free what is short and try again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"triton-lstm {args.command}: interrupted", file=sys.stderr)

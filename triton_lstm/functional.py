@@ -40,12 +40,16 @@ def lstm(
         output (T, B, D*(P or H)) or its transpose with `batch_first`, h_n and c_n (shaped as h0 and c0).
 
     Raises:
+        TypeError: params that are no tensors.
         ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast.
         RuntimeError: input or hx of a wrong shape, T = 0, or backend="triton" where the kernels cannot run.
     """
     directions = 2 if bidirectional else 1
+    params = list(params)
     weights = _by_layer(params, num_layers * directions, has_biases)
     h_shape, c_shape = _state_shapes(input, weights, directions, batch_first)
+    if hx is not None and len(hx) != 2:
+        raise RuntimeError("lstm expects two hidden states")
     h0, c0 = (input.new_zeros(h_shape), input.new_zeros(c_shape)) if hx is None else hx
     _check_states(input, h0, c0, h_shape, c_shape)
     if why_not_triton(input, backend):
@@ -103,6 +107,10 @@ def _stack(states: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> list[Group]:
+    if groups < 1:
+        raise ValueError("num_layers must be greater than zero")
+    if not all(isinstance(param, torch.Tensor) for param in params):
+        raise TypeError("params must hold tensors only; for a layer without biases leave them out: has_biases=False")
     plain = 4 if has_biases else 2
     size, rest = divmod(len(params), groups)
     if rest or size not in (plain, plain + 1):
@@ -128,6 +136,8 @@ def _state_shapes(
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     _, w_hh, *_, w_hr = weights[0]
+    if w_hh.dim() != 2 or (w_hr is not None and w_hr.dim() != 2):
+        raise ValueError(f"weight_hh and weight_hr must have 2 dimensions, got {w_hh.dim()} in weight_hh")
     hidden = w_hh.shape[0] // 4
     out = hidden if w_hr is None else w_hr.shape[0]
     for k, group in enumerate(weights):

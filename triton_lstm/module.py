@@ -80,6 +80,7 @@ class LSTM(nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts.
         """
+        self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
         packed = isinstance(input, PackedSequence)
         fallback = why_not_triton(input.data if packed else input, self.backend, packed) is not None
         if fallback:

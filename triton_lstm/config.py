@@ -1,0 +1,31 @@
+"""The sizes of a training run, and what the command line says when something is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class UsageError(Exception):
+    """Something the user can mend; its text says what and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What determines a run's losses, next to the text. Saved in checkpoints."""
+
+    hidden: int
+    layers: int
+    embed: int
+    batch: int
+    seq_len: int
+    lr: float
+    dtype: str
+    seed: int = 0
+
+
+SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
+LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, dtype="bfloat16")  # a GPU
