@@ -4,10 +4,13 @@ import copy
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
@@ -104,6 +107,56 @@ def test_weights_are_read_at_the_call(device):
     expected = copy.deepcopy(module)
     expected.load_state_dict(doubled)
     assert torch.equal(torch.func.functional_call(module, doubled, (x,))[0], expected(x)[0])
+    halves = {name: p.half() for name, p in module.named_parameters()}
+    assert torch.func.functional_call(module, halves, (x.half(),))[0].dtype == torch.float16
+    assert module(x)[0].dtype == torch.float32
+
+
+def test_activation_checkpointing(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x = torch.randn(5, 3, 4, device=device, requires_grad=True)
+    checkpointed = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    got = torch.autograd.grad(checkpointed.sum(), [x, *module.parameters()])
+    expected = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_two_threads(device):
+    """The interpreter patches Triton itself during a launch, so launches take turns there."""
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    expected = module(x)[0].detach()
+
+    def work(_):
+        y = module(x)[0]
+        y.sum().backward()
+        return torch.equal(y.detach(), expected)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, range(12)))
+
+
+def test_forward_mode_is_refused_not_forgotten(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device).requires_grad_(False)
+    x = torch.randn(5, 3, 4, device=device)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        module(forward_ad.make_dual(x, x))
+
+
+def test_tracing_and_fake_tensors_take_pytorchs_path(device):
+    module = triton_lstm.LSTM(4, 6).to(device)
+    x = torch.randn(5, 3, 4, device=device)
+    traced = torch.jit.trace(module, (x,))
+    torch.testing.assert_close(traced(x)[0], module(x)[0], rtol=1e-3, atol=1e-4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert module(mode.from_tensor(x))[0].shape == (5, 3, 6)
+
+
+def test_negative_views(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x, h = torch.randn(5, 3, 4, device=device), torch.randn(1, 3, 6, device=device)
+    negative = torch._neg_view(h)
+    assert torch.equal(module(x, (negative, negative))[0], module(x, (-h, -h))[0])
 
 
 def test_pickle_and_deepcopy():
@@ -202,6 +255,12 @@ def test_functional_checks_its_weights():
         triton_lstm.lstm(x, None, [weights[0], weights[1][:, :5], *weights[2:]])
     with pytest.raises(RuntimeError, match="input must have 3 dimensions, got 2"):
         triton_lstm.lstm(x[0], None, weights)
+    with pytest.raises(TypeError, match="params must hold tensors only"):
+        triton_lstm.lstm(x, None, [*weights[:3], None])
+    with pytest.raises(ValueError, match="num_layers must be greater than zero"):
+        triton_lstm.lstm(x, None, weights, num_layers=0)
+    with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+        triton_lstm.lstm(x, (H,), weights)
 
 
 def test_import_and_use_without_triton():
