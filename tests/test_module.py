@@ -143,6 +143,7 @@ def test_forward_mode_is_refused_not_forgotten(device):
         module(forward_ad.make_dual(x, x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_tracing_and_fake_tensors_take_pytorchs_path(device):
     module = triton_lstm.LSTM(4, 6).to(device)
     x = torch.randn(5, 3, 4, device=device)
