@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+pytest_plugins = ["training"]  # its fixtures
+
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel

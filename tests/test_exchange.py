@@ -14,6 +14,7 @@ if torch.cuda.is_available():
 pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
 
 from interleave import DeadlockError, concurrent_programs
+
 from triton_lstm.kernels import exchange
 
 SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows

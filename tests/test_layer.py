@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-
-import triton_lstm
 from oracle import assert_like_nn_lstm, enlarge, state_shapes
 from pairs import all_pairs, case_id
+
+import triton_lstm
 from triton_lstm.plan import INTERPRETER, Device, Plan, make_plan
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]
