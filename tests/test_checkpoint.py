@@ -107,6 +107,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["train.pt"]
 
 
+@pytest.mark.parametrize("steps", [3, 1], ids=["on the way", "at the end"])
+def test_ctrl_c_during_a_save_is_not_forgotten(steps, run, tmp_path, monkeypatch):
+    shipped = torch.save
+
+    def interrupted(content, file):
+        signal.raise_signal(signal.SIGINT)
+        shipped(content, file)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    status, out, _ = run("--steps", steps, "--save-every", 1)
+    assert status == 130 and "stopped after step 1; go on with" in out
+    assert len(losses(tmp_path / "runs/train.pt")) == 1
+
+
 def test_ctrl_c_saves_and_resumes_to_the_same_losses(tmp_path, text):
     """A real process and a real signal."""
     base = [sys.executable, "-m", "triton_lstm", "train", *TINY, "--text", str(text)]

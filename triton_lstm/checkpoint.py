@@ -36,7 +36,7 @@ def interrupts() -> Iterator[list[bool]]:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes beside `path` and renames, so that a crash leaves the old checkpoint whole; Ctrl-C waits for the end."""
     beside = _beside(path)
-    with interrupts():
+    with interrupts() as seen:
         try:
             with beside.open("wb") as file:
                 torch.save(content, file)
@@ -46,6 +46,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         finally:
             with suppress(OSError):
                 beside.unlink()
+    if seen:  # whoever handles Ctrl-C outside is told now
+        signal.raise_signal(signal.SIGINT)
 
 
 def _beside(path: Path) -> Path:

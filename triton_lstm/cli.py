@@ -158,7 +158,10 @@ def _train(args: argparse.Namespace) -> int:
     except OSError:  # the progress bar's output is gone; the steps are not
         save()
         raise
-    save()
+    try:
+        save()
+    except KeyboardInterrupt:  # after the save: the checkpoint is there
+        finished = False
     if not finished:
         print(f"stopped after step {len(trainer.losses)}; go on with: train --resume --checkpoint {args.checkpoint}")
         return 130

@@ -54,7 +54,7 @@ def lstm(
     _check_states(input, h0, c0, h_shape, c_shape)
     if why_not_triton(input, backend):
         return torch.lstm(
-            input, [h0, c0], list(params), has_biases, num_layers, float(dropout), train, bidirectional, batch_first
+            input, [h0, c0], params, has_biases, num_layers, float(dropout), train, bidirectional, batch_first
         )
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)

@@ -126,10 +126,10 @@ def run(
                 trainer.step(tokens)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
             bar.update()
+            if (step + 1) % every == 0 and step + 1 < steps:
+                save()
             if seen:
                 return False
-            if every and (step + 1) % every == 0 and step + 1 < steps:
-                save()
     return True
 
 
