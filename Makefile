@@ -4,7 +4,8 @@ PIP_OPTIONS ?=
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint types check gpu gpu-test gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-times clean
+.PHONY: demo test lint types check clean gpu gpu-there gpu-test gpu-test-layer gpu-test-plans gpu-test-rest \
+    gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
@@ -27,31 +28,52 @@ types: $(READY)
 
 check: lint types test
 
-# On a machine with an NVIDIA GPU and its own torch, triton, pandas, tqdm and pytest: no network, no .venv.
-# OUT=folder puts the results there instead of perf/results/<gpu>. Each piece ends within ten minutes or is stopped.
-GPU := timeout --kill-after=10 590 env PYTHONPATH=$(CURDIR) $(PYTHON)
-TO := $(if $(OUT),--out $(OUT))
+# On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
+# no .venv. Every piece can be called alone, ends within ten minutes or is stopped, and leaves one CSV and one log in
+# perf/results/<gpu>, or in OUT=folder. gpu-bench goes on where it was stopped.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+GPU_PYTHON := env PYTHONPATH=$(CURDIR) $(PYTHON)
+GPU := timeout --kill-after=10 590 $(GPU_PYTHON)
+TO = $(or $(OUT),$(shell $(GPU_PYTHON) -m triton_lstm.perf.machine))
+LOG = | tee $(TO)/$@.log
+SANITIZER := timeout --kill-after=10 590 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
+PIECES := gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-bench
 
 # All pieces run, also after one that failed
-gpu:
-	$(MAKE) --keep-going gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-times
+gpu: gpu-there
+	$(MAKE) --keep-going $(PIECES)
 
 gpu-test: gpu-test-layer gpu-test-plans gpu-test-rest
 
-gpu-test-layer:
-	$(GPU) -m pytest tests/test_layer.py -k against_nn_lstm
+gpu-sanitize: gpu-memcheck gpu-racecheck
 
-gpu-test-plans:
-	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm'
+gpu-there:
+	@$(GPU_PYTHON) -c 'import torch, triton, pandas, pytest' || \
+	{ echo "$(PYTHON) lacks a package: give one with torch, triton, pandas and pytest as PYTHON=..." >&2; exit 2; }
+	@$(GPU_PYTHON) -m triton_lstm.perf.machine > /dev/null
+	@mkdir -p $(TO)
 
-gpu-test-rest:
-	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py
+gpu-test-layer: gpu-there
+	$(GPU) -m pytest tests/test_layer.py -k against_nn_lstm --csv $(TO)/$@.csv $(LOG)
 
-gpu-stress:
-	$(GPU) -m triton_lstm.perf.gpu stress $(TO)
+gpu-test-plans: gpu-there
+	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm' --csv $(TO)/$@.csv $(LOG)
 
-gpu-times:
-	$(GPU) -m triton_lstm.perf.gpu times $(TO)
+gpu-test-rest: gpu-there
+	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py --csv $(TO)/$@.csv $(LOG)
+
+gpu-stress: gpu-there
+	$(GPU) -m triton_lstm.perf.stress --out $(TO)/$@.csv $(LOG)
+
+gpu-memcheck gpu-racecheck: gpu-there
+	@if command -v compute-sanitizer; \
+	then $(SANITIZER) --tool $(@:gpu-%=%) $(PYTHON) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv $(LOG); \
+	else echo "$@: skipped, compute-sanitizer is not installed" $(LOG); fi
+
+gpu-bench gpu-bench-quick gpu-bench-full: gpu-there
+	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
 	rm -rf .venv build *.egg-info runs

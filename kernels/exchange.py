@@ -36,7 +36,7 @@ def arrive(counter_ptr):
 
 
 @triton.jit
-def _wait(counter_ptr, target, gave_up, SPIN_LIMIT: tl.constexpr):
+def wait(counter_ptr, target, gave_up, SPIN_LIMIT: tl.constexpr):
     """Returns 1 if the limit ran out first (a limit of 0 never does), else 0."""
     LAST: tl.constexpr = SPIN_LIMIT if SPIN_LIMIT else 1
     short = 0
@@ -144,7 +144,7 @@ def _multiply(
 
 
 @triton.jit
-def _missing(
+def missing(
     rows_ptr,
     mask_b,
     K: tl.constexpr,
@@ -154,11 +154,11 @@ def _missing(
     INT: tl.constexpr,
 ):
     """1 if an element of the A operand is still the sentinel, else 0."""
-    missing = 0
+    found = 0
     for k in range((K + BLOCK_K - 1) // BLOCK_K):
         bits = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, 1, True).to(INT, bitcast=True)
-        missing |= tl.max((bits == SENTINEL).to(tl.int32))
-    return missing
+        found |= tl.max((bits == SENTINEL).to(tl.int32))
+    return found
 
 
 @triton.jit
@@ -192,7 +192,7 @@ def recurrent_product(
     gave_up: 1 after a wait that ran out, and nothing is waited for any more; else 0.
     """
     if EXCHANGE == "barrier":
-        late = _wait(counter_ptr + tile, target, gave_up, SPIN_LIMIT)
+        late = wait(counter_ptr + tile, target, gave_up, SPIN_LIMIT)
         product = _multiply(
             rows_ptr,
             mask_b,
@@ -238,6 +238,6 @@ def recurrent_product(
             if complete == 0:
                 late = tl.max((product != product).to(tl.int32))
                 if late != 0:
-                    complete = 1 - _missing(rows_ptr, mask_b, K, BLOCK_B, BLOCK_K, SENTINEL, INT)
+                    complete = 1 - missing(rows_ptr, mask_b, K, BLOCK_B, BLOCK_K, SENTINEL, INT)
             n = tl.where(late != 0, n + (1 if SPIN_LIMIT else 0), LAST)
     return product, late

@@ -1,6 +1,8 @@
 """The device the tests run on: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter."""
 
+import csv
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,31 @@ pytest_plugins = ["training"]  # its fixtures
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+
+
+class Outcomes:
+    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[str, str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.rows.append((report.nodeid, report.outcome, f"{report.duration:.3f}"))
+
+    def pytest_sessionfinish(self) -> None:
+        with open(self.path, "w", newline="") as file:
+            csv.writer(file).writerows([("test", "outcome", "seconds"), *self.rows])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--csv", type=Path, metavar="FILE", help="write every test's outcome and seconds there")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--csv"):
+        config.pluginmanager.register(Outcomes(config.getoption("--csv")))
 
 
 @pytest.fixture(scope="session")

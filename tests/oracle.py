@@ -1,4 +1,4 @@
-"""What nn.LSTM answers, and the one rule that says how close an answer must be to it."""
+"""What nn.LSTM answers, and whether an answer is as close to it as triton_lstm/tolerance.py allows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,31 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from triton_lstm.tolerance import draws, worst_share, zeros_would_pass
+
 Tensors = dict[str, torch.Tensor]
-
-
-# Draws of inputs on which PyTorch's own error is measured: on a single one a small tensor can be exact by luck
-DRAWS, DRAWS_IF_LARGE, LARGE = 10, 2, 1000
-NORMS = (lambda t: t.square().mean().sqrt().item(), lambda t: t.abs().max().item())  # RMS and maximum
-
-
-def allowed(exact: torch.Tensor, own: list[torch.Tensor], norm: Any, dtype: torch.dtype) -> float:
-    """2 * (PyTorch's own error in `dtype` against float64) + eps; own: its differences, one for each draw of inputs."""
-    eps = torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
-    return 2 * max(map(norm, own)) + (16 * eps if dtype == torch.float64 else eps)
 
 
 def assert_close(name: str, got: torch.Tensor, exact: torch.Tensor, own: list[torch.Tensor]) -> None:
     """`got` is as close to `exact` as the rule wants it, by RMS and by maximum."""
     assert got.shape == exact.shape, f"{name}: {tuple(got.shape)} instead of {tuple(exact.shape)}"
-    for norm in NORMS:
-        error, bound = norm(got.double() - exact), allowed(exact, own, norm, got.dtype)
-        assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g}"
-
-
-def zeros_would_pass(exact: torch.Tensor, own: list[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether the rule could not tell this answer from nothing at all."""
-    return bool(exact.any()) and all(norm(exact) <= allowed(exact, own, norm, dtype) for norm in NORMS)
+    share = worst_share(got, exact, own)
+    assert share <= 1, f"{name}: {share:.3g} times the error that is allowed"
 
 
 def run(module: nn.Module, x: torch.Tensor, hx: Any, seed: int = 1) -> Tensors:
@@ -57,16 +42,16 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[torch.Tenso
     twins = [nn.LSTM(module.input_size, module.hidden_size, **kwargs).to(d) for d in (dtype, torch.float64)]
     for twin in twins:
         twin.to(next(module.parameters()).device).load_state_dict(module.state_dict())
-    draws = [draw()]
-    draws += [draw() for _ in range(1, DRAWS_IF_LARGE if draws[0][0].numel() > LARGE else DRAWS)]
-    same = [run(twins[0], x, hx) for x, hx in draws]
+    drawn = [draw()]
+    drawn += [draw() for _ in range(1, draws(drawn[0][0].numel()))]
+    same = [run(twins[0], x, hx) for x, hx in drawn]
     exact = [
-        run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in draws
+        run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in drawn
     ]
     own = {name: [s[name].double() - e[name] for s, e in zip(same, exact, strict=True)] for name in same[0]}
     biting = [k for k, e in enumerate(exact) if not any(zeros_would_pass(e[n], own[n], dtype) for n in own)]
     assert biting, "no draw of inputs on which an all-zero answer would fail"
-    got = run(module, *draws[biting[0]])
+    got = run(module, *drawn[biting[0]])
     assert {k: t.dtype for k, t in got.items()} == {k: t.dtype for k, t in same[0].items()}
     for name in got:
         assert_close(name, got[name], exact[biting[0]][name], own[name])

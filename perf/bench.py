@@ -1,0 +1,215 @@
+"""The run of a suite: floors, then case by case a check and the modes, the providers of a case in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from triton_lstm.perf import floor
+from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.check import Check, draw
+from triton_lstm.perf.clock import timing
+from triton_lstm.perf.cudnn import way
+from triton_lstm.perf.machine import clock_mhz
+from triton_lstm.perf.measure import TURNS, NotHereError, Runner
+from triton_lstm.perf.providers import PROVIDERS, Provider, make
+from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, Results, describe
+from triton_lstm.perf.work import Floors, floor_ms
+
+log = logging.getLogger(__name__)
+Wanted = tuple[Case, Provider, str]
+
+
+class DeviceLostError(Exception):
+    """The GPU takes no more work from this process; a fresh one can go on."""
+
+
+def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> None:
+    """Measures what is not in `results` yet; every row is saved at once.
+
+    Raises DeviceLostError after an error that leaves the GPU unusable for this process; what failed is recorded.
+    """
+    cases: dict[str, list[Wanted]] = {}
+    for item in wanted:
+        cases.setdefault(item[0].name, []).append(item)
+    floors_wanted = floor.floor_names(device)
+    with tqdm(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
+        for name in floors_wanted:
+            bar.set_description(name)
+            if not results.has(name, DEVICE, floor.MODE):
+                _measure_floor(name, results, device)
+            bar.update()
+        floors = floor.floors_of(results.frame(), device)
+        for name, items in cases.items():
+            bar.set_description(name)
+            missing = [item for item in items if not results.has(name, item[1].name, item[2])]
+            if missing:
+                _CaseRun(missing, results, floors, device).run(bar)
+            bar.update(len(items) - len(missing))
+
+
+def _measure_floor(name: str, results: Results, device: torch.device) -> None:
+    row: dict[str, Any] = {"case": name, "provider": DEVICE, "mode": floor.MODE}
+    results.begin(row)
+    try:
+        row = floor.measure_floor(name, device)
+    except Exception as error:
+        row |= _failure(error)
+    results.add(row)
+    results.end()
+    _device_still_there(device)
+
+
+class _CaseRun:
+    """All that is still wanted of one case."""
+
+    def __init__(self, wanted: Sequence[Wanted], results: Results, floors: Floors, device: torch.device) -> None:
+        self.case = wanted[0][0]
+        self.modes = list(dict.fromkeys(mode for _, _, mode in wanted))
+        self.providers = list({provider.name: provider for _, provider, _ in wanted}.values())
+        self.wanted = {(provider.name, mode) for _, provider, mode in wanted}
+        self.results, self.floors, self.device = results, floors, device
+
+    def run(self, bar: Any) -> None:
+        with switches(self.case.precision), timing(self.device), _quiet():
+            runners = self._runners(bar)
+            for mode in self.modes:
+                self._measure(mode, [r for r in runners if (r.provider, mode) in self.wanted], bar)
+        del runners
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _row(self, provider: str, mode: str) -> dict[str, Any]:
+        row = describe(self.case, provider, mode, floor_ms(self.case, mode, self.floors))
+        return row | ({"algorithm": way(self.case, mode)} if provider == YARDSTICK else {})
+
+    def _give_up(self, provider: str, outcome: dict[str, Any], bar: Any) -> None:
+        """One row for all modes of a provider that has no time on this case."""
+        self.results.add(self._row(provider, ALL_MODES) | outcome)
+        self._tell(provider, outcome, bar)
+        bar.update(sum(name == provider for name, _ in self.wanted))
+
+    def _tell(self, what: str, outcome: dict[str, Any], bar: Any) -> None:
+        if outcome["status"] != "skipped":
+            bar.write(f"{self.case.name}, {what}: {outcome['status']} ({outcome['reason']})")
+
+    def _runners(self, bar: Any) -> list[Runner]:
+        """Those providers that can run the case and are right on it."""
+        able = []
+        for provider in self.providers:
+            reason = provider.why_not(self.case, self.device)
+            if reason:
+                self._give_up(provider.name, {"status": "skipped", "reason": reason}, bar)
+            else:
+                able.append(provider)
+        if not able:
+            return []
+        self.results.begin(*(self._row(provider.name, ALL_MODES) for provider in able))
+        try:
+            problem = draw(self.case, self.device)
+            check = Check(problem)
+        except Exception as error:
+            outcome = _failure(error)
+            outcome |= {"status": "unchecked", "reason": f"nothing to compare with: {outcome['reason']}"}
+            for provider in able:
+                self._give_up(provider.name, outcome, bar)
+            self.results.end()
+            _device_still_there(self.device)
+            return []
+        runners, self.errors = [], {}
+        for provider in able:
+            self.results.begin(self._row(provider.name, ALL_MODES))
+            try:
+                module = make(provider, self.case, problem.twin)
+                outcome = check(module)
+            except Exception as error:
+                outcome = _failure(error)
+            if "status" in outcome:
+                self._give_up(provider.name, outcome, bar)
+                _device_still_there(self.device)
+            else:
+                self.errors[provider.name] = outcome
+                runners.append(Runner(problem, module, provider.name))
+        self.results.end()
+        return runners
+
+    def _measure(self, mode: str, runners: list[Runner], bar: Any) -> None:
+        times: dict[str, list[float]] = {runner.provider: [] for runner in runners}
+        turns: dict[str, Any] = {}
+        peaks: dict[str, float] = {}
+        once = mode in ("cold", "cold_cached")
+        for k in range(1 if once else TURNS):
+            for runner in runners:
+                name = runner.provider
+                if name not in times:
+                    continue
+                self.results.begin(self._row(name, mode))
+                try:
+                    if k == 0:
+                        turns[name] = runner.turn(mode)
+                        peaks[name] = runner.peak_mb(mode)
+                    times[name] += turns[name]()
+                except Exception as error:
+                    del times[name]
+                    outcome = _failure(error)
+                    self._tell(f"{name}, {mode}", outcome, bar)
+                    self.results.add(self._row(name, mode) | outcome)
+                    bar.update()
+                    _device_still_there(self.device)
+        clock = clock_mhz()
+        for name, values in times.items():
+            p20, ms, p80 = pd.Series(values).quantile([0.2, 0.5, 0.8])
+            measured = {"status": "ok", "ms": ms, "p20": p20, "p80": p80, "runs": len(values), "clock_mhz": clock}
+            self.results.add(self._row(name, mode) | self.errors[name] | measured | {"peak_mb": peaks[name]})
+            bar.update()
+        self.results.end()
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    text = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+    if isinstance(error, NotHereError):
+        return {"status": "skipped", "reason": str(error)}
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return {"status": "out of memory", "reason": reason}
+    log.error("%s", reason, exc_info=error)
+    return {"status": "failed", "reason": reason}
+
+
+def _device_still_there(device: torch.device) -> None:
+    """Raises DeviceLostError where an error before, an illegal access say, has ended the process's use of the GPU."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:
+        raise DeviceLostError(str(error).splitlines()[0]) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings go to the log, each once; a progress bar is no place for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+
+
+def everything(cases: Sequence[Case]) -> list[Wanted]:
+    """All providers on all modes of `cases`."""
+    return [(case, provider, mode) for case in cases for provider in PROVIDERS.values() for mode in case.modes]

@@ -1,0 +1,207 @@
+"""What is measured: cases, and named suites of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["fp16", "bf16", "tf32", "fp32", "fp64"]
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+LENGTH_SPREAD = 0.6  # sigma of the packed rows' log-normal lengths: that of sentences, roughly
+
+MODES = {
+    "inference": "forward under no_grad, in eval mode",
+    "forward": "forward in train mode, with what backward needs saved",
+    "backward": "backward alone, after a forward that is not timed",
+    "forward_backward": "forward and backward",
+    "graph_step": "a training step (forward, backward, SGD) as the replay of a CUDA graph",
+    "host_inference": "time until a call of inference returns to Python, the device idle",
+    "host_training": "likewise for forward and backward",
+    "cold": "the first forward and backward of a fresh process, with empty kernel caches",
+    "cold_cached": "likewise, with the caches filled by such a process",
+}
+USUAL = ("inference", "forward", "backward", "forward_backward")
+HOST = ("host_inference", "host_training")
+EVERY = tuple(MODES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An LSTM, its input and what to measure of it.
+
+    precision: the dtype, and for float32 whether TF32 is allowed ("tf32") or not ("fp32").
+    T, B, I, H: steps, rows, input size (H if 0), hidden units.
+    layers, bidirectional, proj_size, batch_first: nn.LSTM's.
+    packed: a PackedSequence whose lengths are spread log-normally below T, the longest being T.
+    modes: keys of MODES. why: the reason the case is there.
+    """
+
+    precision: Precision
+    T: int
+    B: int
+    H: int
+    I: int = 0  # noqa: E741 - the field's name for it
+    layers: int = 1
+    bidirectional: bool = False
+    proj_size: int = 0
+    batch_first: bool = False
+    packed: bool = False
+    modes: tuple[str, ...] = USUAL
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "I", self.I or self.H)
+
+    @property
+    def name(self) -> str:
+        parts = [self.precision, f"T{self.T}", f"B{self.B}", f"I{self.I}", f"H{self.H}"]
+        parts += [f"L{self.layers}"] * (self.layers > 1) + ["bi"] * self.bidirectional
+        parts += [f"P{self.proj_size}"] * (self.proj_size > 0) + ["bfirst"] * self.batch_first
+        return "-".join(parts + ["packed"] * self.packed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def module_arguments(self) -> dict[str, Any]:
+        """nn.LSTM's."""
+        return dict(
+            input_size=self.I,
+            hidden_size=self.H,
+            num_layers=self.layers,
+            bidirectional=self.bidirectional,
+            proj_size=self.proj_size,
+            batch_first=self.batch_first,
+        )
+
+    def lengths(self) -> torch.Tensor:
+        """Steps of every row (B,), longest first; the same at every call."""
+        if not self.packed:
+            return torch.full((self.B,), self.T)
+        generator = torch.Generator().manual_seed(0)
+        spread = torch.exp(LENGTH_SPREAD * torch.randn(self.B, generator=generator))
+        return (spread / spread.max() * self.T).round().long().clamp(min=1).sort(descending=True).values
+
+
+def _smoke() -> list[Case]:
+    return [
+        Case("fp32", T=3, B=2, H=8, modes=EVERY, why="the smallest; every mode"),
+        Case("bf16", T=3, B=3, H=16, I=5, layers=2, bidirectional=True, batch_first=True, why="most of the options"),
+        Case("fp32", T=4, B=3, H=8, proj_size=3, modes=("inference",), why="a projection"),
+        Case("fp32", T=4, B=3, H=8, packed=True, modes=("inference",), why="packed rows"),
+    ]
+
+
+def _quick() -> list[Case]:
+    return [
+        Case("fp16", T=1024, B=16, H=768, modes=USUAL + HOST, why="the published figure of cuDNN's persistent kernel"),
+        Case("bf16", T=128, B=64, H=128, why="one program; cuDNN's small-H kernel, forward and backward"),
+        Case("bf16", T=128, B=64, H=512, why="several programs; cuDNN's standard algorithm"),
+        Case("bf16", T=128, B=64, H=1024, why="training a language model"),
+        Case("tf32", T=128, B=64, H=512, why="the default of float32 users"),
+        Case("bf16", T=128, B=16, H=2048, why="weights that do not fit on chip"),
+    ]
+
+
+def _standard() -> list[Case]:
+    """The borders of cuDNN's fast paths (perf/cudnn.py), crossed on purpose."""
+    cases = [
+        Case("fp16", T=1024, B=16, H=64, why="cuDNN small-H, both passes"),
+        Case("fp16", T=1024, B=16, H=128, why="the last H of small-H backward"),
+        Case("fp16", T=1024, B=16, H=192, why="the last H of small-H forward; standard backward"),
+        Case("fp16", T=1024, B=16, H=256, why="the first H of the persistent kernel"),
+        Case("fp16", T=1024, B=16, H=512, modes=EVERY, why="the middle of the persistent kernel's box"),
+        Case("fp16", T=1024, B=16, H=650, why="H % 128 != 0: standard; AWD-LSTM's and Zaremba's medium size"),
+        Case("fp16", T=1024, B=16, H=768, modes=USUAL + HOST, why="the published figure of the persistent kernel"),
+        Case("fp16", T=1024, B=16, H=1024, why="the last H of the persistent kernel"),
+        Case("fp16", T=1024, B=16, H=1500, why="beyond the persistent kernel; Zaremba's large size"),
+        Case("fp16", T=128, B=16, H=2048, why="weights that do not fit on chip"),
+        Case("fp16", T=1024, B=1, H=512, why="one row: B % 8 != 0, standard"),
+        Case("fp16", T=1024, B=8, H=512, why="the smallest B of the persistent kernel"),
+        Case("fp16", T=1024, B=64, H=512, why="more batch tiles than one"),
+        Case("fp16", T=1024, B=128, H=512, why="the last B of the persistent kernel"),
+        Case("fp16", T=1024, B=256, H=512, why="B > 128: standard"),
+        Case("fp16", T=128, B=16, H=768, why="a short sequence in the box"),
+        Case("fp16", T=128, B=64, H=512, I=100, why="I % 128 != 0: standard"),
+        Case("fp16", T=128, B=16, H=512, layers=2, why="two layers: standard"),
+        Case("fp16", T=128, B=16, H=512, bidirectional=True, why="two directions: standard"),
+        Case("fp16", T=128, B=16, H=128, layers=2, bidirectional=True, why="small-H takes layers and directions"),
+        Case("fp16", T=128, B=64, H=512, proj_size=128, why="projection: standard"),
+        Case("bf16", T=1024, B=64, H=128, why="bf16 has small-H"),
+        Case("bf16", T=1024, B=64, H=256, why="bf16 has no persistent kernel"),
+        Case(
+            "bf16", T=1024, B=64, H=512, modes=(*USUAL, "graph_step", *HOST), why="a usual size in today's usual dtype"
+        ),
+        Case("bf16", T=1024, B=64, H=1024, modes=(*USUAL, "graph_step"), why="training a language model"),
+        Case("bf16", T=128, B=64, H=64, why="the smallest H"),
+        Case("bf16", T=128, B=64, H=192, why="small-H forward only"),
+        Case("bf16", T=128, B=64, H=650, why="rows of 1300 bytes: no 16-byte loads"),
+        Case("bf16", T=128, B=64, H=768, why="between the powers of two"),
+        Case("bf16", T=128, B=64, H=1500, why="the largest that stays on chip"),
+        Case("bf16", T=128, B=64, H=2048, why="weights that do not fit on chip"),
+        Case("bf16", T=128, B=1, H=1024, why="one row: speech and control, one at a time"),
+        Case("bf16", T=128, B=8, H=1024, why="half a batch tile"),
+        Case("bf16", T=128, B=16, H=1024, why="one batch tile"),
+        Case("bf16", T=128, B=128, H=1024, why="many batch tiles"),
+        Case("bf16", T=128, B=256, H=1024, why="throughput, not latency"),
+        Case("bf16", T=128, B=64, H=512, layers=2, why="two layers"),
+        Case("bf16", T=128, B=64, H=512, layers=4, why="four layers"),
+        Case("bf16", T=128, B=64, H=512, bidirectional=True, why="two directions"),
+        Case("bf16", T=128, B=64, H=512, batch_first=True, why="cuDNN copies a batch_first input"),
+        Case("bf16", T=128, B=64, H=512, packed=True, why="rows of spread lengths, as tagging and speech have"),
+        Case("fp16", T=128, B=16, H=256, packed=True, why="packed leaves the box"),
+        Case("bf16", T=128, B=64, H=1024, proj_size=256, why="speech's projected LSTM"),
+        Case("bf16", T=32, B=64, H=512, why="short enough for an unrolled loop to compile"),
+        Case("tf32", T=128, B=64, H=128, why="the default of float32 users, small-H"),
+        Case("tf32", T=128, B=64, H=256, why="tf32, standard"),
+        Case("tf32", T=128, B=64, H=512, modes=(*USUAL, "graph_step"), why="tf32, a usual size"),
+        Case("tf32", T=128, B=64, H=1024, why="float32 weights that barely fit on chip"),
+        Case("tf32", T=1024, B=16, H=768, why="beside the published fp16 figure"),
+        Case("fp32", T=128, B=64, H=128, why="float32 at full precision, small-H"),
+        Case("fp32", T=128, B=64, H=512, why="float32 at full precision"),
+        Case("fp32", T=128, B=64, H=1024, why="float32 at full precision, large"),
+    ]
+    return cases
+
+
+def _full() -> list[Case]:
+    """The standard cases and the whole plane of H, B and T in every precision."""
+    precisions: tuple[Precision, ...] = ("fp16", "bf16", "tf32", "fp32")
+    plane = itertools.product(
+        precisions,
+        (128, 1024),
+        (64, 128, 192, 256, 512, 650, 768, 1024, 1500, 2048),
+        (1, 8, 16, 64, 128, 256),
+    )
+    cases = _standard() + [Case(p, T=T, B=B, H=H, why="the whole plane") for p, T, H, B in plane]
+    return list({case.name: case for case in reversed(cases)}.values())[::-1]  # the first of a name stays
+
+
+SUITES = {"smoke": _smoke, "quick": _quick, "standard": _standard, "full": _full}
+
+
+@contextlib.contextmanager
+def switches(precision: str) -> Iterator[None]:
+    """PyTorch's TF32 switches, for cuDNN and for products, on if precision is "tf32"; put back afterwards."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

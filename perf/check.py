@@ -1,0 +1,106 @@
+"""Is a provider right on a case? Its output and gradients against float64, before any time of it is shown."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import zlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from triton_lstm.perf.cases import Case
+from triton_lstm.tolerance import NORMS, draws, worst_share
+
+Answer = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A case's module and data. twin: nn.LSTM in the case's dtype; inputs and cotangents: one for each draw."""
+
+    case: Case
+    twin: nn.LSTM
+    inputs: list[torch.Tensor | PackedSequence]
+    cotangents: list[torch.Tensor]
+
+
+def draw(case: Case, device: torch.device) -> Problem:
+    """Random weights as nn.LSTM initialises them, N(0, 1) inputs and cotangents; always the same for a case."""
+    torch.manual_seed(zlib.crc32(case.name.encode()))
+    twin = nn.LSTM(**case.module_arguments).to(device, case.dtype)
+    inputs, cotangents = [], []
+    lengths = case.lengths()
+    width = case.directions * (case.proj_size or case.H)
+    for _ in range(draws(int(lengths.sum()) * case.I)):
+        shape = (case.B, case.T) if case.batch_first else (case.T, case.B)
+        x: Any = torch.randn(*shape, case.I, device=device, dtype=case.dtype)
+        if case.packed:
+            x = pack_padded_sequence(x, lengths, batch_first=case.batch_first)
+        leading = data(x).shape[:-1]
+        inputs.append(x)
+        cotangents.append(torch.randn(*leading, width, device=device, dtype=case.dtype))
+    return Problem(case, twin, inputs, cotangents)
+
+
+def data(x: torch.Tensor | PackedSequence) -> torch.Tensor:
+    return x.data if isinstance(x, PackedSequence) else x
+
+
+def leaf(x: Any, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
+    """The input anew, in `dtype`, and the tensor in it that gets a gradient."""
+    fresh = data(x).detach().to(dtype, copy=True).requires_grad_()
+    return (x._replace(data=fresh) if isinstance(x, PackedSequence) else fresh), fresh
+
+
+def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> Answer:
+    """Output, last states and gradients of `module` on draw k. Parameters of an `inner` module keep their names."""
+    x, wanted = leaf(problem.inputs[k], dtype)
+    module.zero_grad()
+    output, states = module.train()(x)
+    y = data(output)
+    y.backward(problem.cotangents[k].to(dtype))
+    found = {"y": y, "dx": wanted.grad}
+    if states is not None:
+        found |= {"h_n": states[0], "c_n": states[1]}
+    found |= {"d" + name.removeprefix("inner."): p.grad for name, p in module.named_parameters()}
+    module.zero_grad()
+    return {name: t.detach() for name, t in found.items() if t is not None}
+
+
+class Check:
+    """The exact answer of a problem, and nn.LSTM's own distance from it in the case's dtype."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, dtype = problem, problem.case.dtype
+        wide = copy.deepcopy(problem.twin).double()
+        everywhere = range(len(problem.inputs))
+        exact = [answer(wide, problem, k, torch.float64) for k in everywhere]
+        same = [answer(problem.twin, problem, k, dtype) for k in everywhere]
+        self.exact = exact[0]
+        self.own = {n: [s[n].double() - e[n] for s, e in zip(same, exact, strict=True)] for n in self.exact}
+
+    def __call__(self, module: nn.Module) -> dict[str, Any]:
+        """error: the largest RMS error relative to the RMS of what is right; error_share: see tolerance.py.
+
+        status "wrong" with a reason where a share is above 1 or an output is missing.
+        """
+        got = answer(module, self.problem, 0, self.problem.case.dtype)
+        rms = NORMS["rms"]
+        shares, errors = {}, {}
+        for name, tensor in got.items():
+            exact = self.exact.get(name)
+            if exact is None:
+                continue  # a parameter of another library's own layout
+            if tensor.shape != exact.shape:
+                reason = f"{name} is {tuple(tensor.shape)}, not {tuple(exact.shape)}"
+                return {"status": "wrong", "reason": reason}
+            shares[name] = worst_share(tensor, exact, self.own[name])
+            errors[name] = rms(tensor.double() - exact) / max(rms(exact), torch.finfo(torch.float64).tiny)
+        worst = max(shares, key=lambda name: shares[name])
+        row: dict[str, Any] = {"error": max(errors.values()), "error_share": shares[worst]}
+        if shares[worst] > 1:
+            row |= {"status": "wrong", "reason": f"{worst} has {shares[worst]:.3g} times the error that is allowed"}
+        return row

@@ -1,0 +1,210 @@
+"""The commands bench, report and diff of `python -m triton_lstm`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import filelock
+import torch
+
+from triton_lstm.config import UsageError
+from triton_lstm.perf.cases import MODES, SUITES, Case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from triton_lstm.perf.bench import Wanted
+
+Only = dict[str, list[str]]
+NO_SPEED = "No GPU: this is Triton's interpreter beside PyTorch's CPU LSTM. The times below are NO SPEEDS of anything."
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the three to the subparsers of the command line."""
+    only = dict(action="append", type=_only, default=[], metavar="COLUMN=VALUE[,VALUE]")
+
+    b = commands.add_parser("bench", help="measure triton_lstm beside nn.LSTM and others; goes on where it stopped")
+    b.add_argument(
+        "--suite", choices=list(SUITES), default="quick", help="default: quick (smoke, off a GPU, shows no speeds)"
+    )
+    b.add_argument("--only", **only, help="cases, providers or modes by column: H=512,768 provider=triton_lstm,nn.LSTM")
+    b.add_argument("--out", type=Path, metavar="FOLDER", help="default: perf/results/<gpu>; runs/smoke off a GPU")
+    b.add_argument("--retry", action="store_true", help="measure again what failed, was wrong or out of memory")
+    b.set_defaults(run=bench)
+
+    r = commands.add_parser("report", help="show stored results again: table, Markdown, HTML, pictures; needs no GPU")
+    r.add_argument("path", type=Path, nargs="+", help="a CSV that bench wrote, or a folder of them")
+    r.add_argument("--only", **only, help="rows by any column")
+    r.add_argument("--columns", metavar="NAME[,NAME]", help="print these columns and write nothing")
+    r.add_argument("--out", type=Path, metavar="FOLDER", help="default: where the results lie")
+    r.set_defaults(run=report)
+
+    d = commands.add_parser("diff", help="compare two sets of results; exit 1 if one of triton_lstm's is slower")
+    d.add_argument("before", type=Path, help="a CSV that bench wrote, or a folder of them")
+    d.add_argument("after", type=Path, help="likewise")
+    d.add_argument("--only", **only, help="rows by any column")
+    d.set_defaults(run=diff)
+
+
+def _only(text: str) -> tuple[str, list[str]]:
+    column, equals, values = text.partition("=")
+    if not (column and equals and values):
+        raise argparse.ArgumentTypeError(f"must be COLUMN=VALUE[,VALUE], got {text!r}")
+    return column, values.split(",")
+
+
+def _by_column(pairs: list[tuple[str, list[str]]]) -> Only:
+    only: Only = {}
+    for column, values in pairs:
+        only.setdefault(column, []).extend(values)
+    return only
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError:
+            raise UsageError(f'this needs {package}: pip install "triton-lstm[perf]"') from None
+
+
+def bench(args: argparse.Namespace) -> int:
+    """0; 1 where one of triton_lstm's answers was wrong or a measurement of it failed; 130 when interrupted."""
+    gpu = torch.cuda.is_available()
+    if not gpu and args.suite != "smoke":
+        raise UsageError(
+            "no GPU that PyTorch can use was found, and nothing was measured. Off a GPU only --suite smoke runs"
+        )
+    if not gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2", "triton")
+    from triton_lstm.perf.bench import DeviceLostError, everything, run
+    from triton_lstm.perf.machine import machine, results_folder
+    from triton_lstm.perf.results import Results, write_parquet
+
+    wanted = choose(everything(SUITES[args.suite]()), _by_column(args.only))
+    folder = args.out or (results_folder() if gpu else Path("runs/smoke"))
+    path = folder / f"bench_{args.suite}.csv"
+    if not gpu:
+        print(NO_SPEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+            results = Results(path, machine())
+            if args.retry:
+                results.drop_failures()
+            handler = _log_to(path.with_suffix(".log"))
+            try:
+                run(wanted, results, torch.device("cuda", 0) if gpu else torch.device("cpu"))
+            except KeyboardInterrupt:
+                results.end()
+                print(f"stopped; what was measured is in {path}, and the same command goes on from there")
+                return 130
+            finally:
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+    except filelock.Timeout:
+        raise UsageError(f"another bench is writing {path}. Wait for it, or give another folder with --out") from None
+    except DeviceLostError as lost:
+        print(f"the GPU was lost to this process ({lost}); going on in a fresh one", file=sys.stderr)
+        _start_again(args)
+    frame = results.frame()
+    _show(frame, folder)
+    parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""
+    print(f"{NO_SPEED}\n" if not gpu else "", f"rows: {path}{parquet}", sep="")
+    ours = frame[frame["provider"].str.startswith("triton_lstm")]
+    return int(ours["status"].isin(["wrong", "failed"]).any())
+
+
+def _interrupt(signum: int, stack: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _log_to(path: Path) -> logging.Handler:
+    """Failures with their tracebacks, and warnings, of this run."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+def _start_again(args: argparse.Namespace) -> NoReturn:
+    command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", args.suite]
+    for column, values in args.only:
+        command += ["--only", f"{column}={','.join(values)}"]
+    if args.out:
+        command += ["--out", str(args.out)]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def choose(wanted: list[Wanted], only: Only) -> list[Wanted]:
+    """The (case, provider, mode)s that `only` names, by the columns of the case, provider and mode."""
+    from triton_lstm.perf.providers import PROVIDERS
+    from triton_lstm.perf.results import KEY, SHAPE, as_text
+
+    for column, names in (("provider", PROVIDERS), ("mode", MODES)):
+        for value in only.get(column, []):
+            if value not in names:
+                raise UsageError(f"there is no {column} {value}. There are {', '.join(names)}")
+    for column in only:
+        if column not in (*KEY, *SHAPE):
+            raise UsageError(f"cases have no column {column}. They have {', '.join((*KEY, *SHAPE))}")
+
+    def of(item: Wanted, column: str) -> str:
+        case: Case = item[0]
+        found = {"case": case.name, "provider": item[1].name, "mode": item[2]}
+        return as_text(found[column] if column in found else getattr(case, column))
+
+    found = [item for item in wanted if all(of(item, c) in [v.lower() for v in values] for c, values in only.items())]
+    if not found:
+        raise UsageError("no case of this suite is left by --only. Leave some of it out")
+    return found
+
+
+def report(args: argparse.Namespace) -> int:
+    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2")
+    from triton_lstm.perf.report import print_columns
+    from triton_lstm.perf.results import load, select
+
+    frame = select(load(args.path), _by_column(args.only))
+    if frame.empty:
+        raise UsageError("no row is left by --only. Leave some of it out")
+    if args.columns:
+        print_columns(frame, args.columns.split(","))
+        return 0
+    first = args.path[0]
+    _show(frame, args.out or (first if first.is_dir() else first.parent))
+    return 0
+
+
+def _show(frame: pd.DataFrame, folder: Path) -> None:
+    from triton_lstm.perf.report import print_summary, write_report
+    from triton_lstm.perf.summary import summarize
+
+    print_summary(summarize(frame))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_report(frame, folder)
+    print(f"written to {folder}: {', '.join(path.name for path in files)}")
+
+
+def diff(args: argparse.Namespace) -> int:
+    """1 if something of triton_lstm's is slower than the noise explains, or has lost its time."""
+    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2")
+    from triton_lstm.perf.diff import REGRESSIONS, compare
+    from triton_lstm.perf.report import print_table
+    from triton_lstm.perf.results import load, select
+
+    only = _by_column(args.only)
+    rows = compare(*(select(load([path]), only) for path in (args.before, args.after)))
+    print_table(rows)
+    counts = rows["verdict"].value_counts()
+    print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    return int(rows["verdict"].isin(REGRESSIONS).any())

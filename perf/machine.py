@@ -1,0 +1,87 @@
+"""What a number depends on besides the case: `python -m triton_lstm.perf.machine` prints the folder of its results."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triton_lstm
+
+
+def machine() -> dict[str, Any]:
+    """The columns that say where a row is from: gpu, driver, torch, triton, cudnn, commit, sources."""
+    import triton
+
+    gpu = torch.cuda.is_available()
+    return {
+        "gpu": torch.cuda.get_device_name() if gpu else "none: Triton's interpreter on the CPU, not a speed",
+        "driver": _nvidia_smi("driver_version") or "",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": str((torch.backends.cudnn.version() if gpu else None) or ""),
+        "commit": _commit(),
+        "sources": _sources(),
+    }
+
+
+def clock_mhz() -> float:
+    """The streaming multiprocessors' clock just now; NaN where nvidia-smi cannot tell."""
+    text = _nvidia_smi("clocks.sm")
+    return float(text) if text and text.isdigit() else float("nan")
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def results_folder() -> Path:
+    """perf/results/<gpu> below the current folder, made of the GPU's name."""
+    return Path("perf", "results", re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()).strip("_"))
+
+
+def _nvidia_smi(field: str) -> str | None:
+    if not torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        return None
+    identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", f"--id={identity}"]
+    return _output(command)
+
+
+def _commit() -> str:
+    """`git describe` of the checkout that this package runs from; "unknown" without one."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return "unknown"
+    return _output(["git", "-C", str(top), "describe", "--always", "--dirty"]) or "unknown"
+
+
+def _sources() -> str:
+    """A short hash of all that is measured, which also tells apart what no commit does."""
+    digest = hashlib.sha256()
+    package = Path(triton_lstm.__file__).parent
+    for folder in (package, package / "kernels"):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use was found; nothing was measured.")
+    print(results_folder())

@@ -1,0 +1,89 @@
+"""Other people's LSTMs as modules with nn.LSTM's weights; each package is imported when its module is made.
+
+All take one layer and direction, and none is installed with this project. The input projection is in each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from triton_lstm.perf.cases import Case
+
+
+class _Peer(nn.Module):
+    """Its own layout is (B, T, features); parameters stay those of the nn.LSTM, so that gradients can be compared."""
+
+    batch_first = True
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__()
+        self.inner: Any = twin
+        self.swap = case.batch_first != self.batch_first
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.run(x.transpose(0, 1) if self.swap else x)
+        return y.transpose(0, 1) if self.swap else y, None
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class FlashRNN(_Peer):
+    """flashrnn(Wx (B, T, 4, heads, D), R (4, heads, D new, D before), b (4, heads, D)), one head of width H."""
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__(case, twin)
+        from flashrnn import flashrnn
+
+        self.flashrnn, self.dtype = flashrnn, {"fp16": "float16", "bf16": "bfloat16"}[case.precision]
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        w: Any = self.inner
+        hidden = w.hidden_size
+        wx = torch.nn.functional.linear(x, w.weight_ih_l0).view(*x.shape[:2], 4, 1, hidden)
+        bias = (w.bias_ih_l0 + w.bias_hh_l0).view(4, 1, hidden)
+        states, _ = self.flashrnn(
+            wx, w.weight_hh_l0.view(4, 1, hidden, hidden), bias, function="lstm", backend="cuda_fused", dtype=self.dtype
+        )
+        output: torch.Tensor = states[0].reshape(*x.shape[:2], hidden)  # states (h and c, B, T, heads, D)
+        return output
+
+
+class TorchRL(_Peer):
+    """lstm_triton(x (B, T, I), hidden, cell (B, T, H), w_ih, w_hh, b_ih, b_hh, is_init (B, T)), nothing reset."""
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__(case, twin)
+        from torchrl.modules.tensordict_module._rnn_triton import lstm_triton
+
+        self.lstm_triton = lstm_triton
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        w: Any = self.inner
+        state = x.new_zeros(*x.shape[:2], w.hidden_size)
+        is_init = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        weights = (w.weight_ih_l0, w.weight_hh_l0, w.bias_ih_l0, w.bias_hh_l0)
+        output: torch.Tensor = self.lstm_triton(x.contiguous(), state, state, *weights, is_init)[0]
+        return output
+
+
+class Haste(_Peer):
+    """haste_pytorch.LSTM, with weights of its own order: only the output and the input's gradient can be compared."""
+
+    batch_first = False
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__(case, twin)
+        import haste_pytorch
+
+        w: Any = twin
+        self.inner = haste_pytorch.LSTM(case.I, case.H)
+        self.inner.from_native_weights(w.weight_ih_l0, w.weight_hh_l0, w.bias_ih_l0, w.bias_hh_l0)
+        self.inner.to(w.weight_hh_l0.device)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.inner(x.contiguous())[0]
+        return output

@@ -1,0 +1,130 @@
+"""Pictures of a frame of results, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from triton_lstm.perf.results import DEVICE, SHAPE
+from triton_lstm.perf.summary import OURS
+
+matplotlib.use("Agg")
+MODE = "forward_backward"
+PANELS = 6  # at most, in one picture
+
+
+def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes every picture that `frame` has points for; returns their files."""
+    measured = frame[(frame["status"] == "ok") & (frame["provider"] != DEVICE)]
+    pictures = {
+        "us_per_step_over_h": _over(measured, "H", "us_per_step", "us per step"),
+        "us_per_step_over_b": _over(measured, "B", "us_per_step", "us per step"),
+        "speedup": _heat_maps(measured),
+        "memory_over_t": _over(measured, "T", "peak_mb", "MB above inputs and weights"),
+        "roofline": _roofline(measured, frame[frame["provider"] == DEVICE]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in pictures.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)  # of a run that had points for it
+        if figure is not None:
+            figure.savefig(path, dpi=110, bbox_inches="tight")
+            written.append(path)
+    return written
+
+
+def _panels(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def _groups(rows: pd.DataFrame, axis: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows that differ in `axis` alone (I goes with H), the groups with most values first."""
+    square = rows[rows["I"] == rows["H"]] if axis == "H" else rows
+    same = [name for name in SHAPE if name != axis and not (axis == "H" and name == "I")]
+    groups = [group for _, group in square.groupby(same, dropna=False) if group[axis].nunique() > 1]
+    for group in sorted(groups, key=lambda group: -group[axis].nunique())[:PANELS]:
+        first = group.iloc[0]
+        fixed = [f"{name}={first[name]:g}" for name in ("T", "B", "H", "layers") if name in same]
+        extra = [name for name in ("bidirectional", "batch_first", "packed") if first[name]]
+        yield ", ".join([first["precision"], *fixed, *extra]), group
+
+
+def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure | None:
+    rows = measured[(measured["mode"] == MODE) & measured[value].notna()]
+    groups = list(_groups(rows, axis))
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups))
+    for panel, (title, group) in zip(panels, groups, strict=True):
+        for provider, line in group.groupby("provider", sort=False):
+            line = line.sort_values(axis)
+            panel.plot(line[axis], line[value], marker="o", label=provider, lw=2 if provider == OURS else 1)
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+        ticks = sorted(group[axis].unique())
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.set_title(title, fontsize=9)
+        panel.legend(fontsize=7)
+    figure.suptitle(MODE.replace("_", " + "))
+    return figure
+
+
+def _heat_maps(measured: pd.DataFrame) -> Figure | None:
+    """Speedup of ours over nn.LSTM, H x B, a panel for each precision and T; red is a loss."""
+    plain = measured[~measured[["bidirectional", "batch_first", "packed"]].astype(bool).any(axis=1)]
+    plain = plain[(plain["layers"] == 1) & (plain["proj_size"] == 0) & (plain["I"] == plain["H"])]
+    rows = plain[(plain["provider"] == OURS) & (plain["mode"] == MODE) & plain["speedup"].notna()]
+    groups = sorted(rows.groupby(["precision", "T"]), key=lambda item: -len(item[1]))[:PANELS]
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups), height=4)
+    for panel, ((precision, steps), group) in zip(panels, groups, strict=True):
+        grid = group.pivot_table(index="B", columns="H", values="speedup")
+        image = panel.imshow(np.log2(grid), cmap="RdYlGn", vmin=-2, vmax=2, aspect="auto", origin="lower")
+        panel.set_xticks(range(grid.shape[1]), [f"{h:g}" for h in grid.columns], fontsize=7)
+        panel.set_yticks(range(grid.shape[0]), [f"{b:g}" for b in grid.index], fontsize=7)
+        panel.set(xlabel="H", ylabel="B")
+        for (y, x), speedup in np.ndenumerate(grid.to_numpy()):
+            if np.isfinite(speedup):
+                panel.text(x, y, f"{speedup:.2f}", ha="center", va="center", fontsize=6)
+        panel.set_title(f"{precision}, T={steps:g}", fontsize=9)
+        bar = figure.colorbar(image, ax=panel, ticks=[-2, -1, 0, 1, 2])
+        bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=7)
+    figure.suptitle(f"speedup over nn.LSTM, {MODE.replace('_', ' + ')}")
+    return figure
+
+
+def _roofline(measured: pd.DataFrame, floor: pd.DataFrame) -> Figure | None:
+    """TFLOP/s over the operations per byte that a case has at least, under the measured copy and product rates."""
+    rows = measured[(measured["mode"] == MODE) & measured["tflops"].notna()]
+    if rows.empty:
+        return None
+    figure, (panel,) = _panels(1, width=7, height=5)
+    intensity = rows["flops"].astype(float) / rows["bytes"].astype(float)
+    span = np.geomspace(intensity.min() / 2, intensity.max() * 2, 50)
+    bandwidth = floor.loc[floor["case"] == "copy", "gbs"].dropna()
+    for (precision, provider), group in rows.groupby(["precision", "provider"], sort=False):
+        panel.scatter(intensity[group.index], group["tflops"], s=14, label=f"{provider}, {precision}")
+    for precision in rows["precision"].unique():
+        rate = floor.loc[floor["case"] == f"matmul-{precision}", "tflops"].dropna()
+        if len(rate) and len(bandwidth):
+            roof = np.minimum(rate.iloc[0], span * bandwidth.iloc[0] / 1e3)
+            panel.plot(span, roof, color="grey", lw=1)
+            panel.annotate(precision, (span[-1], roof[-1]), fontsize=7)
+    panel.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
+    panel.set_title(f"{MODE.replace('_', ' + ')}: products only", fontsize=9)
+    panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,143 @@
+"""Who is measured: triton_lstm, nn.LSTM on cuDNN, PyTorch's own paths, and other people's LSTMs where installed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import triton_lstm
+from triton_lstm.backend import why_not_triton
+from triton_lstm.perf import peers
+from triton_lstm.perf.cases import Case
+from triton_lstm.perf.results import YARDSTICK
+from triton_lstm.reference import lstm_reference
+
+OURS = "triton_lstm"
+STEP_BY_STEP_LIMIT, UNROLLED_LIMIT = 128, 32  # T
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """Someone's LSTM.
+
+    why_not(case, device): None, or the reason why it cannot run the case or is not measured on it.
+    make(case, twin): a module with the weights of `twin`, an nn.LSTM; called with the case's input it returns
+        (output, (h_n, c_n)), or (output, None).
+    """
+
+    name: str
+    about: str
+    why_not: Callable[[Case, torch.device], str | None]
+    make: Callable[[Case, nn.LSTM], nn.Module]
+
+
+class Loop(nn.Module):
+    """nn.LSTM's one layer as a plain loop of torch operations, compiled."""
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__()
+        self.inner, self.batch_first = twin, case.batch_first
+        backend = "inductor" if next(twin.parameters()).is_cuda else "aot_eager"
+        self.run = torch.compile(lstm_reference, backend=backend, dynamic=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = x.transpose(0, 1) if self.batch_first else x
+        state = x.new_zeros(x.shape[1], self.inner.hidden_size)
+        weights = [getattr(self.inner, name) for name in self.inner._flat_weights_names]
+        y, h_n, c_n = self.run(x, state, state, *weights)
+        return y.transpose(0, 1) if self.batch_first else y, (h_n[None], c_n[None])
+
+
+class StepByStep(nn.Module):
+    """nn.LSTM with cuDNN switched off."""
+
+    def __init__(self, case: Case, twin: nn.LSTM) -> None:
+        super().__init__()
+        self.inner = twin
+
+    def forward(self, x: torch.Tensor | PackedSequence) -> Any:
+        with torch.backends.cudnn.flags(enabled=False, allow_tf32=torch.backends.cudnn.allow_tf32):
+            return self.inner(x)
+
+
+def _same(case: Case, twin: nn.LSTM) -> nn.Module:
+    twin.flatten_parameters()
+    return twin
+
+
+def _ours(case: Case, twin: nn.LSTM, **kwargs: Any) -> nn.Module:
+    module = triton_lstm.LSTM(**case.module_arguments, backend="triton", **kwargs)
+    weight = next(twin.parameters())
+    module.to(weight.device, weight.dtype).load_state_dict(twin.state_dict())
+    return module
+
+
+def _why_not_ours(case: Case, device: torch.device) -> str | None:
+    return why_not_triton(torch.zeros(0, dtype=case.dtype, device=device), "auto", packed=case.packed)
+
+
+def _why_not_recompute(case: Case, device: torch.device) -> str | None:
+    if "recompute" not in inspect.signature(triton_lstm.LSTM.__init__).parameters:
+        return "triton_lstm has no recompute yet"
+    return _why_not_ours(case, device)
+
+
+def _why_not_step_by_step(case: Case, device: torch.device) -> str | None:
+    if case.T > STEP_BY_STEP_LIMIT:
+        return f"several launches a step: measured up to T={STEP_BY_STEP_LIMIT} only"
+    return None
+
+
+def _why_not_loop(case: Case, device: torch.device) -> str | None:
+    if case.T > UNROLLED_LIMIT:
+        return f"torch.compile unrolls every step and takes minutes: measured up to T={UNROLLED_LIMIT} only"
+    return _plain_only(case)
+
+
+def _plain_only(case: Case) -> str | None:
+    plain = case.layers == 1 and not (case.bidirectional or case.proj_size or case.packed)
+    return None if plain else "one layer and direction only, no projection, no packed input"
+
+
+def _peer(name: str, package: str, about: str, make: Any, precisions: tuple[str, ...]) -> Provider:
+    def why_not(case: Case, device: torch.device) -> str | None:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+        if case.precision not in precisions:
+            return f"not for {case.precision}"
+        return _plain_only(case) or ("needs a GPU" if device.type != "cuda" else None)
+
+    return Provider(name, about, why_not, make)
+
+
+_LIST = (
+    Provider(OURS, "this library", _why_not_ours, _ours),
+    Provider(
+        "triton_lstm recompute",
+        "this library, the gates recomputed in backward",
+        _why_not_recompute,
+        lambda case, twin: _ours(case, twin, recompute=True),
+    ),
+    Provider(YARDSTICK, "torch.nn.LSTM, on cuDNN where PyTorch takes it", lambda case, device: None, _same),
+    Provider("step by step", "torch.nn.LSTM, cuDNN switched off", _why_not_step_by_step, StepByStep),
+    Provider("torch.compile", "a plain loop over the steps, compiled", _why_not_loop, Loop),
+    _peer("TorchRL", "torchrl", "torchrl's lstm_triton as it comes", peers.TorchRL, ("fp32", "tf32")),
+    _peer(
+        "FlashRNN", "flashrnn", "flashrnn's cuda_fused, with a linear layer before", peers.FlashRNN, ("fp16", "bf16")
+    ),
+    _peer("haste", "haste_pytorch", "haste_pytorch.LSTM", peers.Haste, ("fp32", "tf32")),
+)
+PROVIDERS = {provider.name: provider for provider in _LIST}
+
+
+def make(provider: Provider, case: Case, twin: nn.LSTM) -> nn.Module:
+    """The provider's module with its own copy of `twin`'s weights."""
+    return provider.make(case, copy.deepcopy(twin))

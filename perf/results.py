@@ -1,0 +1,191 @@
+"""Results as one tidy frame in one CSV: a row for each (case, provider, mode), and for each floor of the device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from triton_lstm.config import UsageError
+from triton_lstm.perf.cases import Case
+from triton_lstm.perf.machine import today
+from triton_lstm.perf.work import PASSES, flops, least_bytes
+
+FORMAT = 1
+KEY = ["case", "provider", "mode"]
+SHAPE = [field.name for field in dataclasses.fields(Case) if field.name not in ("modes", "why")]
+MACHINE = ["gpu", "driver", "torch", "triton", "cudnn", "commit", "sources"]
+MEASURED = ["status", "reason", "algorithm", "ms", "p20", "p80", "runs", "peak_mb", "error", "error_share", "clock_mhz"]
+WORK = ["flops", "bytes", "floor_ms"]
+DERIVED = ["us_per_step", "tflops", "gbs", "floor_share", "speedup"]
+COLUMNS = KEY + MEASURED[:2] + MEASURED[2:] + DERIVED + WORK + SHAPE + ["why"] + MACHINE + ["date", "format"]
+TEXT = {*KEY, "status", "reason", "algorithm", "precision", "why", *MACHINE, "date"}
+YARDSTICK = "nn.LSTM"
+ALL_MODES = "all"  # the mode of a row that says why a provider has no other
+DEVICE = "device"  # the provider of the floors' rows
+HELP = {
+    "status": "ok; wrong, failed, out of memory, unchecked, skipped: no time, and `reason` says why",
+    "algorithm": "nn.LSTM's: what PyTorch asks of cuDNN",
+    "ms, p20, p80": "median and quantiles of `runs` calls, in milliseconds",
+    "us_per_step": "ms over T, in microseconds",
+    "tflops, gbs": "arithmetic and least traffic of the case (perf/work.py) over the time",
+    "floor_ms, floor_share": "the floor that the measured device allows (perf/work.py), and its share of the time",
+    "speedup": "nn.LSTM's time over this one, same case and mode",
+    "peak_mb": "most memory above inputs and weights, in 2**20 bytes",
+    "error, error_share": "largest relative RMS error against float64; worst error over what is allowed (1 at most)",
+    "clock_mhz": "of the multiprocessors, read right after the case's last measurement",
+}
+
+
+def describe(case: Case, provider: str, mode: str, floor_ms: float) -> dict[str, Any]:
+    """The columns of a row that are known before anything is measured."""
+    work = {"flops": flops(case, mode), "bytes": least_bytes(case, mode)} if mode in PASSES else {}
+    shape = {name: getattr(case, name) for name in SHAPE}
+    return {"case": case.name, "provider": provider, "mode": mode, "why": case.why, "floor_ms": floor_ms} | work | shape
+
+
+def derive(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds what follows from the other columns, and puts all of them in order."""
+    frame = frame.reindex(columns=COLUMNS)
+    measured = frame["provider"] != DEVICE
+    yardstick = frame[(frame["provider"] == YARDSTICK) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
+    pairs = pd.MultiIndex.from_frame(frame[["case", "mode"]])
+    ms = pd.to_numeric(frame["ms"])
+    values = {
+        "us_per_step": (ms * 1e3 / frame["T"].astype(float)).where(frame["mode"].isin(PASSES)),
+        "tflops": frame["flops"].astype(float) / ms / 1e9,
+        "gbs": frame["bytes"].astype(float) / ms / 1e6,
+        "floor_share": frame["floor_ms"].astype(float) / ms,
+        "speedup": yardstick.reindex(pairs).to_numpy() / ms,
+    }
+    for name, value in values.items():
+        frame[name] = frame[name].astype(float).where(~measured, value)
+    return frame
+
+
+class Results:
+    """The rows of one CSV. Every row is on disk as soon as it is added; what was there before stays.
+
+    path: the CSV. about: this machine's columns; a file from another machine or code is refused.
+    A file `path`.running names what is being measured: if a run finds one, the run before died there.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        self._marker = path.with_suffix(".running")
+        self._rows: list[dict[str, Any]] = []
+        if path.exists():
+            before = load([path])
+            for name in MACHINE:
+                theirs = sorted(set(before[name]) - {about[name]}) if name != "commit" else []
+                if theirs:
+                    raise UsageError(
+                        f"{path} was measured with {name} {theirs[0]}, this is {about[name]}: rows of both must not "
+                        "mix. Give another folder with --out, or move the file away"
+                    )
+            self._rows = [dict(row) for row in before.to_dict("records")]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._record_a_death()
+
+    def _record_a_death(self) -> None:
+        if not self._marker.exists():
+            return
+        with contextlib.suppress(ValueError):  # died while writing it
+            for row in json.loads(self._marker.read_text()):
+                self.add(row | {"status": "failed", "reason": "the process died while measuring this"})
+        self._marker.unlink()
+
+    def has(self, case: str, provider: str, mode: str) -> bool:
+        keys = {(row["case"], row["provider"], row["mode"]) for row in self._rows}
+        return (case, provider, mode) in keys or (case, provider, ALL_MODES) in keys
+
+    def begin(self, *rows: dict[str, Any]) -> None:
+        """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
+        known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
+        self._marker.write_text(json.dumps(known))
+
+    def end(self) -> None:
+        self._marker.unlink(missing_ok=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append({**row, **self.about, "date": today(), "format": FORMAT})
+        write(self.frame(), self.path)
+
+    def drop_failures(self) -> None:
+        """Forgets the rows without a time that another try could give one."""
+        self._rows = [row for row in self._rows if row["status"] in ("ok", "skipped")]
+
+    def frame(self) -> pd.DataFrame:
+        return derive(pd.DataFrame(self._rows, columns=None if self._rows else COLUMNS))
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """The CSV, replaced in one step; and a Parquet file beside it where pyarrow is installed."""
+    fresh = path.with_suffix(".tmp")
+    frame.to_csv(fresh, index=False, float_format="%.6g")
+    os.replace(fresh, path)
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> bool:
+    """Beside the CSV `path`; False where pyarrow is not installed."""
+    try:
+        frame.to_parquet(path.with_suffix(".parquet"), engine="pyarrow", index=False)
+    except ImportError:
+        return False
+    return True
+
+
+def load(paths: Iterable[Path]) -> pd.DataFrame:
+    """The rows of CSV files, or of all bench_*.csv in folders; of a key that two files have, the latest measurement.
+
+    Raises UsageError for what is not such a file.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("bench_*.csv")) if path.is_dir() else [path]
+        if not found:
+            raise UsageError(f"{path} holds no bench_*.csv. Run `bench` first, or name a results file")
+        files += found
+    rows = pd.concat([_read(path) for path in files], ignore_index=True)
+    latest = rows.sort_values("date", kind="stable").drop_duplicates([*KEY, "gpu"], keep="last").sort_index()
+    return derive(latest.reset_index(drop=True))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        empty = {name: [""] for name in COLUMNS if name not in TEXT}
+        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=empty)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else "not a CSV"
+        raise UsageError(f"{path} cannot be read ({what}). Name a CSV that `bench` wrote") from None
+    if "format" not in frame.columns:
+        raise UsageError(f"{path} is not a results file: it has no column `format`. Name a CSV that `bench` wrote")
+    formats = sorted(set(frame["format"]) - {FORMAT})
+    if formats:
+        raise UsageError(
+            f"{path} has results of format {formats[0]}, this version reads format {FORMAT}. Measure again with `bench`"
+        )
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise UsageError(f"{path} lacks the column {missing[0]}. Name a CSV that `bench` wrote")
+    return frame
+
+
+def select(frame: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
+    """The rows whose columns have one of the given values, compared as text."""
+    for name, values in only.items():
+        if name not in frame.columns:
+            raise UsageError(f"there is no column {name}. Columns: {', '.join(COLUMNS)}")
+        frame = frame[frame[name].map(as_text).isin([value.lower() for value in values])]
+    return frame
+
+
+def as_text(value: Any) -> str:
+    """How a value is written on the command line: 512, not 512.0; true, not True."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,120 @@
+"""Both exchanges under stress: `python -m triton_lstm.perf.stress`, on a GPU.
+
+Thousands of one-launch runs, another stream busy, each compared bit by bit with a run that launches every step by
+itself and so needs no exchange. With --small a few launches of tiny shapes, for compute-sanitizer to watch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from triton_lstm.perf.cases import DTYPES
+
+# precision, B, H, launches: grids from two programs to the whole device, aligned rows and not
+STRESS = [
+    ("bf16", 3, 33, 4000),
+    ("bf16", 16, 256, 4000),
+    ("bf16", 16, 768, 3000),
+    ("fp16", 64, 1024, 2000),
+    ("bf16", 17, 650, 2000),
+    ("tf32", 16, 768, 2000),
+]
+SMALL = [("bf16", 3, 33, 1), ("fp16", 17, 64, 1), ("tf32", 2, 48, 1)]
+
+
+def stress_case(kind: Any, precision: str, B: int, H: int, launches: int, T: int) -> dict[str, Any]:
+    """One exchange on one shape: how many of the launches, forward and backward, gave other bits."""
+    from triton_lstm.autograd import plan_for
+    from triton_lstm.kernels import lstm_backward, lstm_forward
+
+    device = torch.device("cuda", 0)
+    torch.manual_seed(0)
+    options: Any = dict(device=device, dtype=DTYPES[precision])
+    xg, w_hh = torch.randn(T, B, 4 * H, **options), torch.randn(4 * H, H, **options) / H**0.5
+    h0, c0 = torch.randn(B, H, **options), torch.randn(B, H, device=device)
+    dy = torch.randn(T, B, H, **options)
+    plans = []
+    for reverse_time in (False, True):
+        plan = plan_for(xg, backward=reverse_time)
+        if kind != "none" and plan.exchange == "none":  # two programs and more are what is to be tried
+            plan = dataclasses.replace(plan, block_h=16, block_k=64, groups=1, warps=4)
+        if kind != "none" and not plan.one_launch:
+            raise RuntimeError(f"this device is too small to hold all programs at once: {plan}")
+        plans.append(plan if kind == "none" else dataclasses.replace(plan, exchange=kind))
+
+    def forward(plan: Any) -> tuple[Any, ...]:
+        gates = xg.clone()
+        y, c, c_all = lstm_forward(gates, w_hh, h0, c0, plan=plan, reverse=False, save=True)
+        return y, c, c_all, gates
+
+    def backward(plan: Any) -> tuple[Any, ...]:
+        return lstm_backward(dy, None, None, *saved, plan=plan, reverse=False)
+
+    def step_by_step(plan: Any) -> Any:
+        return dataclasses.replace(plan, one_launch=False)
+
+    expected = forward(step_by_step(plans[0]))
+    saved = (w_hh, c0, expected[3], expected[2])
+    expected_backward = backward(step_by_step(plans[1]))
+    wrong = torch.zeros(2, dtype=torch.int64, device=device)
+    busy, other = torch.randn(4096, 4096, **options), torch.cuda.Stream()
+    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False):
+        if k % 8 == 0:
+            with torch.cuda.stream(other):
+                torch.mm(busy, busy)
+        wrong[0] += _differ(forward(plans[0]), expected)
+        wrong[1] += _differ(backward(plans[1]), expected_backward)
+    programs = [plan.grid(H)[0] * plan.grid(H)[1] for plan in plans]
+    row = dict(exchange=kind, precision=precision, B=B, H=H, launches=launches, programs=programs[0])
+    return row | dict(backward_programs=programs[1], wrong=int(wrong.sum()), wrong_backward=int(wrong[1]))
+
+
+def _differ(got: tuple[Any, ...], expected: tuple[Any, ...]) -> torch.Tensor:
+    return torch.stack([(a != b).any() for a, b in zip(got, expected, strict=True)]).any()
+
+
+def stress(small: bool) -> Iterator[dict[str, Any]]:
+    # A refused launch or a plan that does not fit would silently compare step by step with itself
+    warnings.simplefilter("error")
+    for kind in ("none", "flag", "barrier") if small else ("flag", "barrier"):
+        for precision, B, H, launches in SMALL if small else STRESS:
+            try:
+                yield stress_case(kind, precision, B, H, launches, T=4 if small else 32)
+            except Exception as error:  # a failure on one shape must not lose the others
+                yield dict(exchange=kind, precision=precision, B=B, H=H, failed=repr(error)[:200])
+
+
+def main() -> int:
+    """0; 1 where a launch failed or gave other bits; 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m triton_lstm.perf.stress", description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a few launches of tiny shapes, for compute-sanitizer")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="default: perf/results/<gpu>/stress.csv")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU that PyTorch can use was found; nothing was measured.", file=sys.stderr)
+        return 2
+    import pandas as pd
+
+    from triton_lstm.perf.machine import machine, results_folder, today
+
+    path = args.out or results_folder() / "stress.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for row in stress(args.small):
+        rows.append(row | machine() | {"date": today()})
+        pd.DataFrame(rows).to_csv(path, index=False)  # after every row, so that nothing measured is lost
+        print(", ".join(f"{name} {value}" for name, value in row.items()))
+    return int(any(row.get("failed") or row.get("wrong") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What a frame of results says: a row for each case and mode, ours beside nn.LSTM, wins and losses alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pandas as pd
+
+from triton_lstm.perf.providers import OURS, PROVIDERS
+from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK
+
+WINS, EVEN, LOSES = "wins", "even", "LOSES"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """headline: sentences. table: ours against nn.LSTM. everyone: all providers' times. absent: who has none, and why.
+
+    floor: the device's measured floor.
+    """
+
+    headline: list[str]
+    table: pd.DataFrame
+    everyone: pd.DataFrame
+    absent: pd.DataFrame
+    floor: pd.DataFrame
+
+
+def verdict(ours: Any, theirs: Any) -> str:
+    """Which of two measured rows is faster; "even" where their 20% to 80% ranges overlap."""
+    if ours["p80"] < theirs["p20"]:
+        return WINS
+    return LOSES if ours["p20"] > theirs["p80"] else EVEN
+
+
+def summarize(frame: pd.DataFrame) -> Summary:
+    rows = frame[frame["provider"] != DEVICE]
+    table = _table(rows)
+    return Summary(_headline(frame, table), table, _everyone(rows), _absent(rows), _floor(frame))
+
+
+def _table(rows: pd.DataFrame) -> pd.DataFrame:
+    found = []
+    reasons = rows[rows["status"] != "ok"].set_index(["case", "provider", "mode"])
+    for (case, mode), group in _pairs(rows):
+        measured = {row["provider"]: row for _, row in group[group["status"] == "ok"].iterrows()}
+        ours, theirs = measured.get(OURS), measured.get(YARDSTICK)
+        entry: dict[str, Any] = {"case": case, "mode": mode, "verdict": ""}
+        if ours is not None and theirs is not None:
+            entry["verdict"] = verdict(ours, theirs)
+        elif ours is None:
+            entry["verdict"] = _why(reasons, case, OURS, mode)
+        else:
+            entry["verdict"] = f"nn.LSTM {_why(reasons, case, YARDSTICK, mode)}"
+        for row, prefix in ((ours, ""), (theirs, "nn.LSTM ")):
+            for column in ("ms", "us_per_step", "peak_mb"):
+                entry[prefix + column] = math.nan if row is None else row[column]
+        entry["nn.LSTM algorithm"] = "" if theirs is None else theirs["algorithm"]
+        for column in ("speedup", "floor_share", "error_share"):
+            entry[column] = math.nan if ours is None else ours[column]
+        found.append(entry)
+    columns = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step"]
+    columns += ["nn.LSTM us_per_step", "floor_share", "peak_mb", "nn.LSTM peak_mb", "error_share"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _pairs(rows: pd.DataFrame) -> Any:
+    """(case, mode) and its rows, in the order of the file; a case without any time has the one mode "all"."""
+    measured = rows[rows["mode"] != ALL_MODES]
+    unmeasured = rows[(rows["mode"] == ALL_MODES) & ~rows["case"].isin(measured["case"])]
+    return pd.concat([measured, unmeasured]).groupby(["case", "mode"], sort=False)
+
+
+def _why(reasons: pd.DataFrame, case: str, provider: str, mode: str) -> str:
+    for key in ((case, provider, mode), (case, provider, ALL_MODES)):
+        if key in reasons.index:
+            row = reasons.loc[[key]].iloc[0]
+            return f"{row['status']}: {row['reason']}"
+    return "not measured"
+
+
+def _everyone(rows: pd.DataFrame) -> pd.DataFrame:
+    measured = rows[rows["status"] == "ok"]
+    if measured.empty:
+        return pd.DataFrame()
+    table = measured.pivot_table(index=["case", "mode"], columns="provider", values="ms", sort=False)
+    names = [name for name in PROVIDERS if name in table.columns]
+    return table[names].rename(columns=lambda name: f"{name}, ms").reset_index()
+
+
+def _absent(rows: pd.DataFrame) -> pd.DataFrame:
+    bad = rows[rows["status"] != "ok"]
+    table = bad.groupby(["provider", "status", "reason"], sort=False)["case"].agg(["nunique", "first"]).reset_index()
+    return table.rename(columns={"nunique": "cases", "first": "such as"})
+
+
+def _floor(frame: pd.DataFrame) -> pd.DataFrame:
+    columns = ["case", "status", "us_per_step", "gbs", "tflops", "reason"]
+    return frame.loc[frame["provider"] == DEVICE, columns].dropna(axis=1, how="all")
+
+
+def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    if frame.empty:
+        return ["Nothing was measured."]
+    lines = []
+    for _, about in frame[["gpu", "driver", "torch", "triton", "cudnn", "commit"]].drop_duplicates().iterrows():
+        cudnn = f", cuDNN {about['cudnn']}" if about["cudnn"] else ""
+        driver = f", driver {about['driver']}" if about["driver"] else ""
+        lines.append(
+            f"{about['gpu']}{driver}; torch {about['torch']}, triton {about['triton']}{cudnn}; "
+            f"commit {about['commit']}; {frame['date'].min()} to {frame['date'].max()}."
+        )
+    counts = table["verdict"].value_counts()
+    compared = sum(int(counts.get(name, 0)) for name in (WINS, EVEN, LOSES))
+    lines.append(
+        f"Of {len(table)} pairs of case and mode {OURS} wins {counts.get(WINS, 0)}, is even on {counts.get(EVEN, 0)} "
+        f"and loses {counts.get(LOSES, 0)} against nn.LSTM; {len(table) - compared} have no comparison."
+    )
+    for mode, group in table.dropna(subset=["speedup"]).groupby("mode", sort=False):
+        mean = math.exp(group["speedup"].map(math.log).mean())
+        lines.append(
+            f"{mode}: {mean:.3g} times nn.LSTM's speed in the geometric mean of {len(group)} cases, "
+            f"from {group['speedup'].min():.3g} to {group['speedup'].max():.3g}."
+        )
+    return lines

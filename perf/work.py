@@ -1,0 +1,110 @@
+"""The work of a case, by arithmetic, and the floor: the time below which no LSTM on this device can go.
+
+Counted are products (2 operations per multiply-add) and the bytes that must move at least: each input read once, each
+output written once. What an implementation saves for its backward pass, or reads twice, is its own choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from triton_lstm.perf.cases import Case
+
+# mode -> how often the forward pass and the backward pass are in it
+PASSES = {
+    "inference": (1, 0),
+    "forward": (1, 0),
+    "backward": (0, 1),
+    "forward_backward": (1, 1),
+    "graph_step": (1, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Floors:
+    """What was measured of the device, and what it is.
+
+    copy_gbs: GB/s read and written by a device-to-device copy. tflops: of a large product, by precision.
+    exchange_us: of one exchange of h between so many programs, the faster of flag and barrier.
+    processors: of the device; on_chip_bytes: the memory a program can have on one of them.
+    """
+
+    copy_gbs: float
+    tflops: dict[str, float]
+    exchange_us: dict[int, float]
+    processors: int
+    on_chip_bytes: int
+
+
+def _layers(case: Case) -> list[tuple[int, int]]:
+    """Input width and recurrent width of every layer; the same for both directions."""
+    recurrent = case.proj_size or case.H
+    return [(case.I if layer == 0 else case.directions * recurrent, recurrent) for layer in range(case.layers)]
+
+
+def flops_of_step(case: Case) -> int:
+    """Of a row's recurrent product in one step of one layer and direction."""
+    return 2 * 4 * case.H * (case.proj_size or case.H)
+
+
+def flops(case: Case, mode: str) -> int:
+    """Floating-point operations of all products; backward has two for each of forward's."""
+    tokens = int(case.lengths().sum())
+    project = 2 * case.H * case.proj_size
+    forward = sum(
+        case.directions * tokens * (2 * 4 * case.H * (inputs + recurrent) + project)
+        for inputs, recurrent in _layers(case)
+    )
+    there, back = PASSES[mode]
+    return forward * (there + 2 * back)
+
+
+def weights(case: Case) -> int:
+    """How many numbers the parameters are."""
+    biases = 2 * 4 * case.H
+    return sum(
+        case.directions * (4 * case.H * (inputs + recurrent) + biases + case.H * case.proj_size)
+        for inputs, recurrent in _layers(case)
+    )
+
+
+def least_bytes(case: Case, mode: str) -> int:
+    """Forward reads input and weights and writes the output; backward reads those and the output's gradient, and writes
+    the input's and the weights' gradients."""
+    tokens = int(case.lengths().sum())
+    x, y, w = tokens * case.I, tokens * case.directions * (case.proj_size or case.H), weights(case)
+    there, back = PASSES[mode]
+    return case.dtype.itemsize * (there * (x + w + y) + back * (2 * x + 2 * w + 2 * y))
+
+
+def fewest_programs(case: Case, floors: Floors) -> int:
+    """That hold a layer's recurrent weights on chip; all processors where they do not fit."""
+    needed = 4 * case.H * (case.proj_size or case.H) * case.dtype.itemsize
+    return min(floors.processors, math.ceil(needed / floors.on_chip_bytes))
+
+
+def step_us(case: Case, floors: Floors) -> float:
+    """The best that any number of programs could do for a step: one exchange and their share of the product.
+
+    n programs that exchange, for each row if there are processors enough; one program needs no exchange.
+    """
+    least = fewest_programs(case, floors)
+    options = {1: 0.0} | floors.exchange_us
+    fitting = {n: us for n, us in options.items() if n >= least} or {max(options): options[max(options)]}
+    rows = int(case.lengths().sum()) / case.T
+    whole = rows * flops_of_step(case) / floors.tflops[case.precision] / 1e6  # us on all processors
+    return min(us + whole * floors.processors / min(floors.processors, n * case.B) for n, us in fitting.items())
+
+
+def floor_ms(case: Case, mode: str, floors: Floors) -> float:
+    """The longest of three: the chain of steps, all products at full rate, all bytes at copy speed.
+
+    The chain has T + layers - 1 steps a pass, as if layers ran as a wavefront and directions side by side.
+    """
+    if mode not in PASSES:
+        return math.nan
+    chain = sum(PASSES[mode]) * (case.T + case.layers - 1) * step_us(case, floors) / 1e3
+    products = flops(case, mode) / floors.tflops[case.precision] / 1e9
+    traffic = least_bytes(case, mode) / floors.copy_gbs / 1e6
+    return max(chain, products, traffic)

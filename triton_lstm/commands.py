@@ -1,0 +1,231 @@
+"""The commands train and gradients of `python -m triton_lstm`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triton_lstm import gradients, train
+from triton_lstm.backend import why_not_triton
+from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
+from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError
+from triton_lstm.module import LSTM
+from triton_lstm.train import Trainer
+
+CHECKPOINT = Path("runs/train.pt")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {(1 << 32) - 1}, got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the two to the subparsers of the command line."""
+    t = commands.add_parser("train", help="train a byte-level language model on real text")
+    t.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's own standard library")
+    t.add_argument("--steps", type=_positive, help="train up to this step (default: 80 off a GPU, 1000 on one)")
+    for name, what in [
+        ("hidden", "hidden units"),
+        ("layers", "LSTM layers"),
+        ("embed", "width of the embedding"),
+        ("batch", "sequences in a batch"),
+        ("seq-len", "bytes in a sequence"),
+    ]:
+        t.add_argument(f"--{name}", type=_positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
+    t.add_argument("--lr", type=_rate, help=f"Adam's learning rate (default: {_presets('lr')})")
+    t.add_argument("--dtype", choices=list(DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
+    t.add_argument("--seed", type=_seed, help="of the weights, the batches and the sample (default: 0)")
+    t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    t.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help=f"where to save (default: {CHECKPOINT})"
+    )
+    t.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    t.add_argument("--save-every", type=_positive, default=100, metavar="STEPS", help="default: 100, and at the end")
+    t.add_argument("--resume", action="store_true", help="go on from --checkpoint; sizes and text come from there")
+    t.add_argument(
+        "--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part"
+    )
+    t.add_argument("--sample", type=_positive, default=120, metavar="BYTES", help="length of the sample (default: 120)")
+    t.set_defaults(run=_train)
+
+    g = commands.add_parser("gradients", help="input and output gradients of an LSTM, and their shapes")
+    g.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    g.set_defaults(run=_gradients)
+
+
+def _presets(field: str) -> str:
+    return f"{getattr(SMALL, field)} off a GPU, {getattr(LARGE, field)} on one"
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of a command; on the CPU the kernels run in Triton's interpreter."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no GPU that PyTorch can use was found. Leave out --device cuda to run on the CPU")
+    device = (
+        torch.device("cuda", 0)
+        if (name or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+        else torch.device("cpu")
+    )
+    if device.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    return device
+
+
+def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dict[str, Any] | None]:
+    """The run's configuration and, with --resume, the checkpoint it goes on from."""
+    given = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(args, f.name)) is not None}
+    if not args.resume:
+        return dataclasses.replace(SMALL if device.type == "cpu" else LARGE, **given), None
+    config, content = load_checkpoint(args.checkpoint)
+    for name, value in given.items():
+        if value != getattr(config, name):
+            raise UsageError(
+                f"{args.checkpoint} was trained with --{name.replace('_', '-')} {getattr(config, name)}, not {value}. "
+                "Leave the flag out, or start afresh without --resume"
+            )
+    return config, content
+
+
+def _train(args: argparse.Namespace) -> int:
+    device = _device(args.device)
+    if args.compare:
+        _pandas()
+        if args.resume:
+            raise UsageError("--compare starts both models from the same weights. Leave out --resume")
+    config, content = _config(args, device)
+    files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
+    text = train.read_text(files, config.seq_len)
+    digest = hashlib.sha256(text.numpy().data).hexdigest()
+    if content and content["digest"] != digest:
+        raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or leave out --resume")
+    training, held_out = train.split(text)
+    prepare_checkpoint(args.checkpoint, files or [], replace=args.overwrite or args.resume)
+    steps = args.steps or (80 if device.type == "cpu" else 1000)
+
+    trainer = _trainer(config, device, content)
+    if len(trainer.losses) >= steps:
+        raise UsageError(f"{args.checkpoint} is at step {len(trainer.losses)} already. Give a larger --steps")
+    model = trainer.model
+    trainers = [trainer]
+    if args.compare:
+        trainers += [
+            Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")
+        ]
+    how = _why_not_triton(model.dtype, device)
+    print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
+
+    def save() -> None:
+        about = {"config": dataclasses.asdict(config), "text": files, "digest": digest}
+        save_checkpoint(args.checkpoint, about | trainer.state())
+
+    try:
+        finished = train.run(trainers, training, config, steps, device, save, args.save_every)
+    except OSError:  # the progress bar's output is gone; the steps are not
+        save()
+        raise
+    try:
+        save()
+    except KeyboardInterrupt:  # after the save: the checkpoint is there
+        finished = False
+    if not finished:
+        print(f"stopped after step {len(trainer.losses)}; go on with: train --resume --checkpoint {args.checkpoint}")
+        return 130
+    losses = trainer.losses
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {args.checkpoint}")
+    print(f"held out: {train.bits_per_byte(model, held_out, config, device):.3f} bits per byte")
+    print(f"sample: {train.sample(model, args.sample, config, device)}")
+    return _report_comparison(trainers) if args.compare else 0
+
+
+def _trainer(config: Config, device: torch.device, content: dict[str, Any] | None) -> Trainer:
+    """A trainer at its first step, or where the checkpoint's `content` left it."""
+    try:
+        trainer = Trainer(train.build(config, device, LSTM), config.lr)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        what = str(error).splitlines()[0][:200] if str(error) else "out of memory"
+        raise UsageError(f"cannot make a model of this size ({what}). Lower --hidden, --layers or --embed") from None
+    if content:
+        try:
+            trainer.restore(content)
+        except Exception:
+            raise UsageError("the checkpoint's weights do not fit its sizes. Start afresh without --resume") from None
+    return trainer
+
+
+def _why_not_triton(dtype: torch.dtype, device: torch.device) -> str | None:
+    try:
+        reason = why_not_triton(torch.zeros(0, dtype=dtype, device=device), None)
+        if not reason:
+            from triton_lstm.kernels.launch import spin_limit
+
+            spin_limit()
+        return reason
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error).rstrip(".")) from None
+
+
+def _kernels(device: torch.device) -> str:
+    return "Triton kernels" if device.type == "cuda" else "Triton kernels in Triton's interpreter (no GPU): not a speed"
+
+
+def _report_comparison(trainers: list[Trainer]) -> int:
+    rows = train.compare(*(trainer.losses for trainer in trainers))
+    bad = [row for row in rows if not row["ok"]]
+    every = max(1, len(rows) // 20)
+    print(_table([row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]))
+    if bad:
+        print(
+            f"triton_lstm and nn.LSTM part at step {bad[0]['step']}: {len(bad)} of {len(rows)} losses differ too much"
+        )
+        return 1
+    print(f"triton_lstm and nn.LSTM agree at all {len(rows)} steps")
+    return 0
+
+
+def _gradients(args: argparse.Namespace) -> int:
+    device = _device(args.device)
+    _why_not_triton(torch.float32, device)
+    columns = gradients.rows(device)
+    print(_table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
+    print(
+        "output.grad is None unless output.retain_grad() was called before backward: the output is not a leaf.\n"
+        "The output's gradient is zero wherever the loss does not look; the input's reaches back through time."
+    )
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return _pandas().DataFrame(rows).to_string(index=False)
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise UsageError('tables need pandas: pip install "triton-lstm[perf]"') from None
+    return pandas
