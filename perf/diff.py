@@ -45,7 +45,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         elif is_now:
             rows.append(entry | {"verdict": NEW, "after_ms": b["ms"]})
     columns = ["case", "provider", "mode", "verdict", "ratio", "noise", "before_ms", "after_ms", "against", "reason"]
-    if not rows:
+    if all(row["verdict"] == NEW for row in rows):
         raise UsageError("the two have no case, provider and mode in common: nothing to compare")
     return pd.DataFrame(rows, columns=columns)
 

@@ -53,6 +53,7 @@ def describe(case: Case, provider: str, mode: str, floor_ms: float) -> dict[str,
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds what follows from the other columns, and puts all of them in order."""
     frame = frame.reindex(columns=COLUMNS)
+    frame = frame.fillna(dict.fromkeys(TEXT, ""))
     measured = frame["provider"] != DEVICE
     yardstick = frame[(frame["provider"] == YARDSTICK) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
     pairs = pd.MultiIndex.from_frame(frame[["case", "mode"]])

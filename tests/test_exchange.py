@@ -16,6 +16,8 @@ pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenle
 from interleave import DeadlockError, concurrent_programs
 
 from triton_lstm.kernels import exchange
+from triton_lstm.perf import exchange_loop
+from triton_lstm.perf.exchange_loop import ExchangeLoop
 
 SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows
 SEEDS = 20
@@ -85,6 +87,24 @@ def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
     monkeypatch.setattr(exchange, "missing" if kind == "flag" else "wait", lambda *_: 0)
     wrong = [mismatch(run(module, x, cotangents, seed, seed), expected) > 1e-2 for seed in range(6)]
     assert sum(wrong) >= 4, f"only {sum(wrong)} of 6 orders were wrong"
+
+
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_the_bare_exchange_of_the_benchmarks(kind, monkeypatch):
+    loop = ExchangeLoop(3, 4, kind, torch.device("cpu"), one_launch=True)
+    for seed in range(5):
+        loop.buffer.fill_(torch.nan)
+        with concurrent_programs(seed):
+            loop.run()
+        assert loop.complete()
+    if kind == "barrier":  # told that everything has arrived, its programs see what has not
+        monkeypatch.setattr(exchange_loop, "wait", lambda *_: 0)
+        seen = []
+        for seed in range(6):
+            with concurrent_programs(seed):
+                loop.run()
+            seen.append(loop.complete())
+        assert not all(seen)
 
 
 @pytest.mark.parametrize("kind", ["flag", "barrier"])

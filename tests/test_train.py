@@ -10,7 +10,7 @@ from torch import nn
 from training import DEVICE, losses
 
 import triton_lstm
-from triton_lstm import cli, train
+from triton_lstm import commands, train
 from triton_lstm.config import SMALL
 
 
@@ -39,7 +39,7 @@ def test_compare_finds_a_wrong_lstm(run, monkeypatch):
             output, states = super().forward(input, hx)
             return output * 1.01, states
 
-    monkeypatch.setattr(cli, "LSTM", Wrong)
+    monkeypatch.setattr(commands, "LSTM", Wrong)
     status, out, _ = run("--steps", 5, "--compare", "--hidden", 32)
     assert status == 1 and "part at step" in out
 

@@ -1,0 +1,106 @@
+"""The gate before any time: right answers pass, wrong ones are named."""
+
+import pytest
+import torch
+from torch import nn
+
+import triton_lstm
+from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.check import Check, draw
+from triton_lstm.perf.providers import OURS, PROVIDERS, make
+from triton_lstm.perf.results import YARDSTICK
+
+CASES = [
+    Case("fp32", T=3, B=2, H=4, I=5),
+    Case("bf16", T=3, B=2, H=8, layers=2, bidirectional=True, batch_first=True),
+    Case("fp32", T=4, B=3, H=6, proj_size=2),
+    Case("fp32", T=5, B=4, H=6, packed=True),
+]
+ABLE = [OURS, YARDSTICK, "step by step", "torch.compile"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_right_providers_pass(case, device):
+    problem = draw(case, device)
+    check = Check(problem)
+    passed = []
+    for name in ABLE:
+        if PROVIDERS[name].why_not(case, device) is None:
+            row = check(make(PROVIDERS[name], case, problem.twin))
+            assert "status" not in row and 0 <= row["error_share"] <= 1 and 0 <= row["error"] < 0.02, name
+            passed.append(name)
+    assert YARDSTICK in passed and len(passed) >= 2
+
+
+def test_the_data_is_the_same_every_time_and_random(device):
+    first, again, other = draw(CASES[0], device), draw(CASES[0], device), draw(CASES[2], device)
+    assert torch.equal(first.inputs[0], again.inputs[0])
+    assert torch.equal(first.twin.weight_hh_l0, again.twin.weight_hh_l0)
+    assert not torch.equal(first.inputs[0], first.inputs[1])
+    assert not torch.equal(first.inputs[0].flatten()[:5], other.inputs[0].flatten()[:5])
+
+
+class Off(nn.Module):
+    """nn.LSTM with something wrong."""
+
+    def __init__(self, twin, fault):
+        super().__init__()
+        self.inner, self.fault = twin, fault
+
+    def forward(self, x):
+        y, (h_n, c_n) = self.inner(x)
+        if self.fault == "output":
+            y = y + 0.01
+        elif self.fault == "nan":
+            y = y.where(y < y.max(), torch.nan)
+        elif self.fault == "zeros":
+            y = y * 0
+        elif self.fault == "last state":
+            c_n = h_n
+        elif self.fault == "shape":
+            y = y[:-1]
+        elif self.fault == "gradient":
+            y = y.detach() + 1.1 * (y - y.detach())
+        return y, (h_n, c_n)
+
+
+@pytest.mark.parametrize(
+    "fault, named", [("output", "y"), ("nan", "y"), ("zeros", ""), ("last state", "c_n"), ("gradient", "d")]
+)
+@pytest.mark.parametrize("case", [CASES[0], Case("bf16", T=4, B=8, H=32)], ids=lambda case: case.name)
+def test_wrong_providers_are_named(case, fault, named, device):
+    problem = draw(case, device)
+    row = Check(problem)(Off(problem.twin, fault))
+    assert row["status"] == "wrong" and row["reason"].startswith(named) and "times the error" in row["reason"]
+
+
+def test_a_wrong_shape_is_an_error_of_its_own(device):
+    problem = draw(CASES[0], device)
+    with pytest.raises(RuntimeError, match="grad"):  # the cotangent does not fit; a run records it as failed
+        Check(problem)(Off(problem.twin, "shape"))
+
+
+def test_tf32_switches_are_put_back():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    for precision in ("tf32", "fp32"):
+        with pytest.raises(KeyError), switches(precision):
+            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is (precision == "tf32")
+            raise KeyError
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_ours_means_the_kernels(device):
+    problem = draw(CASES[0], device)
+    module = make(PROVIDERS[OURS], CASES[0], problem.twin)
+    assert isinstance(module, triton_lstm.LSTM) and module.backend == "triton"
+    assert module.weight_hh_l0.data_ptr() != problem.twin.weight_hh_l0.data_ptr()
+
+
+def test_reasons(device):
+    why = {name: PROVIDERS[name].why_not for name in PROVIDERS}
+    assert "yet" in why["triton_lstm recompute"](CASES[0], device)
+    assert "T=128" in why["step by step"](Case("fp32", T=129, B=1, H=4), device)
+    assert "T=32" in why["torch.compile"](Case("fp32", T=33, B=1, H=4), device)
+    assert "one layer" in why["torch.compile"](CASES[1], device)
+    for name in ("TorchRL", "FlashRNN", "haste"):
+        assert "is not installed" in why[name](CASES[0], device)

@@ -1,0 +1,219 @@
+"""bench, report and diff as a user calls them; whatever the input, one line and no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import pytest
+import torch
+
+from triton_lstm import cli
+from triton_lstm.config import UsageError
+from triton_lstm.perf import bench, commands, floor
+from triton_lstm.perf.bench import DeviceLostError, everything
+from triton_lstm.perf.cases import SUITES
+from triton_lstm.perf.results import load
+
+SMALL = ["--only", "case=fp32-T3-B2-I8-H8", "--only", "mode=inference,graph_step"]
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder; returns its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(floor, "floor_names", lambda device: ["copy", "matmul-fp32"])
+
+    def call(*argv):
+        try:
+            status = cli.main([str(arg) for arg in argv])
+        except SystemExit as leave:  # argparse
+            status = leave.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with the smoke suite's first case."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floor, "floor_names", lambda device: ["copy", "matmul-fp32", "exchange-flag-2"])
+        assert cli.main(["bench", "--suite", "smoke", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_bench(run, measured):
+    files = {path.name for path in measured.iterdir()}
+    assert {"bench_smoke.csv", "bench_smoke.log", "report.md", "report.html"} <= files
+    assert not {name for name in files if name.endswith((".running", ".tmp"))}
+    before = load([measured])
+    status, out, _ = run("bench", "--suite", "smoke", *SMALL, "--out", measured)
+    assert status == 0 and "triton_lstm" in out and "us per step" in out
+    pd.testing.assert_frame_equal(load([measured]), before)  # all was there already
+    if not GPU:
+        assert out.count("NO SPEEDS") == 2 and "CUDA graphs need a GPU" in out
+        assert "not a speed" in (measured / "report.md").read_text()
+
+
+def test_the_whole_smoke_suite(tmp_path):
+    """In a process of its own, as a user has it; the cold modes' processes are tried once, on one case."""
+    command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", "smoke", "--out", str(tmp_path)]
+    only = "provider=triton_lstm,nn.LSTM,step by step,FlashRNN"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = subprocess.run([*command, "--only", only], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stderr[-2000:]
+    frame = load([tmp_path])
+    kept = frame[frame["provider"] == "triton_lstm"]
+    wanted = {(case.name, mode) for case in SUITES["smoke"]() for mode in case.modes}
+    assert {(row["case"], row["mode"]) for _, row in kept.iterrows() if row["mode"] != "all"} >= {
+        pair for pair in wanted if "packed" not in pair[0]
+    }
+    ours = kept.set_index(["case", "mode"])
+    assert ours.loc["fp32-T3-B2-I8-H8", "cold"]["ms"] > 10 and ours.loc["fp32-T3-B2-I8-H8", "cold"]["runs"] == 1
+    assert set(frame[frame["provider"] == "nn.LSTM"]["status"]) <= {"ok", "skipped"}
+    assert set(frame[frame["provider"] == "FlashRNN"]["reason"]) == {"flashrnn is not installed"}
+    assert (frame[frame["provider"] == "device"]["status"] == "ok").all() and "exchange-flag-2" in set(frame["case"])
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["bench", "--suite", "huge"], "invalid choice: 'huge'"),
+        (["bench", "--suite", "smoke", "--only", "H"], "must be COLUMN=VALUE"),
+        (["bench", "--suite", "smoke", "--only", "=3"], "must be COLUMN=VALUE"),
+        (["bench", "--suite", "smoke", "--only", "speed=3"], "no column speed"),
+        (["bench", "--suite", "smoke", "--only", "provider=cudnn"], "no provider cudnn. There are triton_lstm,"),
+        (["bench", "--suite", "smoke", "--only", "mode=fast"], "no mode fast. There are inference,"),
+        (["bench", "--suite", "smoke", "--only", "H=3"], "no case of this suite is left"),
+        (["report"], "arguments are required"),
+        (["report", "nowhere.csv"], "nowhere.csv cannot be read (No such file or directory)"),
+        (["report", "."], "holds no bench_*.csv"),
+        (["report", __file__], "cannot be read (not a CSV)"),
+        (["report", "{measured}", "--columns", "ms,velocity"], "no column velocity"),
+        (["report", "{measured}", "--only", "H=77"], "no row is left"),
+        (["report", "{measured}", "--out", __file__], "Free what is short"),
+        (["diff", "{measured}"], "arguments are required"),
+        (["diff", "{measured}", "nowhere"], "nowhere cannot be read"),
+        (["diff", "{measured}", "{measured}", "--only", "provider=nn.LSTM"], "nothing to compare"),
+        (["bench", "--suite", "smoke", "--out", __file__], ""),
+    ],
+)
+def test_bad_input(run, measured, argv, message):
+    status, _, err = run(*(arg.format(measured=measured) if "{m" in arg else arg for arg in argv))
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    assert err.startswith("triton-lstm") and "Traceback" not in err
+
+
+@pytest.mark.skipif(GPU, reason="there is one")
+@pytest.mark.parametrize("suite", [[], ["--suite", "standard"]])
+def test_no_gpu(run, suite):
+    status, _, err = run("bench", *suite)
+    assert status == 2 and "only --suite smoke runs" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(GPU, reason="there is one")
+@pytest.mark.parametrize("module", ["machine", "stress"])
+def test_no_gpu_for_the_campaign(module, monkeypatch, capsys):
+    done = subprocess.run([sys.executable, "-m", f"triton_lstm.perf.{module}"], capture_output=True, text=True)
+    assert done.returncode and len(done.stderr.splitlines()) == 1 and "no GPU" in done.stderr
+
+
+def test_a_missing_package_is_named(run, measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    status, _, err = run("report", measured)
+    assert status == 2 and 'needs tabulate: pip install "triton-lstm[perf]"' in err
+
+
+def test_report(run, measured, tmp_path):
+    status, out, _ = run("report", measured, "--out", tmp_path / "again")
+    assert status == 0 and "fp32-T3-B2-I8-H8" in out
+    for name in ("report.md", "report.html"):
+        assert (tmp_path / "again" / name).read_text() == (measured / name).read_text()
+    status, out, _ = run(
+        "report", measured / "bench_smoke.csv", "--columns", "provider,mode,error_share", "--only", "B=2"
+    )
+    assert status == 0 and "error share" in out and "us per step" not in out
+
+
+def test_diff(run, measured, tmp_path):
+    status, out, _ = run("diff", measured, measured / "bench_smoke.csv")
+    assert status == 0 and "same: 1" in out
+    frame = load([measured])
+    frame.loc[frame["provider"] == "triton_lstm", ["ms", "p20", "p80"]] *= 9
+    frame.to_csv(tmp_path / "bench_slow.csv", index=False)
+    status, out, _ = run("diff", measured, tmp_path / "bench_slow.csv")
+    assert status == 1 and "SLOWER: 1" in out
+    assert run("diff", tmp_path / "bench_slow.csv", measured)[0] == 0
+
+
+def test_two_at_once(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / "bench_smoke.lock"):
+        status, _, err = run("bench", "--suite", "smoke", *SMALL, "--out", tmp_path / "out")
+    assert status == 2 and "another bench is writing" in err and len(err.splitlines()) == 1
+
+
+def test_results_of_other_code_are_kept_apart(run, measured, tmp_path):
+    frame = load([measured])
+    frame.assign(sources="0123").to_csv(tmp_path / "bench_smoke.csv", index=False)
+    content = (tmp_path / "bench_smoke.csv").read_bytes()
+    status, _, err = run("bench", "--suite", "smoke", *SMALL, "--out", tmp_path)
+    assert status == 2 and "with sources 0123" in err and "--out" in err
+    assert (tmp_path / "bench_smoke.csv").read_bytes() == content
+
+
+def test_ctrl_c(run, tmp_path, monkeypatch):
+    def stopped(wanted, results, device):
+        results.begin({"case": "x", "provider": "y", "mode": "z"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run", stopped)
+    status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)
+    assert status == 130 and "goes on from there" in out and not (tmp_path / "bench_smoke.running").exists()
+
+
+def test_a_lost_gpu_is_tried_in_a_fresh_process(run, tmp_path, monkeypatch):
+    def lost(wanted, results, device):
+        raise DeviceLostError("illegal access")
+
+    class Replaced(BaseException):
+        pass
+
+    def execv(program, command):
+        with filelock.FileLock(tmp_path / "bench_smoke.lock", timeout=0):  # the fresh process can have it
+            raise Replaced(command)
+
+    monkeypatch.setattr(bench, "run", lost)
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(Replaced) as replaced:
+        run("bench", "--suite", "smoke", *SMALL, "--out", tmp_path, "--retry")
+    command = replaced.value.args[0]
+    assert command[1:4] == ["-m", "triton_lstm", "bench"] and "--retry" not in command  # or it would begin anew
+    assert command[-2:] == ["--out", str(tmp_path)] and command.count("--only") == 2
+
+
+def test_exit_status_1_if_ours_is_wrong(run, tmp_path, monkeypatch):
+    def wrong(wanted, results, device):
+        results.add({"case": "x", "provider": "triton_lstm", "mode": "all", "status": "wrong", "reason": "y"})
+
+    monkeypatch.setattr(bench, "run", wrong)
+    status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)
+    assert status == 1 and "wrong: y" in out
+
+
+def test_choose():
+    wanted = everything(SUITES["standard"]())
+    some = commands.choose(wanted, {"H": ["512"], "packed": ["TRUE"], "provider": ["nn.LSTM"], "mode": ["backward"]})
+    assert [(case.name, provider.name, mode) for case, provider, mode in some] == [
+        ("bf16-T128-B64-I512-H512-packed", "nn.LSTM", "backward")
+    ]
+    assert commands.choose(wanted, {}) == wanted
+    with pytest.raises(UsageError):
+        commands.choose(wanted, {"why": ["x"]})
