@@ -212,8 +212,8 @@ def test_a_lost_gpu_ends_the_run_after_recording_who_lost_it(tmp_path, device, m
         raise DeviceLostError("an illegal memory access was encountered")
 
     monkeypatch.setattr(bench, "_device_still_there", lost)
-    with monkeypatch.context() as m, pytest.raises(DeviceLostError):
-        m.setattr(floor, "floor_names", lambda device: [])
+    monkeypatch.setattr(floor, "floor_names", lambda device: [])
+    with pytest.raises(DeviceLostError):
         run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     monkeypatch.setattr(bench, "_device_still_there", lambda device: None)
     run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
