@@ -22,6 +22,7 @@ from triton_lstm.perf.machine import clock_mhz
 from triton_lstm.perf.measure import TURNS, NotHereError, Runner
 from triton_lstm.perf.providers import PROVIDERS, Provider, make
 from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, Results, describe
+from triton_lstm.perf.warm import compile_all
 from triton_lstm.perf.work import Floors, floor_ms
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,21 @@ def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> Non
                 _measure_floor(name, results, device)
             bar.update()
         floors = floor.floors_of(results.frame(), device)
+        ahead = [items[0][0] for name, items in cases.items() if not all(_done(item, results) for item in items)]
+        if device.type == "cuda" and len(ahead) > 2:
+            bar.set_description("compiling")
+            compile_all(ahead)
         for name, items in cases.items():
             bar.set_description(name)
-            missing = [item for item in items if not results.has(name, item[1].name, item[2])]
+            missing = [item for item in items if not _done(item, results)]
             if missing:
                 _CaseRun(missing, results, floors, device).run(bar)
             bar.update(len(items) - len(missing))
+
+
+def _done(item: Wanted, results: Results) -> bool:
+    case, provider, mode = item
+    return results.has(case.name, provider.name, mode)
 
 
 def _measure_floor(name: str, results: Results, device: torch.device) -> None:

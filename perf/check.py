@@ -97,7 +97,7 @@ class Check:
             if tensor.shape != exact.shape:
                 reason = f"{name} is {tuple(tensor.shape)}, not {tuple(exact.shape)}"
                 return {"status": "wrong", "reason": reason}
-            shares[name] = worst_share(tensor, exact, self.own[name])
+            shares[name] = worst_share(tensor, exact, self.own[name], tf32=self.problem.case.precision == "tf32")
             errors[name] = rms(tensor.double() - exact) / max(rms(exact), torch.finfo(torch.float64).tiny)
         worst = max(shares, key=lambda name: shares[name])
         row: dict[str, Any] = {"error": max(errors.values()), "error_share": shares[worst]}

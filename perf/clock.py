@@ -74,12 +74,13 @@ def times_after_ms(setup: Callable[[], Any], call: Callable[[Any], Any]) -> list
         end.record()
         return begin, end
 
+    once()
     begin, end = once()
     interface.synchronize()
-    calls = max(2, int((WARMUP_MS + REP_MS) / max(begin.elapsed_time(end), 1e-3)))
+    calls = max(1, int((WARMUP_MS + REP_MS) / max(begin.elapsed_time(end), 1e-3)))
     events = [once() for _ in range(min(calls, 1000))]
     interface.synchronize()
-    return [begin.elapsed_time(end) for begin, end in events[1:]]
+    return [begin.elapsed_time(end) for begin, end in events]
 
 
 def host_times_ms(call: Callable[[], Any]) -> list[float]:

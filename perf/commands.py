@@ -94,7 +94,7 @@ def bench(args: argparse.Namespace) -> int:
     if not gpu:
         print(NO_SPEED)
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
             results = Results(path, machine())
@@ -115,6 +115,8 @@ def bench(args: argparse.Namespace) -> int:
     except DeviceLostError as lost:
         print(f"the GPU was lost to this process ({lost}); going on in a fresh one", file=sys.stderr)
         _start_again(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     frame = results.frame()
     _show(frame, folder)
     parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""

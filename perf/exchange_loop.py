@@ -3,6 +3,8 @@
 Built of the very functions that the LSTM's kernels wait with.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -32,18 +34,18 @@ def exchange_kernel(
     offs_b = tl.arange(0, BLOCK_B)
     mine = offs_b[:, None] * W + tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
     mask_b = offs_b < BLOCK_B
-    late = 0
+    late = 0  # 1 after a wait that ran out, and nothing is waited for any more
     for t in range(step_begin, step_end):
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
         if t > 0:
             before_ptr = rows_ptr - BLOCK_B * W
             if FLAG:
-                n = 0
+                n = late * (SPIN_LIMIT - 1)
                 while n < SPIN_LIMIT:
                     late = missing(before_ptr, mask_b, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
                     n = tl.where(late != 0, n + 1, SPIN_LIMIT)
             else:
-                late = wait(counter_ptr, tl.num_programs(0) * t, 0, SPIN_LIMIT)
+                late |= wait(counter_ptr, tl.num_programs(0) * t, late, SPIN_LIMIT)
                 late |= missing(before_ptr, mask_b, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
         # What was seen goes into what is stored: no step can begin before the last one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
@@ -51,6 +53,21 @@ def exchange_kernel(
             arrive(counter_ptr)
     if late != 0:
         tl.store(late_ptr, 1)
+
+
+def exchange_constants(programs: int, flag: bool) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    width = programs * COLUMNS
+    return dict(
+        W=width,
+        FLAG=flag,
+        BLOCK_B=ROWS,
+        BLOCK_H=COLUMNS,
+        BLOCK_K=min(256, triton.next_power_of_2(width)),
+        SENTINEL=SENTINEL[2],
+        INT=INT_TYPE[2][1],
+        SPIN_LIMIT=SPINS,
+    )
 
 
 class ExchangeLoop:
@@ -71,19 +88,11 @@ class ExchangeLoop:
 
     def run(self) -> None:
         self.prepare()
-        width = self.programs * COLUMNS
         arguments = dict(
             buffer_ptr=self.buffer,
             counter_ptr=self.counter,
             late_ptr=self.late,
-            W=width,
-            FLAG=self.kind == "flag",
-            BLOCK_B=ROWS,
-            BLOCK_H=COLUMNS,
-            BLOCK_K=min(256, triton.next_power_of_2(width)),
-            SENTINEL=SENTINEL[2],
-            INT=INT_TYPE[2][1],
-            SPIN_LIMIT=SPINS,
+            **exchange_constants(self.programs, self.kind == "flag"),
             num_warps=4,
         )
         if self.one_launch:

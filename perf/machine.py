@@ -50,9 +50,10 @@ def results_folder() -> Path:
 def _nvidia_smi(field: str) -> str | None:
     if not torch.cuda.is_available() or not shutil.which("nvidia-smi"):
         return None
-    identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", f"--id={identity}"]
-    return _output(command)
+    lines = (_output(["nvidia-smi", f"--query-gpu={field},uuid", "--format=csv,noheader,nounits"]) or "").splitlines()
+    uuid = str(getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", "unknown"))
+    mine = [line for line in lines if uuid in line] or lines
+    return mine[0].split(",")[0].strip() if len(mine) == 1 else None
 
 
 def _commit() -> str:

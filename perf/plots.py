@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from triton_lstm.perf.results import DEVICE, SHAPE
 from triton_lstm.perf.summary import OURS
@@ -75,7 +76,7 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         ticks = sorted(group[axis].unique())
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panel.minorticks_off()
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(title, fontsize=9)
         panel.legend(fontsize=7)
     figure.suptitle(MODE.replace("_", " + "))

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
 from triton_lstm.kernels.launch import constants, options
+from triton_lstm.perf.exchange_loop import exchange_constants, exchange_kernel
 from triton_lstm.plan import Device, Plan, make_plan, shared_bytes
 
 TARGETS = {
@@ -126,6 +127,22 @@ def report(
     return result
 
 
+def report_exchange(target: str, programs: int, flag: bool) -> dict:
+    """The benchmarks' bare exchange."""
+    gpu, _ = TARGETS[target]
+    values = exchange_constants(programs, flag)
+    signature = {
+        name: "constexpr" if name in values else "i32" if not name.endswith("_ptr") else "*i32"
+        for name in exchange_kernel.arg_names
+    } | {"buffer_ptr": "*bf16"}
+    indices = {(exchange_kernel.arg_names.index(k),): v for k, v in values.items()}
+    attributes = {(0,): [["tt.divisibility", 16]]}
+    compiled = triton.compile(ASTSource(exchange_kernel, signature, indices, attributes), target=gpu)
+    _, stack, _ = disassemble(compiled.asm["cubin"])
+    polls = re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])
+    return {"stack": stack, "polls": sorted(set(polls)), "atomics": compiled.asm["ptx"].count("atom.")}
+
+
 if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
-        print(json.dumps(report(**case)), flush=True)
+        print(json.dumps(report_exchange(**case) if "programs" in case else report(**case)), flush=True)

@@ -38,16 +38,19 @@ CASES += [
         ("flag", 0, True),
     ]
 ]
+EXCHANGES = [
+    dict(target=t, programs=n, flag=f) for t in ("sm_80", "sm_90") for n in (2, 48, 128) for f in (True, False)
+]
 
 
 @pytest.fixture(scope="module")
 def reports():
     """Every case compiled in one process, keyed by the case."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(__file__).with_name("codegen.py")), json.dumps(CASES)]
+    command = [sys.executable, str(Path(__file__).with_name("codegen.py")), json.dumps(CASES + EXCHANGES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return dict(zip(map(str, CASES), map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(map(str, CASES + EXCHANGES), map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
@@ -70,7 +73,14 @@ def test_default_plan(case, reports):
         assert report["polls"] == ["v4.b32"], report
 
 
+@pytest.mark.parametrize("case", EXCHANGES, ids=lambda case: "-".join(map(str, case.values())))
+def test_bare_exchange(case, reports):
+    report = reports[str(case)]
+    assert report["stack"] == 0 and report["polls"], report
+    assert (report["atomics"] == 0) == case["flag"], report
+
+
 def test_both_kinds_of_plan_were_seen(reports):
-    plans = [(r["target"], r["plan"]["exchange"], r["plan"]["resident"]) for r in reports.values()]
+    plans = [(r["target"], r["plan"]["exchange"], r["plan"]["resident"]) for r in reports.values() if "plan" in r]
     assert {("sm_90", "none", True), ("sm_90", "flag", True), ("sm_90", "flag", False)} <= set(plans)
     assert {("gfx942", "barrier", True), ("gfx942", "barrier", False)} <= set(plans)

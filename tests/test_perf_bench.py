@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf import bench, floor, measure
+from triton_lstm.perf import bench, floor, measure, warm
 from triton_lstm.perf.bench import DeviceLostError, run
 from triton_lstm.perf.cases import Case
 from triton_lstm.perf.machine import machine
@@ -266,3 +266,16 @@ def test_every_floor_off_a_gpu(device):
     for name in ("copy", "matmul-bf16", "exchange-flag-2", "exchange-barrier-2"):
         row = floor.measure_floor(name, device)
         assert row["status"] == "ok" and row["ms"] > 0, name
+
+
+def test_kernels_are_compiled_ahead_in_other_processes(device, caplog):
+    warm.compile_case(CASE)
+    bad = Case("fp32", T=2, B=2, H=-1)
+    warm.compile_all([CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)], workers=2)
+    assert [record.getMessage() for record in caplog.records] == [f"{bad.name} was not compiled ahead"]
+
+
+def test_what_does_not_end_is_not_waited_for(device, caplog, monkeypatch):
+    monkeypatch.setattr(warm, "LIMIT_S", 0.01)
+    warm.compile_all([CASE], workers=1)
+    assert "within" in caplog.text

@@ -5,4 +5,5 @@ try:
 except KeyboardInterrupt:  # while PyTorch is being imported
     sys.exit(130)
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,18 +16,29 @@ def draws(elements: int) -> int:
     return 2 if elements > 1000 else 10
 
 
-def allowed(exact: torch.Tensor, own: list[torch.Tensor], norm: Norm, dtype: torch.dtype) -> float:
-    """2 * (PyTorch's own error in `dtype` against float64) + eps; own: its differences, one for each draw of inputs."""
-    eps = torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
-    return 2 * max(map(norm, own)) + (16 * eps if dtype == torch.float64 else eps)
+def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:
+    """eps: that of `dtype`, sixteen of them for float64; for float32 with TF32 allowed, TF32's."""
+    if tf32:
+        return 2**-10
+    return torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1)
 
 
-def worst_share(got: torch.Tensor, exact: torch.Tensor, own: list[torch.Tensor]) -> float:
+def allowed(exact: torch.Tensor, own: list[torch.Tensor], norm: Norm, eps: float) -> float:
+    """2 * (PyTorch's own error in the dtype against float64) + eps * max(1, max |exact|).
+
+    own: PyTorch's differences from what is exact, one for each draw of inputs; eps: the dtype's `rounding`.
+    """
+    return 2 * max(map(norm, own)) + eps * max(1.0, exact.abs().max().item())
+
+
+def worst_share(got: torch.Tensor, exact: torch.Tensor, own: list[torch.Tensor], *, tf32: bool = False) -> float:
     """The error of `got` as a share of what the rule allows, by RMS or maximum, whichever is worse; NaN gives inf."""
-    shares = [norm(got.double() - exact) / allowed(exact, own, norm, got.dtype) for norm in NORMS.values()]
+    eps = rounding(got.dtype, tf32=tf32)
+    shares = [norm(got.double() - exact) / allowed(exact, own, norm, eps) for norm in NORMS.values()]
     return max(float("inf") if share != share else share for share in shares)
 
 
 def zeros_would_pass(exact: torch.Tensor, own: list[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether the rule could not tell this answer from nothing at all."""
-    return bool(exact.any()) and all(norm(exact) <= allowed(exact, own, norm, dtype) for norm in NORMS.values())
+    limits = {name: allowed(exact, own, norm, rounding(dtype)) for name, norm in NORMS.items()}
+    return bool(exact.any()) and all(norm(exact) <= limits[name] for name, norm in NORMS.items())

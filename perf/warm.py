@@ -1,0 +1,54 @@
+"""Compiles the kernels of many cases side by side, in processes that share Triton's cache on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+
+import torch
+
+from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.check import draw
+from triton_lstm.perf.measure import Runner
+from triton_lstm.perf.providers import OURS, PROVIDERS, make
+
+log = logging.getLogger(__name__)
+STEPS = 2  # no kernel is compiled for a number of steps
+LIMIT_S = 180
+
+
+def compile_case(case: Case) -> None:
+    """One short inference and training call of triton_lstm, on the case's own batch and sizes."""
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if PROVIDERS[OURS].why_not(case, device) is not None:
+        return
+    short = dataclasses.replace(case, T=STEPS)
+    with switches(case.precision):
+        problem = draw(short, device)
+        runner = Runner(problem, make(PROVIDERS[OURS], short, problem.twin), OURS)
+        runner.inference()
+        runner.both()
+
+
+def compile_all(cases: Sequence[Case], workers: int | None = None) -> None:
+    """What fails or takes too long here is left to the run itself, which records it."""
+    count = workers or max(1, min(8, (os.cpu_count() or 2) // 2, len(cases)))
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    futures = {pool.submit(compile_case, case): case for case in cases}
+    try:
+        done, late = wait(futures, timeout=LIMIT_S)
+        for future in done:
+            if future.exception() is not None:
+                log.error("%s was not compiled ahead", futures[future].name, exc_info=future.exception())
+        for future in late:
+            log.error("%s was not compiled ahead within %d s", futures[future].name, LIMIT_S)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # one that hangs would hold the GPU
+            process.terminate()
