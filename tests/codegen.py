@@ -140,7 +140,11 @@ def report_exchange(target: str, programs: int, flag: bool) -> dict:
     compiled = triton.compile(ASTSource(exchange_kernel, signature, indices, attributes), target=gpu)
     _, stack, _ = disassemble(compiled.asm["cubin"])
     polls = re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])
-    return {"stack": stack, "polls": sorted(set(polls)), "atomics": compiled.asm["ptx"].count("atom.")}
+    return {
+        "stack": stack,
+        "polls": sorted(set(polls)),
+        "atomics": len(re.findall(r"\b(?:atom|red)\.|ld\.acquire", compiled.asm["ptx"])),
+    }
 
 
 if __name__ == "__main__":

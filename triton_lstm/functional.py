@@ -47,7 +47,7 @@ def lstm(
     directions = 2 if bidirectional else 1
     params = list(params)
     weights = _by_layer(params, num_layers * directions, has_biases)
-    h_shape, c_shape = _state_shapes(input, weights, directions, batch_first)
+    h_shape, c_shape = _check_weights(input, weights, directions, batch_first)
     if hx is not None and len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
     h0, c0 = (input.new_zeros(h_shape), input.new_zeros(c_shape)) if hx is None else hx
@@ -126,10 +126,10 @@ def _by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> 
     return result
 
 
-def _state_shapes(
+def _check_weights(
     input: torch.Tensor, weights: list[Group], directions: int, batch_first: bool
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The shapes h0 and c0 must have; raises unless input and weights fit together."""
+    """Raises unless input and weights fit together; returns the shapes that h0 and c0 must have."""
     if input.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
     batch, steps = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
