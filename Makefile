@@ -35,7 +35,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 GPU_PYTHON := env PYTHONPATH=$(CURDIR) $(PYTHON)
 GPU := timeout --kill-after=10 590 $(GPU_PYTHON)
-TO = $(or $(OUT),$(shell $(GPU_PYTHON) -m triton_lstm.perf.machine))
+TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO)
 LOG = | tee $(TO)/$@.log
 SANITIZER := timeout --kill-after=10 590 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
@@ -50,10 +50,9 @@ gpu-test: gpu-test-layer gpu-test-plans gpu-test-rest
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
 gpu-there:
-	@$(GPU_PYTHON) -c 'import torch, triton, pandas, pytest' || \
+	@$(GPU_PYTHON) -c 'import torch, triton, pandas, pytest' 2> /dev/null || \
 	{ echo "$(PYTHON) lacks a package: give one with torch, triton, pandas and pytest as PYTHON=..." >&2; exit 2; }
-	@$(GPU_PYTHON) -m triton_lstm.perf.machine > /dev/null
-	@mkdir -p $(TO)
+	@$(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT) > /dev/null
 
 gpu-test-layer: gpu-there
 	$(GPU) -m pytest tests/test_layer.py -k against_nn_lstm --csv $(TO)/$@.csv $(LOG)

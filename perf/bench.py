@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -87,6 +88,8 @@ class _CaseRun:
         self.providers = list({provider.name: provider for _, provider, _ in wanted}.values())
         self.wanted = {(provider.name, mode) for _, provider, mode in wanted}
         self.results, self.floors, self.device = results, floors, device
+        self.errors: dict[str, dict[str, Any]] = {}
+        self.clock = math.nan
 
     def run(self, bar: Any) -> None:
         with switches(self.case.precision), timing(self.device), _quiet():
@@ -102,11 +105,14 @@ class _CaseRun:
         row = describe(self.case, provider, mode, floor_ms(self.case, mode, self.floors))
         return row | ({"algorithm": way(self.case, mode)} if provider == YARDSTICK else {})
 
-    def _give_up(self, provider: str, outcome: dict[str, Any], bar: Any) -> None:
-        """One row for all modes of a provider that has no time on this case."""
-        self.results.add(self._row(provider, ALL_MODES) | outcome)
-        self._tell(provider, outcome, bar)
-        bar.update(sum(name == provider for name, _ in self.wanted))
+    def _give_up(self, outcomes: dict[str, dict[str, Any]], bar: Any) -> None:
+        """One row for all modes of each provider that has no time on this case."""
+        if not outcomes:
+            return
+        self.results.add(*(self._row(provider, ALL_MODES) | outcome for provider, outcome in outcomes.items()))
+        for provider, outcome in outcomes.items():
+            self._tell(provider, outcome, bar)
+        bar.update(sum(provider in outcomes for provider, _ in self.wanted))
 
     def _tell(self, what: str, outcome: dict[str, Any], bar: Any) -> None:
         if outcome["status"] != "skipped":
@@ -114,13 +120,9 @@ class _CaseRun:
 
     def _runners(self, bar: Any) -> list[Runner]:
         """Those providers that can run the case and are right on it."""
-        able = []
-        for provider in self.providers:
-            reason = provider.why_not(self.case, self.device)
-            if reason:
-                self._give_up(provider.name, {"status": "skipped", "reason": reason}, bar)
-            else:
-                able.append(provider)
+        reasons = {provider.name: provider.why_not(self.case, self.device) for provider in self.providers}
+        able = [provider for provider in self.providers if reasons[provider.name] is None]
+        self._give_up({name: {"status": "skipped", "reason": why} for name, why in reasons.items() if why}, bar)
         if not able:
             return []
         self.results.begin(*(self._row(provider.name, ALL_MODES) for provider in able))
@@ -130,12 +132,11 @@ class _CaseRun:
         except Exception as error:
             outcome = _failure(error)
             outcome |= {"status": "unchecked", "reason": f"nothing to compare with: {outcome['reason']}"}
-            for provider in able:
-                self._give_up(provider.name, outcome, bar)
+            self._give_up({provider.name: outcome for provider in able}, bar)
             self.results.end()
             _device_still_there(self.device)
             return []
-        runners, self.errors = [], {}
+        runners = []
         for provider in able:
             self.results.begin(self._row(provider.name, ALL_MODES))
             try:
@@ -144,7 +145,7 @@ class _CaseRun:
             except Exception as error:
                 outcome = _failure(error)
             if "status" in outcome:
-                self._give_up(provider.name, outcome, bar)
+                self._give_up({provider.name: outcome}, bar)
                 _device_still_there(self.device)
             else:
                 self.errors[provider.name] = outcome
@@ -175,12 +176,17 @@ class _CaseRun:
                     self.results.add(self._row(name, mode) | outcome)
                     bar.update()
                     _device_still_there(self.device)
-        clock = clock_mhz()
+        if math.isnan(self.clock):  # once a case: asking takes a while
+            self.clock = clock_mhz()
+        rows = []
         for name, values in times.items():
             p20, ms, p80 = pd.Series(values).quantile([0.2, 0.5, 0.8])
-            measured = {"status": "ok", "ms": ms, "p20": p20, "p80": p80, "runs": len(values), "clock_mhz": clock}
-            self.results.add(self._row(name, mode) | self.errors[name] | measured | {"peak_mb": peaks[name]})
-            bar.update()
+            measured = {"status": "ok", "ms": ms, "p20": p20, "p80": p80, "runs": len(values)}
+            about = {"peak_mb": peaks[name], "clock_mhz": self.clock}
+            rows.append(self._row(name, mode) | self.errors[name] | measured | about)
+        if rows:
+            self.results.add(*rows)
+        bar.update(len(rows))
         self.results.end()
 
 

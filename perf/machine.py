@@ -1,4 +1,7 @@
-"""What a number depends on besides the case: `python -m triton_lstm.perf.machine` prints the folder of its results."""
+"""What a number depends on besides the case.
+
+`python -m triton_lstm.perf.machine [FOLDER]` makes the folder of a campaign's results and prints it; 2 without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -84,5 +87,8 @@ def _output(command: list[str]) -> str | None:
 
 if __name__ == "__main__":
     if not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use was found; nothing was measured.")
-    print(results_folder())
+        print("no GPU that PyTorch can use was found; nothing was measured.", file=sys.stderr)
+        sys.exit(2)
+    folder = Path(*sys.argv[1:]) if sys.argv[1:] else results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    print(folder)

@@ -39,7 +39,7 @@ HELP = {
     "speedup": "nn.LSTM's time over this one, same case and mode",
     "peak_mb": "most memory above inputs and weights, in 2**20 bytes",
     "error, error_share": "largest relative RMS error against float64; worst error over what is allowed (1 at most)",
-    "clock_mhz": "of the multiprocessors, read right after the case's last measurement",
+    "clock_mhz": "of the multiprocessors, read right after the case's first mode",
 }
 
 
@@ -98,8 +98,8 @@ class Results:
         if not self._marker.exists():
             return
         with contextlib.suppress(ValueError):  # died while writing it
-            for row in json.loads(self._marker.read_text()):
-                self.add(row | {"status": "failed", "reason": "the process died while measuring this"})
+            died = {"status": "failed", "reason": "the process died while measuring this"}
+            self.add(*(row | died for row in json.loads(self._marker.read_text())))
         self._marker.unlink()
 
     def has(self, case: str, provider: str, mode: str) -> bool:
@@ -114,8 +114,8 @@ class Results:
     def end(self) -> None:
         self._marker.unlink(missing_ok=True)
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append({**row, **self.about, "date": today(), "format": FORMAT})
+    def add(self, *rows: dict[str, Any]) -> None:
+        self._rows += [{**row, **self.about, "date": today(), "format": FORMAT} for row in rows]
         write(self.frame(), self.path)
 
     def drop_failures(self) -> None:

@@ -122,7 +122,7 @@ def test_no_gpu(run, suite):
 @pytest.mark.parametrize("module", ["machine", "stress"])
 def test_no_gpu_for_the_campaign(module, monkeypatch, capsys):
     done = subprocess.run([sys.executable, "-m", f"triton_lstm.perf.{module}"], capture_output=True, text=True)
-    assert done.returncode and len(done.stderr.splitlines()) == 1 and "no GPU" in done.stderr
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no GPU" in done.stderr
 
 
 def test_a_missing_package_is_named(run, measured, monkeypatch):

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_lstm.perf.cases import MODES, SUITES, Case
-from triton_lstm.perf.cudnn import algorithm, takes_bf16
+from triton_lstm.perf.cudnn import algorithm, takes_bf16, way
 from triton_lstm.perf.work import Floors, fewest_programs, flops, least_bytes, step_us, weights
 from triton_lstm.perf.work import floor_ms as floor
 
@@ -161,6 +163,24 @@ def test_algorithm(case, gpu, there, back):
 )
 def test_takes_bf16(torch_version, cudnn, capability, expected):
     assert takes_bf16(torch_version, cudnn, capability) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "fp64"])
+def test_the_way_is_the_one_taken(precision):
+    """What PyTorch calls, seen; the algorithm inside of it cannot be."""
+    case = Case(precision, T=4, B=8, H=256)
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(function.name())
+            return function(*args, **(kwargs or {}))
+
+    names: set[str] = set()
+    module = torch.nn.LSTM(case.I, case.H).to("cuda", case.dtype)
+    with torch.no_grad(), Calls():
+        module(torch.zeros(case.T, case.B, case.I, device="cuda", dtype=case.dtype))
+    assert ("aten::_cudnn_rnn" in names) == (way(case, "inference") != "step by step")
 
 
 @pytest.mark.parametrize("suite", SUITES)
