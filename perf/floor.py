@@ -17,7 +17,7 @@ from triton_lstm.perf.results import DEVICE
 from triton_lstm.perf.work import Floors
 
 MODE = "floor"
-PROGRAMS = (2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192)  # as many as the device has processors
+PROGRAMS = (2, 4, 8, 16, 32, 64, 128, 192)  # as many as the device has processors
 Row = dict[str, Any]
 
 

@@ -87,14 +87,21 @@ def fewest_programs(case: Case, floors: Floors) -> int:
 def step_us(case: Case, floors: Floors) -> float:
     """The best that any number of programs could do for a step: one exchange and their share of the product.
 
-    n programs that exchange, for each row if there are processors enough; one program needs no exchange.
+    Between two measured numbers of programs an exchange is taken to cost what the smaller one costs, and the product to
+    be shared as the larger one shares it, so that nobody can be below. One program exchanges nothing; every row can
+    have programs of its own while there are processors.
     """
     least = fewest_programs(case, floors)
-    options = {1: 0.0} | floors.exchange_us
-    fitting = {n: us for n, us in options.items() if n >= least} or {max(options): options[max(options)]}
     rows = int(case.lengths().sum()) / case.T
     whole = rows * flops_of_step(case) / floors.tflops[case.precision] / 1e6  # us on all processors
-    return min(us + whole * floors.processors / min(floors.processors, n * case.B) for n, us in fitting.items())
+    measured = [1, *sorted(floors.exchange_us)]
+    times = []
+    for programs, following in zip(measured, [*measured[1:], floors.processors + 1], strict=True):
+        most = following - 1
+        if most >= least:
+            share = min(floors.processors, most * case.B) / floors.processors
+            times.append((0.0 if programs == 1 else floors.exchange_us[programs]) + whole / share)
+    return min(times)
 
 
 def floor_ms(case: Case, mode: str, floors: Floors) -> float:
