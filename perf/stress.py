@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ STRESS = [
 SMALL = [("bf16", 3, 33, 1), ("fp16", 17, 64, 1), ("tf32", 2, 48, 1)]
 
 
-def stress_case(kind: Any, precision: str, B: int, H: int, launches: int, T: int) -> dict[str, Any]:
+def stress_case(
+    kind: Any, precision: str, B: int, H: int, launches: int, *, T: int, device: torch.device
+) -> dict[str, Any]:
     """One exchange on one shape: how many of the launches, forward and backward, gave other bits."""
     from triton_lstm.autograd import plan_for
     from triton_lstm.kernels import lstm_backward, lstm_forward
 
-    device = torch.device("cuda", 0)
     torch.manual_seed(0)
     options: Any = dict(device=device, dtype=DTYPES[precision])
     xg, w_hh = torch.randn(T, B, 4 * H, **options), torch.randn(4 * H, H, **options) / H**0.5
@@ -66,11 +67,10 @@ def stress_case(kind: Any, precision: str, B: int, H: int, launches: int, T: int
     saved = (w_hh, c0, expected[3], expected[2])
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
-    busy, other = torch.randn(4096, 4096, **options), torch.cuda.Stream()
+    keep_busy = _other_stream(device)
     for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False):
         if k % 8 == 0:
-            with torch.cuda.stream(other):
-                torch.mm(busy, busy)
+            keep_busy()
         wrong[0] += _differ(forward(plans[0]), expected)
         wrong[1] += _differ(backward(plans[1]), expected_backward)
     programs = [plan.grid(H)[0] * plan.grid(H)[1] for plan in plans]
@@ -78,17 +78,31 @@ def stress_case(kind: Any, precision: str, B: int, H: int, launches: int, T: int
     return row | dict(backward_programs=programs[1], wrong=int(wrong.sum()), wrong_backward=int(wrong[1]))
 
 
+def _other_stream(device: torch.device) -> Callable[[], None]:
+    """What gives another stream of the GPU something to do; nothing off a GPU."""
+    if device.type != "cuda":
+        return lambda: None
+    busy, other = torch.randn(4096, 4096, device=device), torch.cuda.Stream(device)
+
+    def multiply() -> None:
+        with torch.cuda.stream(other):
+            torch.mm(busy, busy)
+
+    return multiply
+
+
 def _differ(got: tuple[Any, ...], expected: tuple[Any, ...]) -> torch.Tensor:
     return torch.stack([(a != b).any() for a, b in zip(got, expected, strict=True)]).any()
 
 
 def stress(small: bool) -> Iterator[dict[str, Any]]:
+    device = torch.device("cuda", 0)
     # A refused launch or a plan that does not fit would silently compare step by step with itself
     warnings.simplefilter("error")
     for kind in ("none", "flag", "barrier") if small else ("flag", "barrier"):
         for precision, B, H, launches in SMALL if small else STRESS:
             try:
-                yield stress_case(kind, precision, B, H, launches, T=4 if small else 32)
+                yield stress_case(kind, precision, B, H, launches, T=4 if small else 32, device=device)
             except Exception as error:  # a failure on one shape must not lose the others
                 yield dict(exchange=kind, precision=precision, B=B, H=H, failed=repr(error)[:200])
 

@@ -18,6 +18,7 @@ from interleave import DeadlockError, concurrent_programs
 from triton_lstm.kernels import exchange
 from triton_lstm.perf import exchange_loop
 from triton_lstm.perf.exchange_loop import ExchangeLoop
+from triton_lstm.perf.stress import stress_case
 
 SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows
 SEEDS = 20
@@ -105,6 +106,18 @@ def test_the_bare_exchange_of_the_benchmarks(kind, monkeypatch):
                 loop.run()
             seen.append(loop.complete())
         assert not all(seen)
+
+
+@pytest.mark.parametrize("kind", ["none", "flag", "barrier"])
+def test_the_stress_run_counts_what_differs(kind, monkeypatch):
+    def wrong(seed):
+        with concurrent_programs(seed):
+            return stress_case(kind, "fp32", 3, 33, launches=1, T=3, device=torch.device("cpu"))["wrong"]
+
+    assert wrong(seed=0) == 0
+    if kind != "none":
+        monkeypatch.setattr(exchange, "missing" if kind == "flag" else "wait", lambda *_: 0)
+        assert sum(wrong(seed) for seed in range(3)) > 0
 
 
 @pytest.mark.parametrize("kind", ["flag", "barrier"])

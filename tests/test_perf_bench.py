@@ -1,13 +1,21 @@
 """The run of a suite: what fails is recorded, nothing measured is lost, and a run goes on where another stopped."""
 
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+from unittest.mock import patch
+
 import pytest
 import torch
+import triton
 from torch import nn
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf import bench, floor, measure, warm
+from triton_lstm.perf import bench, cold, floor, measure, warm
 from triton_lstm.perf.bench import DeviceLostError, run
-from triton_lstm.perf.cases import Case
+from triton_lstm.perf.cases import MODES, Case
+from triton_lstm.perf.clock import times_after_ms
 from triton_lstm.perf.machine import machine
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider
 from triton_lstm.perf.results import YARDSTICK, Results, load
@@ -266,6 +274,49 @@ def test_every_floor_off_a_gpu(device):
     for name in ("copy", "matmul-bf16", "exchange-flag-2", "exchange-barrier-2"):
         row = floor.measure_floor(name, device)
         assert row["status"] == "ok" and row["ms"] > 0, name
+
+
+def test_every_mode(tmp_path, device):
+    """But for the cold ones, which have processes of their own."""
+    modes = tuple(mode for mode in MODES if not mode.startswith("cold"))
+    run(wanted([PROVIDERS[YARDSTICK]], [dataclasses.replace(CASE, modes=modes)]), results(tmp_path), device)
+    found = {mode: row for (case, _, mode), row in rows(tmp_path).items() if case == CASE.name}
+    assert list(found) == list(modes)
+    for mode, row in found.items():
+        if mode == "graph_step" and device.type == "cpu":
+            assert (row["status"], row["reason"]) == ("skipped", "CUDA graphs need a GPU")
+        else:
+            assert row["status"] == "ok" and row["ms"] > 0 and row["runs"] >= 3
+
+
+def test_backward_leaves_its_forward_out(device):
+    """By what is called between the clock's marks, not by how long it takes."""
+    calls = []
+    clock = SimpleNamespace(
+        get_device_interface=lambda: SimpleNamespace(
+            Event=lambda enable_timing: SimpleNamespace(
+                record=lambda: calls.append("mark"), elapsed_time=lambda end: 100.0
+            ),
+            synchronize=lambda: None,
+        ),
+        get_empty_cache_for_benchmark=lambda: None,
+        clear_cache=lambda cache: calls.append("clear"),
+    )
+    with patch.object(triton.runtime.driver, "_active", clock):
+        times = times_after_ms(lambda: calls.append("forward"), lambda made: calls.append("backward"))
+    assert calls == ["forward", "clear", "mark", "backward", "mark"] * 3 and times == [100.0]
+
+
+def test_a_cold_start(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cold", "fp32-T3-B2-I8-H8", YARDSTICK])
+    cold.main()
+    assert json.loads(capsys.readouterr().out)["ms"] > 0
+
+
+def test_a_cold_start_that_fails(monkeypatch):
+    monkeypatch.setattr(measure, "COLD_LIMIT_S", 60)
+    with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
+        measure.cold_times_ms(Case("fp32", T=3, B=2, H=8), "nobody", cached=False)
 
 
 def test_kernels_are_compiled_ahead_in_other_processes(device, caplog):
