@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,14 +15,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from triton_lstm.config import UsageError
 from triton_lstm.perf import floor
-from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.cases import MODES, Case, switches
 from triton_lstm.perf.check import Check, draw
 from triton_lstm.perf.clock import timing
-from triton_lstm.perf.cudnn import way
+from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.machine import clock_mhz
 from triton_lstm.perf.measure import TURNS, NotHereError, Runner
-from triton_lstm.perf.providers import PROVIDERS, Provider, make
+from triton_lstm.perf.providers import OURS, PROVIDERS, Provider, make
 from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, Results, describe
 from triton_lstm.perf.warm import compile_all
 from triton_lstm.perf.work import Floors, floor_ms
@@ -38,22 +40,28 @@ def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> Non
     """Measures what is not in `results` yet; every row is saved at once.
 
     Raises DeviceLostError after an error that leaves the GPU unusable for this process; what failed is recorded.
+    Raises UsageError if it is unusable from the start.
     """
+    try:
+        _device_still_there(device)
+    except DeviceLostError as error:
+        raise UsageError(f"the GPU takes no work ({error}); nothing was measured") from None
     cases: dict[str, list[Wanted]] = {}
     for item in wanted:
         cases.setdefault(item[0].name, []).append(item)
     floors_wanted = floor.floor_names(device)
     with tqdm(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
+        bar.set_description("compiling")
+        ahead = [item for item in wanted if not _done(item, results) and item[1].name == OURS]
+        missing_floors = [name for name in floors_wanted if not results.has(name, DEVICE, floor.MODE)]
+        if device.type == "cuda" and len(ahead) + len(missing_floors) > 2:
+            compile_all(list({case.name: case for case, _, _ in ahead}.values()), missing_floors)
         for name in floors_wanted:
             bar.set_description(name)
-            if not results.has(name, DEVICE, floor.MODE):
+            if name in missing_floors:
                 _measure_floor(name, results, device)
             bar.update()
         floors = floor.floors_of(results.frame(), device)
-        ahead = [items[0][0] for name, items in cases.items() if not all(_done(item, results) for item in items)]
-        if device.type == "cuda" and len(ahead) > 2:
-            bar.set_description("compiling")
-            compile_all(ahead)
         for name, items in cases.items():
             bar.set_description(name)
             missing = [item for item in items if not _done(item, results)]
@@ -103,7 +111,7 @@ class _CaseRun:
 
     def _row(self, provider: str, mode: str) -> dict[str, Any]:
         row = describe(self.case, provider, mode, floor_ms(self.case, mode, self.floors))
-        return row | ({"algorithm": way(self.case, mode)} if provider == YARDSTICK else {})
+        return row | ({"algorithm": algorithm_name(self.case, mode)} if provider == YARDSTICK else {})
 
     def _give_up(self, outcomes: dict[str, dict[str, Any]], bar: Any) -> None:
         """One row for all modes of each provider that has no time on this case."""
@@ -157,15 +165,15 @@ class _CaseRun:
         times: dict[str, list[float]] = {runner.provider: [] for runner in runners}
         turns: dict[str, Any] = {}
         peaks: dict[str, float] = {}
-        once = mode in ("cold", "cold_cached")
-        for k in range(1 if once else TURNS):
-            for runner in runners:
+        for k in range(1 if MODES[mode].timer == "cold" else TURNS):
+            first = k % max(1, len(runners))  # whoever is first has the coolest, slowest device
+            for runner in runners[first:] + runners[:first]:
                 name = runner.provider
                 if name not in times:
                     continue
                 self.results.begin(self._row(name, mode))
                 try:
-                    if k == 0:
+                    if name not in turns:
                         turns[name] = runner.turn(mode)
                         peaks[name] = runner.peak_mb(mode)
                     times[name] += turns[name]()
@@ -176,8 +184,10 @@ class _CaseRun:
                     self.results.add(self._row(name, mode) | outcome)
                     bar.update()
                     _device_still_there(self.device)
-        if math.isnan(self.clock):  # once a case: asking takes a while
-            self.clock = clock_mhz()
+                    if MODES[mode].timer == "graph" and outcome["status"] != "skipped":
+                        # A capture that failed half way leaves the generator and the allocator of the process behind it
+                        raise DeviceLostError(f"{name} could not be captured as a CUDA graph") from None
+        self._note_clock(runners)
         rows = []
         for name, values in times.items():
             p20, ms, p80 = pd.Series(values).quantile([0.2, 0.5, 0.8])
@@ -189,6 +199,14 @@ class _CaseRun:
         bar.update(len(rows))
         self.results.end()
 
+    def _note_clock(self, runners: list[Runner]) -> None:
+        """Once a case, with work under way: asking takes a while, and an idle device clocks down."""
+        if self.device.type == "cuda" and runners and math.isnan(self.clock):
+            for _ in range(50):
+                runners[0].inference()
+            self.clock = clock_mhz()
+            torch.cuda.synchronize()
+
 
 def _failure(error: Exception) -> dict[str, Any]:
     text = str(error).strip().splitlines()
@@ -196,6 +214,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, NotHereError):
         return {"status": "skipped", "reason": str(error)}
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        traceback.clear_frames(error.__traceback__)  # they hold what was allocated
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

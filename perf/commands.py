@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import filelock
 import torch
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf.cases import MODES, SUITES, Case
+from triton_lstm.perf.watchdog import HANG_S, watched
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from triton_lstm.perf.bench import Wanted
 
+SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 Only = dict[str, list[str]]
 NO_SPEED = "No GPU: this is Triton's interpreter beside PyTorch's CPU LSTM. The times below are NO SPEEDS of anything."
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the three to the subparsers of the command line."""
+    """Adds bench, report and diff to the subparsers of the command line."""
     only = dict(action="append", type=_only, default=[], metavar="COLUMN=VALUE[,VALUE]")
 
-    b = commands.add_parser("bench", help="measure triton_lstm beside nn.LSTM and others; goes on where it stopped")
+    b = commands.add_parser("bench", help="measure triton_lstm beside nn.LSTM and others; continues where it stopped")
     b.add_argument(
         "--suite", choices=list(SUITES), default="quick", help="default: quick (smoke, off a GPU, shows no speeds)"
     )
@@ -47,7 +50,7 @@ def add_commands(commands: Any) -> None:
 
     d = commands.add_parser("diff", help="compare two sets of results; exit 1 if one of triton_lstm's is slower")
     d.add_argument("before", type=Path, help="a CSV that bench wrote, or a folder of them")
-    d.add_argument("after", type=Path, help="likewise")
+    d.add_argument("after", type=Path, help="the same, measured later")
     d.add_argument("--only", **only, help="rows by any column")
     d.set_defaults(run=diff)
 
@@ -83,10 +86,12 @@ def bench(args: argparse.Namespace) -> int:
         )
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
-    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2", "triton")
-    from triton_lstm.perf.bench import DeviceLostError, everything, run
-    from triton_lstm.perf.machine import machine, results_folder
-    from triton_lstm.perf.results import Results, write_parquet
+    _require(*SHOWING, "filelock", "triton")
+    import filelock
+
+    from triton_lstm.perf.bench import DeviceLostError, everything
+    from triton_lstm.perf.machine import results_folder
+    from triton_lstm.perf.results import load, write_parquet
 
     wanted = choose(everything(SUITES[args.suite]()), _by_column(args.only))
     folder = args.out or (results_folder() if gpu else Path("runs/smoke"))
@@ -94,30 +99,17 @@ def bench(args: argparse.Namespace) -> int:
     if not gpu:
         print(NO_SPEED)
     folder.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
-            results = Results(path, machine())
-            if args.retry:
-                results.drop_failures()
-            handler = _log_to(path.with_suffix(".log"))
-            try:
-                run(wanted, results, torch.device("cuda", 0) if gpu else torch.device("cpu"))
-            except KeyboardInterrupt:
-                results.end()
-                print(f"stopped; what was measured is in {path}, and the same command goes on from there")
-                return 130
-            finally:
-                logging.getLogger().removeHandler(handler)
-                handler.close()
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=0), _log_to(path.with_suffix(".log")):
+            finished = _measure(args, wanted, path, torch.device("cuda", 0) if gpu else torch.device("cpu"))
     except filelock.Timeout:
         raise UsageError(f"another bench is writing {path}. Wait for it, or give another folder with --out") from None
     except DeviceLostError as lost:
-        print(f"the GPU was lost to this process ({lost}); going on in a fresh one", file=sys.stderr)
-        _start_again(args)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    frame = results.frame()
+        _start_again(args, f"this process cannot go on with the GPU ({lost})")
+    if not finished:
+        print(f"stopped; what was measured is in {path}, and the same command continues from there")
+        return 130
+    frame = load([path])
     _show(frame, folder)
     parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""
     print(f"{NO_SPEED}\n" if not gpu else "", f"rows: {path}{parquet}", sep="")
@@ -125,24 +117,54 @@ def bench(args: argparse.Namespace) -> int:
     return int(ours["status"].isin(["wrong", "failed"]).any())
 
 
+def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device: torch.device) -> bool:
+    """Whether the run came to its end; False after Ctrl-C or SIGTERM."""
+    from triton_lstm.perf.bench import run
+    from triton_lstm.perf.machine import machine
+    from triton_lstm.perf.results import Results
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    results = None
+    try:
+        results = Results(path, machine())
+        if args.retry:
+            results.drop_failures()
+        with watched(results.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
+            run(wanted, results, device)
+    except KeyboardInterrupt:
+        if results:
+            results.end()
+        return False
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return True
+
+
 def _interrupt(signum: int, stack: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _log_to(path: Path) -> logging.Handler:
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
     """Failures with their tracebacks, and warnings, of this run."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
-def _start_again(args: argparse.Namespace) -> NoReturn:
+def _start_again(args: argparse.Namespace, why: str) -> NoReturn:
+    """The same command in a fresh process, which continues after what the marker names; --retry would begin anew."""
     command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", args.suite]
     for column, values in args.only:
         command += ["--only", f"{column}={','.join(values)}"]
     if args.out:
         command += ["--out", str(args.out)]
+    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(sys.executable, command)
 
@@ -172,7 +194,7 @@ def choose(wanted: list[Wanted], only: Only) -> list[Wanted]:
 
 
 def report(args: argparse.Namespace) -> int:
-    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2")
+    _require(*SHOWING)
     from triton_lstm.perf.report import print_columns
     from triton_lstm.perf.results import load, select
 
@@ -191,15 +213,16 @@ def _show(frame: pd.DataFrame, folder: Path) -> None:
     from triton_lstm.perf.report import print_summary, write_report
     from triton_lstm.perf.summary import summarize
 
-    print_summary(summarize(frame))
+    summary = summarize(frame)
+    print_summary(summary)
     folder.mkdir(parents=True, exist_ok=True)
-    files = write_report(frame, folder)
+    files = write_report(frame, summary, folder)
     print(f"written to {folder}: {', '.join(path.name for path in files)}")
 
 
 def diff(args: argparse.Namespace) -> int:
     """1 if something of triton_lstm's is slower than the noise explains, or has lost its time."""
-    _require("pandas", "matplotlib", "rich", "tabulate", "jinja2")
+    _require(*SHOWING)
     from triton_lstm.perf.diff import REGRESSIONS, compare
     from triton_lstm.perf.report import print_table
     from triton_lstm.perf.results import load, select

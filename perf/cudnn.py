@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from triton_lstm.perf.cases import Case
+from triton_lstm.perf.cases import MODES, Case
 
 Algorithm = Literal["STANDARD", "PERSIST_STATIC", "PERSIST_STATIC_SMALL_H"]
 
@@ -47,10 +47,11 @@ def takes_bf16(torch_version: str, cudnn_version: int | None, capability: tuple[
     return release >= (2, 10) and (cudnn_version or 0) >= 91300 and capability >= (8, 0)
 
 
-def way(case: Case, mode: str) -> str:
-    """How nn.LSTM runs `case` here, for a table: "PERSIST_STATIC"; "SMALL_H / STANDARD" where the passes differ.
+def algorithm_name(case: Case, mode: str) -> str:
+    """What nn.LSTM runs for `case` here, for a table: "PERSIST_STATIC"; "SMALL_H / STANDARD" where the passes differ.
 
-    "step by step" is PyTorch's own path without cuDNN; "CPU" and "MIOpen" where there is no NVIDIA GPU.
+    "step by step" is PyTorch's own path without cuDNN; "CPU" and "MIOpen" where there is no NVIDIA GPU; "copies
+    weights" where PyTorch does not lay them out for cuDNN, which then does so at every call (bf16, in PyTorch 2.13).
     """
     if not torch.cuda.is_available():
         return "CPU"
@@ -64,6 +65,7 @@ def way(case: Case, mode: str) -> str:
         algorithm(case, capability, processors, forward=forward).removeprefix("PERSIST_STATIC_")
         for forward in (True, False)
     )
-    if mode in ("inference", "forward", "host_inference"):
-        return there
-    return back if mode == "backward" else there if there == back else f"{there} / {back}"
+    passes = MODES[mode] if mode in MODES else MODES["forward_backward"]
+    names = [there] * passes.forward + [back] * passes.backward
+    copies = "" if case.dtype in torch.backends.cudnn.CUDNN_TENSOR_DTYPES else ", copies weights"
+    return " / ".join(dict.fromkeys(names)) + copies

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import pandas as pd
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf.providers import OURS
-from triton_lstm.perf.results import DEVICE, KEY, YARDSTICK
+from triton_lstm.perf.results import ALL_MODES, DEVICE, KEY, YARDSTICK, noise
 
-LEAST_NOISE = 0.03  # two runs of the same code differ by as much
-NOISE_OF_ONE_CALL = 0.5  # a cold start is timed once, and has a disk in it
-SLOWER, FASTER, SAME, LOST, NEW = "SLOWER", "faster", "same", "LOST", "new"
+SLOWER, FASTER, SAME, LOST, NEW, NOT_RUN = "SLOWER", "faster", "same", "LOST", "new", "not run"
+SAME_BASELINE = ["torch", "cudnn", "driver", "algorithm"]
 REGRESSIONS = (SLOWER, LOST)
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """A row for each of triton_lstm's (case, provider, mode) in either: `ratio` (above 1 is slower), `noise`, verdict.
 
-    Where both sets have nn.LSTM's time too, times are taken relative to it, so that a slower clock or a busy machine
-    cancels out; `against` says so. noise: twice the spread (half of p20 to p80, relative, of all times involved, added
-    as squares), at least 3%, and 50% for what was timed once. LOST: there was a time and now there is none; what was
-    not run at all is left out.
+    Where both sets have the same nn.LSTM (SAME_BASELINE), times are taken relative to its time, so that a slower clock
+    or a busy machine cancels out; `against` says so. LOST: there was a time, and now there is a reason why not.
+    NOT_RUN: the second set does not have it at all. Raises UsageError for two devices, or nothing in common.
     """
     if sorted(set(before["gpu"])) != sorted(set(after["gpu"])):
         raise UsageError(
@@ -34,40 +32,37 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         if not provider.startswith(OURS):
             continue
         a, b = (_row(frame, case, provider, mode) for frame in (old, new))
-        if b is None or (a is None and b["status"] != "ok"):
-            continue
         entry = {"case": case, "provider": provider, "mode": mode}
         was, is_now = (row is not None and row["status"] == "ok" for row in (a, b))
         if was and is_now:
             rows.append(entry | _judge(a, b, *(_row(frame, case, YARDSTICK, mode) for frame in (old, new))))
+        elif was and b is None:
+            rows.append(entry | {"verdict": NOT_RUN, "before_ms": a["ms"]})
         elif was:
-            rows.append(entry | {"verdict": LOST, "reason": f"{b['status']}: {b['reason']}"})
+            rows.append(entry | {"verdict": LOST, "before_ms": a["ms"], "reason": f"{b['status']}: {b['reason']}"})
         elif is_now:
             rows.append(entry | {"verdict": NEW, "after_ms": b["ms"]})
     columns = ["case", "provider", "mode", "verdict", "ratio", "noise", "before_ms", "after_ms", "against", "reason"]
-    if all(row["verdict"] == NEW for row in rows):
+    if all(row["verdict"] in (NEW, NOT_RUN) for row in rows):
         raise UsageError("the two have no case, provider and mode in common: nothing to compare")
     return pd.DataFrame(rows, columns=columns)
 
 
-def _row(frame: pd.DataFrame, case: str, provider: str, mode: str) -> pd.Series | None:
-    for key in ((case, provider, mode), (case, provider, "all")):
+def _row(frame: pd.DataFrame, case: str, provider: str, mode: str) -> Any:
+    for key in ((case, provider, mode), (case, provider, ALL_MODES)):
         if key in frame.index:
             return frame.loc[[key]].iloc[-1]
     return None
 
 
-def _judge(
-    a: pd.Series, b: pd.Series, a_yardstick: pd.Series | None, b_yardstick: pd.Series | None
-) -> dict[str, object]:
-    ratio, spreads, against = b["ms"] / a["ms"], [a, b], "time"
+def _judge(a: Any, b: Any, a_yardstick: Any, b_yardstick: Any) -> dict[str, object]:
+    ratio, rows, against = b["ms"] / a["ms"], [a, b], "time"
     yardsticks = [row for row in (a_yardstick, b_yardstick) if row is not None and row["status"] == "ok"]
-    if len(yardsticks) == 2:
+    if len(yardsticks) == 2 and all(yardsticks[0][name] == yardsticks[1][name] for name in SAME_BASELINE):
         ratio *= yardsticks[0]["ms"] / yardsticks[1]["ms"]
-        spreads += yardsticks
+        rows += yardsticks
         against = YARDSTICK
-    least = LEAST_NOISE if min(row["runs"] for row in spreads) > 1 else NOISE_OF_ONE_CALL
-    noise = max(least, 2 * math.sqrt(sum(((row["p80"] - row["p20"]) / 2 / row["ms"]) ** 2 for row in spreads)))
-    verdict = SLOWER if ratio > 1 + noise else FASTER if ratio < 1 / (1 + noise) else SAME
+    limit = noise(*rows)
+    verdict = SLOWER if ratio > 1 + limit else FASTER if ratio < 1 / (1 + limit) else SAME
     times = {"before_ms": a["ms"], "after_ms": b["ms"], "against": against}
-    return {"verdict": verdict, "ratio": ratio, "noise": noise} | times
+    return {"verdict": verdict, "ratio": ratio, "noise": limit} | times

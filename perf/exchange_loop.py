@@ -11,6 +11,7 @@ import triton.language as tl
 
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, arrive, fill_with_sentinel, missing, wait
 
+WARPS = 8
 ROWS = COLUMNS = 16  # of one program: a batch tile of one tensor-core tile's rows, 16 hidden units
 SPINS = 1 << 20  # of a wait before it gives up
 
@@ -63,7 +64,7 @@ def exchange_constants(programs: int, flag: bool) -> dict[str, Any]:
         FLAG=flag,
         BLOCK_B=ROWS,
         BLOCK_H=COLUMNS,
-        BLOCK_K=min(256, triton.next_power_of_2(width)),
+        BLOCK_K=min(2048, triton.next_power_of_2(width)),
         SENTINEL=SENTINEL[2],
         INT=INT_TYPE[2][1],
         SPIN_LIMIT=SPINS,
@@ -93,7 +94,7 @@ class ExchangeLoop:
             counter_ptr=self.counter,
             late_ptr=self.late,
             **exchange_constants(self.programs, self.kind == "flag"),
-            num_warps=4,
+            num_warps=WARPS,
         )
         if self.one_launch:
             exchange_kernel[self.programs,](

@@ -41,7 +41,7 @@ def clock_mhz() -> float:
     return float(text) if text and text.isdigit() else float("nan")
 
 
-def today() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -68,10 +68,10 @@ def _commit() -> str:
 
 
 def _sources() -> str:
-    """A short hash of all that is measured, which also tells apart what no commit does."""
+    """A short hash of all that is measured and measures, which also tells apart what no commit does."""
     digest = hashlib.sha256()
     package = Path(triton_lstm.__file__).parent
-    for folder in (package, package / "kernels"):
+    for folder in (package, package / "kernels", package / "perf"):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,9 +1,10 @@
-"""One provider on one case: what a turn of each mode is, and what memory it takes."""
+"""One provider on one case: how each mode is timed, and the memory that a call takes."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from triton_lstm.perf.cases import Case
+from triton_lstm.perf.cases import MODES, Case
 from triton_lstm.perf.check import Problem, data, leaf
 from triton_lstm.perf.clock import host_times_ms, times_after_ms, times_ms
 
@@ -28,51 +29,70 @@ class NotHereError(Exception):
 
 
 class Runner:
-    """A provider's module on a case's data. `turn(mode)` makes what yields a turn's times; no mode changes another."""
+    """A provider's module on a case's data; no mode leaves anything behind that another would see."""
 
     def __init__(self, problem: Problem, module: nn.Module, provider: str) -> None:
         self.case, self.module, self.provider = problem.case, module, provider
-        self.x, self.wanted = leaf(problem.inputs[0], problem.case.dtype)
+        self.x, self.x_leaf = leaf(problem.inputs[0], problem.case.dtype)
         self.dy = problem.cotangents[0]
-        self.leaves = [self.wanted, *module.parameters()]
+        self.leaves = [self.x_leaf, *module.parameters()]
+        self.on_gpu = self.x_leaf.device.type == "cuda"
+        self.caches: tempfile.TemporaryDirectory[str] | None = None  # filled by a cold start
 
-    def turn(self, mode: str) -> Turn:
-        if mode in ("cold", "cold_cached"):
-            return functools.partial(cold_times_ms, self.case, self.provider, cached=mode == "cold_cached")
-        self.module.train(mode not in ("inference", "host_inference"))
-        if mode == "backward":
-            return lambda: times_after_ms(self.forward, self.backward)
-        if mode == "graph_step":
+    def turn(self, name: str) -> Turn:
+        """A function that measures one turn of a mode and returns the times of its calls in ms.
+
+        Raises NotHereError where this device does not have the mode.
+        """
+        mode = MODES[name]
+        if mode.timer == "cold":
+            return self.cached_start_ms if name == "cold_cached" else self.cold_start_ms
+        self.module.train(mode.grad)
+        if mode.timer == "graph":
             return functools.partial(times_ms, self.captured_step().replay)
-        call = self.inference if mode in ("inference", "host_inference") else self.both
-        if mode.startswith("host"):
+        if not mode.forward:
+            return lambda: times_after_ms(self.forward, self.backward)
+        call = self.call(name)
+        if mode.timer == "host":
             return lambda: host_times_ms(call)
-        return functools.partial(times_ms, self.forward if mode == "forward" else call, clear=self.leaves)
+        return functools.partial(times_ms, call, clear=self.leaves)
+
+    def call(self, name: str) -> Callable[[], Any]:
+        """A function that does what the mode is about, once; its forward too if the mode is backward alone."""
+        mode = MODES[name]
+        return self.inference if not mode.grad else self.both if mode.backward else self.forward
 
     def forward(self) -> torch.Tensor:
+        """The output, with its graph."""
         return data(self.module(self.x)[0])
 
     def inference(self) -> None:
+        """A call without one."""
         with torch.no_grad():
             self.module(self.x)
 
     def backward(self, y: torch.Tensor) -> None:
+        """Fresh gradients of the input and of all parameters."""
         for tensor in self.leaves:
             tensor.grad = None
         y.backward(self.dy)
 
     def both(self) -> None:
+        """Forward and backward."""
         self.backward(self.forward())
 
     def captured_step(self) -> Any:
-        """A whole training step as a graph; the weights move by nothing, so that no other mode sees it."""
-        if self.wanted.device.type != "cuda":
+        """A whole training step as a graph, checked; the learning rate is 0, so that the weights stay.
+
+        Raises NotHereError off a GPU, RuntimeError if a replay gives another gradient than a plain call.
+        """
+        if not self.on_gpu:
             raise NotHereError("CUDA graphs need a GPU")
-        step = torch.optim.SGD(self.module.parameters(), lr=0.0, foreach=True)
+        optimizer = torch.optim.SGD(self.module.parameters(), lr=0.0, foreach=True)
 
         def train() -> None:
             self.both()
-            step.step()
+            optimizer.step()
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -80,39 +100,61 @@ class Runner:
             for _ in range(3):  # as torch.cuda.graph's documentation asks
                 train()
         torch.cuda.current_stream().wait_stream(side)
+        expected = self.gradient().clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             train()
+        self.gradient().zero_()
+        graph.replay()
+        if not torch.allclose(self.gradient(), expected, rtol=1e-2, atol=1e-2):
+            raise RuntimeError("the graph's replay gives another gradient than a plain call")
         return graph
 
-    def peak_mb(self, mode: str) -> float:
-        """Most memory of a call above what was there before it, in 2**20 bytes, by torch's counters; NaN on a CPU."""
-        calls = {
-            "inference": self.inference,
-            "forward": self.forward,
-            "backward": lambda: self.backward(self.forward()),
-            "forward_backward": self.both,
-        }
-        if mode not in calls or self.wanted.device.type != "cuda":
-            return float("nan")
+    def gradient(self) -> torch.Tensor:
+        """The input's, of the last backward."""
+        assert self.x_leaf.grad is not None
+        return self.x_leaf.grad
+
+    def peak_mb(self, name: str) -> float:
+        """Most memory of a call above what was there before it, in 2**20 bytes, by torch's counters.
+
+        NaN on a CPU, and for modes that are not about the device.
+        """
+        if MODES[name].timer != "device" or not self.on_gpu:
+            return math.nan
+        call = self.call(name)
+        self.module.train(MODES[name].grad)
+        call()  # what is compiled or cached at the first call is not the call's own
         for tensor in self.leaves:
             tensor.grad = None
-        self.module.train(mode != "inference")
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        calls[mode]()
+        call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
+    def cold_start_ms(self) -> list[float]:
+        """The first forward and backward of a fresh process with empty caches, which it fills."""
+        self.caches = tempfile.TemporaryDirectory()
+        return [first_call_ms(self.case, self.provider, self.caches.name)]
 
-def cold_times_ms(case: Case, provider: str, *, cached: bool) -> list[float]:
-    """The first forward and backward of a fresh process, once; `cached`: after another one filled the same caches."""
-    with tempfile.TemporaryDirectory() as caches:
-        environment = os.environ | {"TRITON_CACHE_DIR": caches, "TORCHINDUCTOR_CACHE_DIR": caches}
-        for _ in range(2 if cached else 1):
-            command = [sys.executable, "-m", "triton_lstm.perf.cold", case.name, provider]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COLD_LIMIT_S)
-            if done.returncode:
-                raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
-        return [float(json.loads(done.stdout.splitlines()[-1])["ms"])]
+    def cached_start_ms(self) -> list[float]:
+        """Likewise, with the caches that a cold start filled."""
+        if self.caches is None:
+            self.cold_start_ms()
+        assert self.caches is not None
+        return [first_call_ms(self.case, self.provider, self.caches.name)]
+
+
+def first_call_ms(case: Case, provider: str, caches: str) -> float:
+    """The time that a process of its own takes for its first forward and backward, its kernel caches in `caches`."""
+    environment = os.environ | {"TRITON_CACHE_DIR": caches, "TORCHINDUCTOR_CACHE_DIR": caches}
+    command = [sys.executable, "-m", "triton_lstm.perf.cold", case.name, provider]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COLD_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"no answer of a fresh process within {COLD_LIMIT_S} s") from None
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
+    return float(json.loads(done.stdout.splitlines()[-1])["ms"])

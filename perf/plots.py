@@ -12,12 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from triton_lstm.perf.providers import OURS
 from triton_lstm.perf.results import DEVICE, SHAPE
-from triton_lstm.perf.summary import OURS
 
 matplotlib.use("Agg")
 MODE = "forward_backward"
-PANELS = 6  # at most, in one picture
+PANELS = 12  # at most, in a picture of lines; its title says how many there would be
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def _groups(rows: pd.DataFrame, axis: str) -> Iterator[tuple[str, pd.DataFrame]]
     square = rows[rows["I"] == rows["H"]] if axis == "H" else rows
     same = [name for name in SHAPE if name != axis and not (axis == "H" and name == "I")]
     groups = [group for _, group in square.groupby(same, dropna=False) if group[axis].nunique() > 1]
-    for group in sorted(groups, key=lambda group: -group[axis].nunique())[:PANELS]:
+    for group in sorted(groups, key=lambda group: -group[axis].nunique()):
         first = group.iloc[0]
         fixed = [f"{name}={first[name]:g}" for name in ("T", "B", "H", "layers") if name in same]
         extra = [name for name in ("bidirectional", "batch_first", "packed") if first[name]]
@@ -68,6 +68,7 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
     groups = list(_groups(rows, axis))
     if not groups:
         return None
+    shown, groups = f"{min(PANELS, len(groups))} of {len(groups)} series", groups[:PANELS]
     figure, panels = _panels(len(groups))
     for panel, (title, group) in zip(panels, groups, strict=True):
         for provider, line in group.groupby("provider", sort=False):
@@ -79,7 +80,7 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(title, fontsize=9)
         panel.legend(fontsize=7)
-    figure.suptitle(MODE.replace("_", " + "))
+    figure.suptitle(f"{MODE.replace('_', ' + ')}, {shown}")
     return figure
 
 
@@ -88,7 +89,7 @@ def _heat_maps(measured: pd.DataFrame) -> Figure | None:
     plain = measured[~measured[["bidirectional", "batch_first", "packed"]].astype(bool).any(axis=1)]
     plain = plain[(plain["layers"] == 1) & (plain["proj_size"] == 0) & (plain["I"] == plain["H"])]
     rows = plain[(plain["provider"] == OURS) & (plain["mode"] == MODE) & plain["speedup"].notna()]
-    groups = sorted(rows.groupby(["precision", "T"]), key=lambda item: -len(item[1]))[:PANELS]
+    groups = sorted(rows.groupby(["precision", "T"]), key=lambda item: -len(item[1]))
     if not groups:
         return None
     figure, panels = _panels(len(groups), height=4)

@@ -17,7 +17,7 @@ from triton_lstm.config import UsageError
 from triton_lstm.perf.diff import FASTER, LOST, SLOWER
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.results import HELP
-from triton_lstm.perf.summary import LOSES, WINS, Summary, summarize
+from triton_lstm.perf.summary import LOSES, WINS, Summary
 
 SHORT = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step", "floor_share"]
 STYLES = {WINS: "green", LOSES: "bold red", FASTER: "green", SLOWER: "bold red", LOST: "bold red"}
@@ -37,7 +37,7 @@ td { text-align: right; } td:nth-child(-n+3) { text-align: left; }
 <h2>Pictures</h2>
 {% for name, image in images %}<h3>{{ name }}</h3><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">
 {% else %}<p>There are too few cases for a picture.</p>{% endfor %}
-<h2>Everyone</h2>{{ tables.everyone }}
+<h2>Everyone</h2>{{ tables.everyone }}{{ tables.providers }}
 <h2>Not measured, and why</h2>{{ tables.absent }}
 <h2>The floor of this device</h2>{{ tables.floor }}
 <h2>Columns</h2><dl>{% for name, text in help %}<dt><code>{{ name }}</code></dt><dd>{{ text }}</dd>{% endfor %}</dl>
@@ -45,9 +45,8 @@ td { text-align: right; } td:nth-child(-n+3) { text-align: left; }
 """
 
 
-def write_report(frame: pd.DataFrame, folder: Path) -> list[Path]:
+def write_report(frame: pd.DataFrame, summary: Summary, folder: Path) -> list[Path]:
     """report.md, report.html and the pictures, in `folder`; returns the files."""
-    summary = summarize(frame)
     pictures = draw_all(frame, folder)
     markdown, page = folder / "report.md", folder / "report.html"
     markdown.write_text(to_markdown(summary, [path.name for path in pictures]), encoding="utf-8")
@@ -56,10 +55,11 @@ def write_report(frame: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def to_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
+    """The whole report; pictures: names of files beside it."""
     parts = ["# Measurements", *summary.headline]
     parts += ["## Against nn.LSTM", _markdown(summary.table)]
     parts += [f"![{Path(name).stem}]({name})" for name in pictures]
-    parts += ["## Everyone", _markdown(summary.everyone)]
+    parts += ["## Everyone", _markdown(summary.everyone), _markdown(summary.providers)]
     parts += ["## Not measured, and why", _markdown(summary.absent)]
     parts += ["## The floor of this device", _markdown(summary.floor)]
     parts += ["## Columns", "\n".join(f"- `{name}`: {text}" for name, text in HELP.items())]
@@ -76,6 +76,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_table(frame: pd.DataFrame, title: str | None = None) -> None:
+    """A table as wide as the terminal, or as it needs to be where the output is none."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -128,7 +129,7 @@ def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
             page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{html.escape(verdict)}</td>')
         return page
 
-    tables = {name: table(getattr(summary, name)) for name in ("table", "everyone", "absent", "floor")}
+    tables = {name: table(getattr(summary, name)) for name in ("table", "everyone", "providers", "absent", "floor")}
     images = [(path.stem.replace("_", " "), base64.b64encode(path.read_bytes()).decode()) for path in pictures]
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     safe = {name: jinja2.filters.do_mark_safe(text) for name, text in tables.items()}

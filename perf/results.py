@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf.cases import Case
-from triton_lstm.perf.machine import today
-from triton_lstm.perf.work import PASSES, flops, least_bytes
+from triton_lstm.perf.cases import WORKING, Case
+from triton_lstm.perf.machine import now
+from triton_lstm.perf.work import flops, least_bytes
 
 FORMAT = 1
 KEY = ["case", "provider", "mode"]
@@ -24,10 +25,12 @@ MACHINE = ["gpu", "driver", "torch", "triton", "cudnn", "commit", "sources"]
 MEASURED = ["status", "reason", "algorithm", "ms", "p20", "p80", "runs", "peak_mb", "error", "error_share", "clock_mhz"]
 WORK = ["flops", "bytes", "floor_ms"]
 DERIVED = ["us_per_step", "tflops", "gbs", "floor_share", "speedup"]
-COLUMNS = KEY + MEASURED[:2] + MEASURED[2:] + DERIVED + WORK + SHAPE + ["why"] + MACHINE + ["date", "format"]
+COLUMNS = KEY + MEASURED + DERIVED + WORK + SHAPE + ["why"] + MACHINE + ["date", "format"]
 TEXT = {*KEY, "status", "reason", "algorithm", "precision", "why", *MACHINE, "date"}
 YARDSTICK = "nn.LSTM"
 ALL_MODES = "all"  # the mode of a row that says why a provider has no other
+LEAST_NOISE = 0.03  # no smaller difference is ever called one
+NOISE_OF_ONE_CALL = 0.5  # a cold start is timed once, and has a disk in it
 DEVICE = "device"  # the provider of the floors' rows
 HELP = {
     "status": "ok; wrong, failed, out of memory, unchecked, skipped: no time, and `reason` says why",
@@ -35,7 +38,7 @@ HELP = {
     "ms, p20, p80": "median and quantiles of `runs` calls, in milliseconds",
     "us_per_step": "ms over T, in microseconds",
     "tflops, gbs": "arithmetic and least traffic of the case (perf/work.py) over the time",
-    "floor_ms, floor_share": "the floor that the measured device allows (perf/work.py), and its share of the time",
+    "floor_ms, floor_share": "an estimate of the least time, from measured parts (perf/work.py); its share of ms",
     "speedup": "nn.LSTM's time over this one, same case and mode",
     "peak_mb": "most memory above inputs and weights, in 2**20 bytes",
     "error, error_share": "largest relative RMS error against float64; worst error over what is allowed (1 at most)",
@@ -45,7 +48,7 @@ HELP = {
 
 def describe(case: Case, provider: str, mode: str, floor_ms: float) -> dict[str, Any]:
     """The columns of a row that are known before anything is measured."""
-    work = {"flops": flops(case, mode), "bytes": least_bytes(case, mode)} if mode in PASSES else {}
+    work = {"flops": flops(case, mode), "bytes": least_bytes(case, mode)} if mode in WORKING else {}
     shape = {name: getattr(case, name) for name in SHAPE}
     return {"case": case.name, "provider": provider, "mode": mode, "why": case.why, "floor_ms": floor_ms} | work | shape
 
@@ -53,13 +56,14 @@ def describe(case: Case, provider: str, mode: str, floor_ms: float) -> dict[str,
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds what follows from the other columns, and puts all of them in order."""
     frame = frame.reindex(columns=COLUMNS)
-    frame = frame.fillna(dict.fromkeys(TEXT, ""))
+    for name in TEXT:
+        frame[name] = frame[name].astype(object).fillna("")
     measured = frame["provider"] != DEVICE
     yardstick = frame[(frame["provider"] == YARDSTICK) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
     pairs = pd.MultiIndex.from_frame(frame[["case", "mode"]])
     ms = pd.to_numeric(frame["ms"])
     values = {
-        "us_per_step": (ms * 1e3 / frame["T"].astype(float)).where(frame["mode"].isin(PASSES)),
+        "us_per_step": (ms * 1e3 / frame["T"].astype(float)).where(frame["mode"].isin(WORKING)),
         "tflops": frame["flops"].astype(float) / ms / 1e9,
         "gbs": frame["bytes"].astype(float) / ms / 1e6,
         "floor_share": frame["floor_ms"].astype(float) / ms,
@@ -73,13 +77,13 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
 class Results:
     """The rows of one CSV. Every row is on disk as soon as it is added; what was there before stays.
 
-    path: the CSV. about: this machine's columns; a file from another machine or code is refused.
-    A file `path`.running names what is being measured: if a run finds one, the run before died there.
+    path: the CSV. about: this machine's columns; a file from another machine or code raises UsageError.
+    `marker` (path.running) names what is being measured: if a run finds one, the run before died there.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
-        self._marker = path.with_suffix(".running")
+        self.marker = path.with_suffix(".running")
         self._rows: list[dict[str, Any]] = []
         if path.exists():
             before = load([path])
@@ -95,27 +99,32 @@ class Results:
         self._record_a_death()
 
     def _record_a_death(self) -> None:
-        if not self._marker.exists():
+        if not self.marker.exists():
             return
-        with contextlib.suppress(ValueError):  # died while writing it
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # died while writing it
             died = {"status": "failed", "reason": "the process died while measuring this"}
-            self.add(*(row | died for row in json.loads(self._marker.read_text())))
-        self._marker.unlink()
+            rows = json.loads(self.marker.read_text())
+            unknown = [row for row in rows if not self.has(row["case"], row["provider"], row["mode"])]
+            self.add(*(row | died for row in unknown))  # of the others the reason is known
+        self.marker.unlink()
 
     def has(self, case: str, provider: str, mode: str) -> bool:
+        """Whether there is a row for this, or one for all modes of the provider on the case."""
         keys = {(row["case"], row["provider"], row["mode"]) for row in self._rows}
         return (case, provider, mode) in keys or (case, provider, ALL_MODES) in keys
 
     def begin(self, *rows: dict[str, Any]) -> None:
         """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
         known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
-        self._marker.write_text(json.dumps(known))
+        self.marker.write_text(json.dumps(known))
 
     def end(self) -> None:
-        self._marker.unlink(missing_ok=True)
+        """Notes that nothing is being measured."""
+        self.marker.unlink(missing_ok=True)
 
     def add(self, *rows: dict[str, Any]) -> None:
-        self._rows += [{**row, **self.about, "date": today(), "format": FORMAT} for row in rows]
+        """Adds rows, with the machine's columns, and writes the file."""
+        self._rows += [{**row, **self.about, "date": now(), "format": FORMAT} for row in rows]
         write(self.frame(), self.path)
 
     def drop_failures(self) -> None:
@@ -123,11 +132,12 @@ class Results:
         self._rows = [row for row in self._rows if row["status"] in ("ok", "skipped")]
 
     def frame(self) -> pd.DataFrame:
+        """All rows, with the derived columns."""
         return derive(pd.DataFrame(self._rows, columns=None if self._rows else COLUMNS))
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """The CSV, replaced in one step; and a Parquet file beside it where pyarrow is installed."""
+    """Replaces the CSV in one step."""
     fresh = path.with_suffix(".tmp")
     frame.to_csv(fresh, index=False, float_format="%.6g")
     os.replace(fresh, path)
@@ -153,9 +163,13 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
         if not found:
             raise UsageError(f"{path} holds no bench_*.csv. Run `bench` first, or name a results file")
         files += found
-    rows = pd.concat([_read(path) for path in files], ignore_index=True)
-    latest = rows.sort_values("date", kind="stable").drop_duplicates([*KEY, "gpu"], keep="last").sort_index()
-    return derive(latest.reset_index(drop=True))
+    # Each file by itself: a speedup is of two times that were taken in turn
+    rows = pd.concat([derive(_read(path)) for path in files], ignore_index=True)
+    gpus = sorted(set(rows["gpu"]))
+    if len(gpus) > 1:
+        raise UsageError(f"these are results of {' and of '.join(gpus)}. Name those of one device")
+    latest = rows.sort_values("date", kind="stable").drop_duplicates(KEY, keep="last").sort_index()
+    return latest.reset_index(drop=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -178,8 +192,15 @@ def _read(path: Path) -> pd.DataFrame:
     return frame
 
 
+def noise(*rows: Any) -> float:
+    """How far a ratio of the rows' times may be off, relative: twice the spread (half of p20 to p80) of all of them,
+    added as squares; at least LEAST_NOISE, and NOISE_OF_ONE_CALL where one was timed once."""
+    least = LEAST_NOISE if min(row["runs"] for row in rows) > 1 else NOISE_OF_ONE_CALL
+    return max(least, 2 * math.sqrt(sum(((row["p80"] - row["p20"]) / 2 / row["ms"]) ** 2 for row in rows)))
+
+
 def select(frame: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
-    """The rows whose columns have one of the given values, compared as text."""
+    """The rows whose columns have one of the given values, as text. Raises UsageError for an unknown column."""
     for name, values in only.items():
         if name not in frame.columns:
             raise UsageError(f"there is no column {name}. Columns: {', '.join(COLUMNS)}")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from triton_lstm.perf.providers import OURS, PROVIDERS
-from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK
+from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, noise
 
 WINS, EVEN, LOSES = "wins", "even", "LOSES"
 
@@ -18,7 +18,7 @@ WINS, EVEN, LOSES = "wins", "even", "LOSES"
 class Summary:
     """headline: sentences. table: ours against nn.LSTM. everyone: all providers' times. absent: who has none, and why.
 
-    floor: the device's measured floor.
+    floor: the device's measured floor. providers: who they are.
     """
 
     headline: list[str]
@@ -26,19 +26,21 @@ class Summary:
     everyone: pd.DataFrame
     absent: pd.DataFrame
     floor: pd.DataFrame
+    providers: pd.DataFrame
 
 
 def verdict(ours: Any, theirs: Any) -> str:
-    """Which of two measured rows is faster; "even" where their 20% to 80% ranges overlap."""
-    if ours["p80"] < theirs["p20"]:
-        return WINS
-    return LOSES if ours["p20"] > theirs["p80"] else EVEN
+    """Which of two measured rows is faster; "even" where noise could explain the difference."""
+    limit = 1 + noise(ours, theirs)
+    ratio = theirs["ms"] / ours["ms"]
+    return WINS if ratio > limit else LOSES if ratio < 1 / limit else EVEN
 
 
 def summarize(frame: pd.DataFrame) -> Summary:
+    """All tables of a frame of results."""
     rows = frame[frame["provider"] != DEVICE]
     table = _table(rows)
-    return Summary(_headline(frame, table), table, _everyone(rows), _absent(rows), _floor(frame))
+    return Summary(_headline(frame, table), table, _everyone(rows), _absent(rows), _floor(frame), _providers(rows))
 
 
 def _table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -115,13 +117,18 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     counts = table["verdict"].value_counts()
     compared = sum(int(counts.get(name, 0)) for name in (WINS, EVEN, LOSES))
     lines.append(
-        f"Of {len(table)} pairs of case and mode {OURS} wins {counts.get(WINS, 0)}, is even on {counts.get(EVEN, 0)} "
-        f"and loses {counts.get(LOSES, 0)} against nn.LSTM; {len(table) - compared} have no comparison."
+        f"Of {len(table)} (case, mode) pairs {OURS} wins {counts.get(WINS, 0)}, is even in {counts.get(EVEN, 0)} and "
+        f"loses {counts.get(LOSES, 0)} against nn.LSTM; {len(table) - compared} have no comparison."
     )
     for mode, group in table.dropna(subset=["speedup"]).groupby("mode", sort=False):
         mean = math.exp(group["speedup"].map(math.log).mean())
         lines.append(
-            f"{mode}: {mean:.3g} times nn.LSTM's speed in the geometric mean of {len(group)} cases, "
-            f"from {group['speedup'].min():.3g} to {group['speedup'].max():.3g}."
+            f"{mode}: {mean:.3g} times nn.LSTM's speed, {group['speedup'].min():.3g} to {group['speedup'].max():.3g} "
+            f"(geometric mean of {len(group)} case{'s' if len(group) > 1 else ''})."
         )
     return lines
+
+
+def _providers(rows: pd.DataFrame) -> pd.DataFrame:
+    there = [provider for provider in PROVIDERS.values() if provider.name in set(rows["provider"])]
+    return pd.DataFrame([(p.name, p.about) for p in there], columns=["provider", "what it is"])

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 
 import torch
 
+from triton_lstm.perf import floor
 from triton_lstm.perf.cases import Case, switches
 from triton_lstm.perf.check import draw
 from triton_lstm.perf.measure import Runner
@@ -36,19 +37,29 @@ def compile_case(case: Case) -> None:
         runner.both()
 
 
-def compile_all(cases: Sequence[Case], workers: int | None = None) -> None:
+def compile_floor(name: str) -> None:
+    """The kernels behind one of the device's floors."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    floor.STEPS = STEPS  # of this process, which measures nothing
+    floor.measure_floor(name, device)
+
+
+def compile_all(cases: Sequence[Case], floors: Sequence[str], workers: int | None = None) -> None:
     """What fails or takes too long here is left to the run itself, which records it."""
-    count = workers or max(1, min(8, (os.cpu_count() or 2) // 2, len(cases)))
+    exchanges = [name for name in floors if name.startswith("exchange")]
+    count = workers or max(1, min(8, (os.cpu_count() or 2) // 2, len(cases) + len(exchanges)))
     pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
-    futures = {pool.submit(compile_case, case): case for case in cases}
+    futures = {pool.submit(compile_case, case): case.name for case in cases}
+    futures |= {pool.submit(compile_floor, name): name for name in exchanges}
     try:
         done, late = wait(futures, timeout=LIMIT_S)
         for future in done:
             if future.exception() is not None:
-                log.error("%s was not compiled ahead", futures[future].name, exc_info=future.exception())
+                log.error("%s was not compiled ahead", futures[future], exc_info=future.exception())
         for future in late:
-            log.error("%s was not compiled ahead within %d s", futures[future].name, LIMIT_S)
+            log.error("%s was not compiled ahead within %s s", futures[future], LIMIT_S)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # one that hangs would hold the GPU
             process.terminate()
+            process.join(10)

@@ -1,7 +1,8 @@
-"""The work of a case, by arithmetic, and the floor: the time below which no LSTM on this device can go.
+"""The work of a case, by arithmetic, and its floor: an estimate, from measured parts, of the least time for it here.
 
 Counted are products (2 operations per multiply-add) and the bytes that must move at least: each input read once, each
-output written once. What an implementation saves for its backward pass, or reads twice, is its own choice.
+output written once. What an implementation saves for its backward pass, or reads twice, is its own choice. The parts
+are this project's own exchange and the vendor's copy and product; a better exchange would be below the floor.
 """
 
 from __future__ import annotations
@@ -9,16 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from triton_lstm.perf.cases import Case
-
-# mode -> how often the forward pass and the backward pass are in it
-PASSES = {
-    "inference": (1, 0),
-    "forward": (1, 0),
-    "backward": (0, 1),
-    "forward_backward": (1, 1),
-    "graph_step": (1, 1),
-}
+from triton_lstm.perf.cases import MODES, WORKING, Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +19,7 @@ class Floors:
 
     copy_gbs: GB/s read and written by a device-to-device copy. tflops: of a large product, by precision.
     exchange_us: of one exchange of h between so many programs, the faster of flag and barrier.
-    processors: of the device; on_chip_bytes: the memory a program can have on one of them.
+    processors: of the device; on_chip_bytes: shared memory and registers of one of them.
     """
 
     copy_gbs: float
@@ -44,7 +36,7 @@ def _layers(case: Case) -> list[tuple[int, int]]:
 
 
 def flops_of_step(case: Case) -> int:
-    """Of a row's recurrent product in one step of one layer and direction."""
+    """Operations of the recurrent product of one row, step, layer and direction."""
     return 2 * 4 * case.H * (case.proj_size or case.H)
 
 
@@ -56,8 +48,7 @@ def flops(case: Case, mode: str) -> int:
         case.directions * tokens * (2 * 4 * case.H * (inputs + recurrent) + project)
         for inputs, recurrent in _layers(case)
     )
-    there, back = PASSES[mode]
-    return forward * (there + 2 * back)
+    return forward * (MODES[mode].forward + 2 * MODES[mode].backward)
 
 
 def weights(case: Case) -> int:
@@ -74,12 +65,12 @@ def least_bytes(case: Case, mode: str) -> int:
     the input's and the weights' gradients."""
     tokens = int(case.lengths().sum())
     x, y, w = tokens * case.I, tokens * case.directions * (case.proj_size or case.H), weights(case)
-    there, back = PASSES[mode]
-    return case.dtype.itemsize * (there * (x + w + y) + back * (2 * x + 2 * w + 2 * y))
+    once = case.dtype.itemsize * (x + w + y)
+    return once * (MODES[mode].forward + 2 * MODES[mode].backward)
 
 
 def fewest_programs(case: Case, floors: Floors) -> int:
-    """That hold a layer's recurrent weights on chip; all processors where they do not fit."""
+    """How many programs hold a layer's recurrent weights on chip; all processors where they do not fit."""
     needed = 4 * case.H * (case.proj_size or case.H) * case.dtype.itemsize
     return min(floors.processors, math.ceil(needed / floors.on_chip_bytes))
 
@@ -107,11 +98,13 @@ def step_us(case: Case, floors: Floors) -> float:
 def floor_ms(case: Case, mode: str, floors: Floors) -> float:
     """The longest of three: the chain of steps, all products at full rate, all bytes at copy speed.
 
-    The chain has T + layers - 1 steps a pass, as if layers ran as a wavefront and directions side by side.
+    A pass has T + layers - 1 steps, as if layers ran as a wavefront and directions side by side. NaN for a mode whose
+    time work does not explain, and where a part was not measured.
     """
-    if mode not in PASSES:
+    if mode not in WORKING:
         return math.nan
-    chain = sum(PASSES[mode]) * (case.T + case.layers - 1) * step_us(case, floors) / 1e3
+    passes = MODES[mode].forward + MODES[mode].backward
+    chain = passes * (case.T + case.layers - 1) * step_us(case, floors) / 1e3
     products = flops(case, mode) / floors.tflops[case.precision] / 1e9
     traffic = least_bytes(case, mode) / floors.copy_gbs / 1e6
-    return max(chain, products, traffic)
+    return math.nan if math.isnan(chain + products + traffic) else max(chain, products, traffic)

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
 from triton_lstm.kernels.launch import constants, options
-from triton_lstm.perf.exchange_loop import exchange_constants, exchange_kernel
+from triton_lstm.perf.exchange_loop import WARPS, exchange_constants, exchange_kernel
 from triton_lstm.plan import Device, Plan, make_plan, shared_bytes
 
 TARGETS = {
@@ -137,7 +137,9 @@ def report_exchange(target: str, programs: int, flag: bool) -> dict:
     } | {"buffer_ptr": "*bf16"}
     indices = {(exchange_kernel.arg_names.index(k),): v for k, v in values.items()}
     attributes = {(0,): [["tt.divisibility", 16]]}
-    compiled = triton.compile(ASTSource(exchange_kernel, signature, indices, attributes), target=gpu)
+    compiled = triton.compile(
+        ASTSource(exchange_kernel, signature, indices, attributes), target=gpu, options=dict(num_warps=WARPS)
+    )
     _, stack, _ = disassemble(compiled.asm["cubin"])
     polls = re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])
     return {

@@ -57,14 +57,6 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[torch.Tenso
         assert_close(name, got[name], exact[biting[0]][name], own[name])
 
 
-def enlarge(module: nn.Module) -> nn.Module:
-    """Doubles the weights: an untrained LSTM's small outputs lie below the rule's eps in 16 bits."""
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.mul_(2)
-    return module
-
-
 def state_shapes(module: nn.RNNBase, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of h0 and c0."""
     groups = module.num_layers * (2 if module.bidirectional else 1)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -12,13 +14,15 @@ import triton
 from torch import nn
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf import bench, cold, floor, measure, warm
+from triton_lstm.perf import bench, cold, floor, measure, warm, watchdog
 from triton_lstm.perf.bench import DeviceLostError, run
 from triton_lstm.perf.cases import MODES, Case
-from triton_lstm.perf.clock import times_after_ms
+from triton_lstm.perf.check import draw
+from triton_lstm.perf.clock import host_times_ms, times_after_ms
 from triton_lstm.perf.machine import machine
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider
 from triton_lstm.perf.results import YARDSTICK, Results, load
+from triton_lstm.perf.watchdog import watched
 
 CASE = Case("fp32", T=2, B=2, H=4, modes=("inference", "forward_backward"), why="a test")
 OTHER = Case("fp32", T=3, B=2, H=4, modes=("inference",), why="another")
@@ -88,7 +92,7 @@ def test_providers_are_taken_in_turn(tmp_path, device, monkeypatch):
     monkeypatch.setattr(measure.Runner, "peak_mb", lambda self, mode: 0.0)
     run([(CASE, fake, "inference") for fake in fakes], results(tmp_path), device)
     turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
-    assert turns == ["a", "b"] * (1 + measure.TURNS)  # the check, then the turns
+    assert measure.TURNS == 3 and turns == ["a", "b", "a", "b", "a", "b"]  # the check; turns ab, ba, ab
 
 
 @pytest.mark.parametrize(
@@ -219,14 +223,41 @@ def test_a_lost_gpu_ends_the_run_after_recording_who_lost_it(tmp_path, device, m
     def lost(device):
         raise DeviceLostError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(bench, "_device_still_there", lost)
     monkeypatch.setattr(floor, "floor_names", lambda device: [])
+    answers = iter([lambda device: None, lost])  # well at the start
+    monkeypatch.setattr(bench, "_device_still_there", lambda device: next(answers)(device))
     with pytest.raises(DeviceLostError):
         run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     monkeypatch.setattr(bench, "_device_still_there", lambda device: None)
     run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
-    assert rows(tmp_path)[CASE.name, "bad", "all"]["status"] == "failed"
+    dead = rows(tmp_path)[CASE.name, "bad", "all"]
+    assert dead["status"] == "failed" and "illegal memory access" in dead["reason"]  # the reason, not "died"
     assert rows(tmp_path)[CASE.name, YARDSTICK, "inference"]["status"] == "ok"
+
+
+def test_a_gpu_that_takes_no_work_from_the_start(tmp_path, device, monkeypatch):
+    def lost(device):
+        raise DeviceLostError("busy")
+
+    monkeypatch.setattr(bench, "_device_still_there", lost)
+    with pytest.raises(UsageError, match="takes no work"):
+        run(wanted([PROVIDERS[YARDSTICK]]), results(tmp_path), device)
+    assert not (tmp_path / "bench_smoke.csv").exists()
+
+
+def test_a_failed_capture_ends_the_process(tmp_path, device, monkeypatch):
+    case = dataclasses.replace(CASE, modes=("graph_step", "inference"))
+
+    def fails(self):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(measure.Runner, "captured_step", fails)
+    with pytest.raises(DeviceLostError, match="captured"):
+        run(wanted([PROVIDERS[YARDSTICK]], [case]), results(tmp_path), device)
+    run(wanted([PROVIDERS[YARDSTICK]], [case]), results(tmp_path), device)
+    found = rows(tmp_path)
+    assert "is capturing" in found[CASE.name, YARDSTICK, "graph_step"]["reason"]
+    assert found[CASE.name, YARDSTICK, "inference"]["status"] == "ok"
 
 
 def test_retry_measures_failures_again(tmp_path, device):
@@ -304,7 +335,7 @@ def test_backward_leaves_its_forward_out(device):
     )
     with patch.object(triton.runtime.driver, "_active", clock):
         times = times_after_ms(lambda: calls.append("forward"), lambda made: calls.append("backward"))
-    assert calls == ["forward", "clear", "mark", "backward", "mark"] * 3 and times == [100.0]
+    assert calls == ["forward", "clear", "mark", "backward", "mark"] * 3 and times == [100.0]  # two to warm up
 
 
 def test_a_cold_start(capsys, monkeypatch):
@@ -314,19 +345,109 @@ def test_a_cold_start(capsys, monkeypatch):
 
 
 def test_a_cold_start_that_fails(monkeypatch):
-    monkeypatch.setattr(measure, "COLD_LIMIT_S", 60)
     with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
-        measure.cold_times_ms(Case("fp32", T=3, B=2, H=8), "nobody", cached=False)
+        measure.first_call_ms(Case("fp32", T=3, B=2, H=8), "nobody", "")
+    monkeypatch.setattr(measure, "COLD_LIMIT_S", 0.01)
+    with pytest.raises(RuntimeError, match=r"^no answer of a fresh process within 0.01 s$"):
+        measure.first_call_ms(Case("fp32", T=3, B=2, H=8), YARDSTICK, "")
 
 
-def test_kernels_are_compiled_ahead_in_other_processes(device, caplog):
+def test_cold_is_with_empty_caches_and_cached_is_not(device, monkeypatch):
+    seen = []
+
+    def fill(case, provider, caches):
+        seen.append(len(list(Path(caches).iterdir())))
+        (Path(caches) / f"kernel{len(seen)}").touch()
+        return float(len(seen))
+
+    monkeypatch.setattr(measure, "first_call_ms", fill)
+    problem = draw(CASE, device)
+    runner = measure.Runner(problem, problem.twin, YARDSTICK)
+    assert runner.turn("cold")() == [1.0] and runner.turn("cold")() == [2.0] and runner.turn("cold_cached")() == [3.0]
+    assert seen == [0, 0, 1]
+    other = measure.Runner(problem, problem.twin, YARDSTICK)
+    assert other.turn("cold_cached")() == [5.0] and seen == [0, 0, 1, 0, 1]  # it fills them by itself
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_what_every_mode_does(tmp_path, device, monkeypatch, precision):
+    """In each of its calls: autograd or not, train mode or not, fresh gradients, TF32 as the case has it."""
+    modes = ("inference", "forward", "backward", "forward_backward", "host_inference", "host_training")
+    seen = {}
+
+    def note(module, k):
+        weight = module.inner.weight_hh_l0
+        state = (torch.is_grad_enabled(), module.training, weight.grad is None, torch.backends.cudnn.allow_tf32)
+        seen.setdefault(mode_now[0], set()).add(state)
+
+    mode_now = ["check"]
+    turn = measure.Runner.turn
+    monkeypatch.setattr(measure.Runner, "turn", lambda self, mode: (mode_now.__setitem__(0, mode), turn(self, mode))[1])
+    case = dataclasses.replace(CASE, precision=precision, modes=modes)
+    run(wanted([provider("p", note)], [case]), results(tmp_path), device)
+    tf32 = precision == "tf32"
+    for mode in ("inference", "host_inference"):
+        assert {(grad, train, t) for grad, train, _, t in seen[mode]} == {(False, False, tf32)}
+    assert seen["forward"] == {(True, True, True, tf32)}
+    for mode in ("backward", "forward_backward", "host_training"):
+        assert {(grad, train, t) for grad, train, _, t in seen[mode]} == {(True, True, tf32)}
+
+
+def test_gradients_are_fresh_in_every_call(device):
+    problem = draw(CASE, device)
+    runner = measure.Runner(problem, problem.twin, YARDSTICK)
+    for _ in range(3):
+        runner.both()
+    once = runner.gradient().clone()
+    runner.both()
+    assert torch.equal(runner.gradient(), once)
+
+
+def test_quantiles(tmp_path, device, monkeypatch):
+    turns = iter([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0, 10.0, 11.0]])
+    monkeypatch.setattr(measure, "times_ms", lambda call, clear: next(turns))
+    run([(CASE, PROVIDERS[YARDSTICK], "inference")], results(tmp_path), device)
+    row = rows(tmp_path)[CASE.name, YARDSTICK, "inference"]
+    assert (row["p20"], row["ms"], row["p80"], row["runs"]) == (3.0, 6.0, 9.0, 11)
+
+
+def test_host_times_begin_with_an_idle_device():
+    order = []
+    interface = SimpleNamespace(synchronize=lambda: order.append("idle"))
+    with patch.object(triton.runtime.driver, "_active", SimpleNamespace(get_device_interface=lambda: interface)):
+        times = host_times_ms(lambda: order.append("call"))
+    assert order[:3] == ["call", "idle", "call"] and order[-1] == "idle" and len(times) >= 3
+    assert order.count("call") == len(times) + 1 and "callcall" not in "".join(order)
+
+
+def test_the_watchdog(tmp_path, monkeypatch):
+    marker, alarms = tmp_path / "x.running", []
+    monkeypatch.setattr(watchdog, "HANG_S", 0.2)
+    with watched(marker, lambda: alarms.append("hangs"), look_every=0.02):
+        time.sleep(0.3)
+        assert not alarms  # nothing is being measured
+        for _ in range(10):
+            marker.touch()
+            time.sleep(0.04)
+        assert not alarms  # one thing after another
+        time.sleep(0.5)
+        assert alarms == ["hangs"]
+    with watched(marker, lambda: alarms.append("again"), look_every=0.02):
+        marker.touch()
+    time.sleep(0.4)
+    assert alarms == ["hangs"]  # the run is over
+
+
+def test_kernels_are_compiled_ahead_in_other_processes(device, caplog, monkeypatch):
     warm.compile_case(CASE)
     bad = Case("fp32", T=2, B=2, H=-1)
-    warm.compile_all([CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)], workers=2)
+    warm.compile_all([CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)], [], workers=2)
     assert [record.getMessage() for record in caplog.records] == [f"{bad.name} was not compiled ahead"]
+    monkeypatch.setattr(floor, "STEPS", floor.STEPS)
+    warm.compile_floor("exchange-flag-2")
 
 
 def test_what_does_not_end_is_not_waited_for(device, caplog, monkeypatch):
     monkeypatch.setattr(warm, "LIMIT_S", 0.01)
-    warm.compile_all([CASE], workers=1)
+    warm.compile_all([CASE], [], workers=1)
     assert "within" in caplog.text

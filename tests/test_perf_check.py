@@ -11,6 +11,7 @@ from triton_lstm.perf.cases import Case, switches
 from triton_lstm.perf.check import Check, draw
 from triton_lstm.perf.providers import OURS, PROVIDERS, make
 from triton_lstm.perf.results import YARDSTICK
+from triton_lstm.tolerance import worst_share
 
 CASES = [
     Case("fp32", T=3, B=2, H=4, I=5),
@@ -63,17 +64,49 @@ class Off(nn.Module):
             y = y[:-1]
         elif self.fault == "gradient":
             y = y.detach() + 1.1 * (y - y.detach())
+        elif self.fault == "one weight's gradient" and self.inner.weight_hh_l0.requires_grad:
+            self.inner.weight_hh_l0.register_hook(lambda grad: grad * 1.1)
         return y, (h_n, c_n)
 
 
 @pytest.mark.parametrize(
-    "fault, named", [("output", "y"), ("nan", "y"), ("zeros", ""), ("last state", "c_n"), ("gradient", "d")]
+    "fault, named",
+    [
+        ("output", "y"),
+        ("nan", "y"),
+        ("zeros", ""),
+        ("last state", "c_n"),
+        ("gradient", "d"),
+        ("one weight's gradient", "dweight_hh_l0"),
+    ],
 )
 @pytest.mark.parametrize("case", [CASES[0], Case("bf16", T=4, B=8, H=32)], ids=lambda case: case.name)
 def test_wrong_providers_are_named(case, fault, named, device):
     problem = draw(case, device)
     row = Check(problem)(Off(problem.twin, fault))
     assert row["status"] == "wrong" and row["reason"].startswith(named) and "times the error" in row["reason"]
+
+
+def test_the_errors_are_the_largest(device, monkeypatch):
+    problem = draw(CASES[0], device)
+    check = Check(problem)
+    exact = check.exact
+    got = {name: t.float() for name, t in exact.items()}
+    got["dx"] = got["dx"] * 1.001
+    got["c_n"] = got["c_n"] * 1.0001
+    monkeypatch.setattr("triton_lstm.perf.check.answer", lambda *arguments: got)
+    row = check(problem.twin)
+    assert row["error"] == pytest.approx(1e-3, rel=1e-3) and row["reason"].startswith("dx has")
+    assert row["error_share"] == worst_share(got["dx"], exact["dx"], check.own["dx"])
+
+
+def test_a_case_on_which_zeros_would_pass(device):
+    problem = draw(Case("bf16", T=1, B=2, H=4), device)
+    with torch.no_grad():
+        for weight in problem.twin.parameters():
+            weight.mul_(1e-4)
+    with pytest.raises(ValueError, match="all-zero"):
+        Check(problem)
 
 
 def test_a_wrong_shape_is_an_error_of_its_own(device):
@@ -98,7 +131,8 @@ def test_ours_means_the_kernels(device):
     assert module.weight_hh_l0.data_ptr() != problem.twin.weight_hh_l0.data_ptr()
 
 
-def test_reasons(device):
+def test_reasons(device, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     why = {name: PROVIDERS[name].why_not for name in PROVIDERS}
     assert "yet" in why["triton_lstm recompute"](CASES[0], device)
     assert "T=128" in why["step by step"](Case("fp32", T=129, B=1, H=4), device)

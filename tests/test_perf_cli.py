@@ -17,10 +17,17 @@ from triton_lstm.config import UsageError
 from triton_lstm.perf import bench, commands, floor, machine, stress
 from triton_lstm.perf.bench import DeviceLostError, everything
 from triton_lstm.perf.cases import SUITES
-from triton_lstm.perf.cudnn import way
+from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.results import load
 
-SMALL = ["--only", "case=fp32-T3-B2-I8-H8", "--only", "mode=inference,graph_step"]
+SMALL = [
+    "--only",
+    "case=fp32-T3-B2-I8-H8",
+    "--only",
+    "mode=inference,graph_step",
+    "--only",
+    "provider=triton_lstm,nn.LSTM",
+]
 GPU = torch.cuda.is_available()
 
 
@@ -101,11 +108,11 @@ def test_the_whole_smoke_suite(tmp_path):
         (["report", __file__], "cannot be read (not a CSV)"),
         (["report", "{measured}", "--columns", "ms,velocity"], "no column velocity"),
         (["report", "{measured}", "--only", "H=77"], "no row is left"),
-        (["report", "{measured}", "--out", __file__], "Free what is short"),
+        (["report", "{measured}", "--out", __file__], "Give another place"),
         (["diff", "{measured}"], "arguments are required"),
         (["diff", "{measured}", "nowhere"], "nowhere cannot be read"),
         (["diff", "{measured}", "{measured}", "--only", "provider=nn.LSTM"], "nothing to compare"),
-        (["bench", "--suite", "smoke", "--out", __file__], ""),
+        (["bench", "--suite", "smoke", "--out", __file__], f"{__file__}: File exists. Give another place"),
     ],
 )
 def test_bad_input(run, measured, argv, message):
@@ -123,16 +130,18 @@ def test_no_gpu(run, suite):
 
 @pytest.mark.skipif(GPU, reason="there is one")
 @pytest.mark.parametrize("module", ["machine", "stress"])
-def test_no_gpu_for_the_campaign(module, monkeypatch, capsys):
+def test_no_gpu_for_the_campaign(module):
     done = subprocess.run([sys.executable, "-m", f"triton_lstm.perf.{module}"], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no GPU" in done.stderr
 
 
-@pytest.mark.parametrize("bad, status", [({}, 0), ({"wrong": 1}, 1), ({"failed": "boom"}, 1)])
+@pytest.mark.parametrize(
+    "bad, status", [({}, 0), ({"wrong_forward": 1}, 1), ({"wrong_backward": 1}, 1), ({"failed": "boom"}, 1)]
+)
 def test_stress_writes_every_row(tmp_path, monkeypatch, capsys, bad, status):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(machine, "machine", lambda: {"gpu": "Imaginary"})
-    monkeypatch.setattr(stress, "stress", lambda small: iter([{"exchange": "flag", "wrong": 0}, bad]))
+    monkeypatch.setattr(stress, "stress", lambda small: iter([{"exchange": "flag", "wrong_forward": 0}, bad]))
     monkeypatch.setattr(sys, "argv", ["stress", "--small", "--out", str(tmp_path / "new" / "stress.csv")])
     assert stress.main() == status
     assert len(pd.read_csv(tmp_path / "new" / "stress.csv")) == 2
@@ -154,23 +163,28 @@ def test_the_machine_on_a_gpu(monkeypatch):
 
 def test_the_way_nn_lstm_goes(monkeypatch):
     case = SUITES["quick"]()[0]
-    assert GPU or way(case, "inference") == "CPU"
+    assert GPU or algorithm_name(case, "inference") == "CPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     properties = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     small = dataclasses.replace(case, H=192)
-    assert way(case, "forward_backward") == way(case, "inference") == "PERSIST_STATIC"
-    assert [way(small, m) for m in ("forward", "backward", "forward_backward", "host_inference", "graph_step")] == [
+    assert algorithm_name(case, "forward_backward") == algorithm_name(case, "inference") == "PERSIST_STATIC"
+    assert [
+        algorithm_name(small, m) for m in ("forward", "backward", "forward_backward", "host_inference", "graph_step")
+    ] == [
         "SMALL_H",
         "STANDARD",
         "SMALL_H / STANDARD",
         "SMALL_H",
         "SMALL_H / STANDARD",
     ]
+    bf16 = dataclasses.replace(case, precision="bf16")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91300)
+    assert algorithm_name(bf16, "forward") == "STANDARD, copies weights"
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91200)
-    assert way(dataclasses.replace(case, precision="bf16"), "forward") == "step by step"
+    assert algorithm_name(bf16, "forward") == "step by step"
 
 
 def test_a_missing_package_is_named(run, measured, monkeypatch):
@@ -224,7 +238,7 @@ def test_ctrl_c(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench, "run", stopped)
     status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)
-    assert status == 130 and "goes on from there" in out and not (tmp_path / "bench_smoke.running").exists()
+    assert status == 130 and "continues from there" in out and not (tmp_path / "bench_smoke.running").exists()
 
 
 def test_a_lost_gpu_is_tried_in_a_fresh_process(run, tmp_path, monkeypatch):
@@ -244,7 +258,7 @@ def test_a_lost_gpu_is_tried_in_a_fresh_process(run, tmp_path, monkeypatch):
         run("bench", "--suite", "smoke", *SMALL, "--out", tmp_path, "--retry")
     command = replaced.value.args[0]
     assert command[1:4] == ["-m", "triton_lstm", "bench"] and "--retry" not in command  # or it would begin anew
-    assert command[-2:] == ["--out", str(tmp_path)] and command.count("--only") == 2
+    assert command[-2:] == ["--out", str(tmp_path)] and command.count("--only") == 3
 
 
 def test_exit_status_1_if_ours_is_wrong(run, tmp_path, monkeypatch):

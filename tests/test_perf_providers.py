@@ -15,7 +15,7 @@ from triton_lstm.reference import lstm_reference
 
 
 def flashrnn(Wx, R, b, states=None, function="lstm", config=None, backend="cuda_fused", dtype="bfloat16"):
-    """Wx (B, T, gates, heads, D), R (gates, heads, D, D before), b (gates, heads, D) -> states (h and c, B, T, heads, D)."""
+    """Wx (B, T, gates, heads, D), R (gates, heads, D, D before), b (gates, heads, D) -> h and c (2, B, T, heads, D)."""
     assert (function, backend) == ("lstm", "cuda_fused") and getattr(torch, dtype) == Wx.dtype
     B, T, gates, heads, D = Wx.shape
     assert gates == 4 and R.shape == (4, heads, D, D) and b.shape == (4, heads, D)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_lstm.perf.cases import MODES, SUITES, Case
-from triton_lstm.perf.cudnn import algorithm, takes_bf16, way
+from triton_lstm.perf.cudnn import algorithm, algorithm_name, takes_bf16
 from triton_lstm.perf.work import Floors, fewest_programs, flops, least_bytes, step_us, weights
 from triton_lstm.perf.work import floor_ms as floor
 
@@ -34,10 +34,17 @@ def test_flops_of_layers_directions_and_projection_by_hand():
     assert flops(case, "inference") == 6 * token
 
 
+def test_packed_lengths_are_spread():
+    lengths = Case("fp16", T=1000, B=20_000, H=4, packed=True).lengths().double()
+    logs = (lengths / 1000).log()
+    assert abs(logs.median().item() - -0.5 * 1.645) < 0.02 and 0.04 < (lengths == 1000).double().mean() < 0.06
+    assert abs(lengths.mean().item() / 1000 - 0.49) < 0.02
+
+
 def test_packed_counts_what_is_there():
     case = Case("fp16", T=100, B=16, H=4, packed=True)
     lengths = case.lengths()
-    assert lengths[0] == 100 and lengths[-1] < 60 and (lengths.diff() <= 0).all() and lengths.min() >= 1
+    assert lengths[0] == 100 and lengths[-1] < 40 and (lengths.diff() <= 0).all() and lengths.min() >= 1
     assert lengths.tolist() == case.lengths().tolist()
     assert flops(case, "inference") == int(lengths.sum()) * 2 * 16 * 8
 
@@ -197,7 +204,7 @@ def test_the_way_is_the_one_taken(precision):
     module = torch.nn.LSTM(case.I, case.H).to("cuda", case.dtype)
     with torch.no_grad(), Calls():
         module(torch.zeros(case.T, case.B, case.I, device="cuda", dtype=case.dtype))
-    assert ("aten::_cudnn_rnn" in names) == (way(case, "inference") != "step by step")
+    assert ("aten::_cudnn_rnn" in names) == (algorithm_name(case, "inference") != "step by step")
 
 
 @pytest.mark.parametrize("suite", SUITES)

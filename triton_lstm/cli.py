@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -38,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"triton-lstm {args.command}: {error}.", file=sys.stderr)
         return 2
-    except (torch.OutOfMemoryError, MemoryError):
-        print(f"triton-lstm {args.command}: the memory is too small. Lower --batch or --hidden.", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "allocate" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
             raise
-        print(f"triton-lstm {args.command}: the memory is too small. Lower --batch or --hidden.", file=sys.stderr)
+        advice = ". Lower --batch or --hidden" if args.command == "train" else ""
+        print(f"triton-lstm {args.command}: the memory is too small{advice}.", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: no complaint at exit
         return 1
     except OSError as error:
-        print(f"triton-lstm {args.command}: {error.strerror}. Free what is short and try again.", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Free what is short" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give another place"
+        print(f"triton-lstm {args.command}: {where}{error.strerror}. {advice} and try again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"triton-lstm {args.command}: interrupted", file=sys.stderr)

@@ -45,7 +45,7 @@ def _rate(text: str) -> float:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the two to the subparsers of the command line."""
+    """Adds train and gradients to the subparsers of the command line."""
     t = commands.add_parser("train", help="train a byte-level language model on real text")
     t.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's own standard library")
     t.add_argument("--steps", type=_positive, help="train up to this step (default: 80 off a GPU, 1000 on one)")
