@@ -4,7 +4,8 @@ PIP_OPTIONS ?=
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint types check clean gpu gpu-there gpu-test gpu-test-layer gpu-test-plans gpu-test-rest \
+.NOTPARALLEL:
+.PHONY: demo test lint types check clean gpu gpu-there gpu-test gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest \
     gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
@@ -34,18 +35,18 @@ check: lint types test
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 GPU_PYTHON := env PYTHONPATH=$(CURDIR) $(PYTHON)
-GPU := timeout --kill-after=10 590 $(GPU_PYTHON)
+GPU := timeout --kill-after=10 540 $(GPU_PYTHON)
 TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO)
 LOG = | tee $(TO)/$@.log
-SANITIZER := timeout --kill-after=10 590 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
-PIECES := gpu-test-layer gpu-test-plans gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-bench
+PIECES := gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-bench
 
 # All pieces run, also after one that failed
 gpu: gpu-there
 	$(MAKE) --keep-going $(PIECES)
 
-gpu-test: gpu-test-layer gpu-test-plans gpu-test-rest
+gpu-test: gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest
 
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
@@ -60,8 +61,11 @@ gpu-test-layer: gpu-there
 gpu-test-plans: gpu-there
 	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm' --csv $(TO)/$@.csv $(LOG)
 
+gpu-test-perf: gpu-there
+	$(GPU) -m pytest tests/test_perf_*.py --csv $(TO)/$@.csv $(LOG)
+
 gpu-test-rest: gpu-there
-	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py --csv $(TO)/$@.csv $(LOG)
+	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py --ignore-glob='*/test_perf_*' --csv $(TO)/$@.csv $(LOG)
 
 gpu-stress: gpu-there
 	$(GPU) -m triton_lstm.perf.stress --out $(TO)/$@.csv $(LOG)

@@ -4,45 +4,15 @@ import math
 
 import pandas as pd
 import pytest
+from frames import ABOUT, OURS, THEIRS, make
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf import plots, report, results
 from triton_lstm.perf.cases import Case
-from triton_lstm.perf.diff import FASTER, LOST, NEW, NOT_RUN, SAME, SLOWER, compare
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.report import to_markdown, write_report
 from triton_lstm.perf.results import COLUMNS, FORMAT, derive, describe, load, select, write, write_parquet
 from triton_lstm.perf.summary import summarize
-
-ABOUT = dict(
-    gpu="Imaginary 100", driver="1", torch="2", triton="3", cudnn="9", commit="abc", sources="f00", format=FORMAT
-)
-OURS, THEIRS = "triton_lstm", "nn.LSTM"
-MODES = ("inference", "forward_backward")
-
-
-def row(case, provider, mode, ms, spread=0.01, **more):
-    times = dict(status="ok", ms=ms, p20=ms * (1 - spread), p80=ms * (1 + spread), runs=9, peak_mb=case.T * 0.5)
-    algorithm = "STANDARD" if provider == THEIRS else ""
-    base = describe(case, provider, mode, floor_ms=ms / 4) | times | {"algorithm": algorithm, "error_share": 0.5}
-    return base | ABOUT | {"date": "2026-01-02T03:04:05+00:00", "reason": ""} | more
-
-
-def make(speeds, cases=None, **more):
-    """A frame of all cases x modes: ours takes 1 / speeds[k] of nn.LSTM's 2 ms on case k."""
-    cases = cases or [Case("bf16", T=100 * 2**k, B=8, H=64 * 2 ** (k % 3), why="made up") for k in range(len(speeds))]
-    rows = [
-        row(case, provider, mode, 2.0 / (speed if provider == OURS else 1.0), **more)
-        for case, speed in zip(cases, speeds, strict=True)
-        for mode in MODES
-        for provider in (OURS, THEIRS)
-    ]
-    floor = [
-        dict(case="copy", provider="device", mode="floor", status="ok", reason="", gbs=4000.0),
-        dict(case="matmul-bf16", provider="device", mode="floor", status="ok", reason="", tflops=700.0),
-        dict(case="exchange-flag-16", provider="device", mode="floor", status="ok", reason="", us_per_step=0.8),
-    ]
-    return derive(pd.DataFrame(rows + [f | ABOUT | {"date": "2026-01-02"} for f in floor]))
 
 
 def test_derived_columns_by_hand():
@@ -212,89 +182,9 @@ def test_select():
         select(frame, {"speed": ["1"]})
 
 
-def diff(before, after):
-    return compare(before, after).set_index(["case", "mode"])
-
-
-def test_the_same_results_do_not_differ():
-    frame = make([2.0, 0.5])
-    assert set(compare(frame, frame)["verdict"]) == {SAME} and len(compare(frame, frame)) == 4
-
-
-@pytest.mark.parametrize(
-    "factor, spread, expected",
-    [  # noise: twice the square root of four squared spreads
-        (1.029, 0.0, SAME),
-        (1.031, 0.0, SLOWER),
-        (0.98, 0.0, SAME),
-        (0.96, 0.0, FASTER),
-        (1.07, 0.02, SAME),
-        (1.09, 0.02, SLOWER),
-        (0.93, 0.02, SAME),
-        (0.92, 0.02, FASTER),
-    ],
-)
-def test_a_change_counts_when_it_is_larger_than_the_noise(factor, spread, expected):
-    case = Case("bf16", T=100, B=8, H=64)
-    before, after = (make([s], [case], spread=spread) for s in (1.0, 1.0 / factor))
-    found = diff(before, after).loc[case.name, "inference"]
-    assert found["verdict"] == expected and found["ratio"] == pytest.approx(factor)
-    assert found["noise"] == pytest.approx(max(0.03, 4 * spread))
-
-
-@pytest.mark.parametrize("name", ["torch", "cudnn", "driver", "algorithm"])
-def test_another_nn_lstm_is_no_yardstick(name):
-    """nn.LSTM became faster by an update: that is no regression of ours, nor does it hide one."""
-    before, after = make([2.0]), make([2.0])
-    theirs = after["provider"] == THEIRS
-    after.loc[theirs, ["ms", "p20", "p80"]] *= 0.5
-    assert set(compare(before, after)["verdict"]) == {SLOWER}
-    after.loc[theirs if name == "algorithm" else slice(None), name] = "another"
-    assert set(compare(before, after)["verdict"]) == {SAME} and set(compare(before, after)["against"]) == {"time"}
-
-
-def test_what_was_not_run_again_is_said():
-    before = make([2.0, 2.0])
-    first = before["case"].iloc[0]
-    found = compare(before, before[before["case"] != first])
-    assert found[found["case"] == first]["verdict"].tolist() == [NOT_RUN, NOT_RUN]
-
-
-def test_a_slower_machine_is_no_regression():
-    before, after = make([2.0]), make([2.0])
-    after[["ms", "p20", "p80"]] *= 1.5
-    assert set(compare(before, after)["verdict"]) == {SAME} and set(compare(before, after)["against"]) == {THEIRS}
-    ours = [select(frame, {"provider": [OURS]}) for frame in (before, after)]
-    assert set(compare(*ours)["verdict"]) == {SLOWER} and set(compare(*ours)["against"]) == {"time"}
-
-
-def test_a_time_that_is_gone_is_a_regression():
-    before, after = make([2.0, 2.0]), make([2.0, 2.0])
-    first = after["case"].iloc[0]
-    bad = describe(Case("bf16", T=100, B=8, H=64), OURS, "all", math.nan) | {"status": "failed", "reason": "boom"}
-    left = after[(after["case"] != first) | (after["provider"] != OURS)]
-    after = derive(pd.concat([left, pd.DataFrame([bad | ABOUT])]))
-    found = compare(before, after)
-    assert found[found["case"] == first]["verdict"].tolist() == [LOST, LOST]
-    assert found[found["case"] == first]["reason"].tolist() == ["failed: boom"] * 2
-    assert set(compare(after, before).query("case == @first")["verdict"]) == {NEW}
-
-
 def test_one_call_wins_nothing_but_by_half():
     assert set(summarize(make([1.4, 0.7], runs=1, spread=0.0)).table["verdict"]) == {"even"}
     assert set(summarize(make([1.6], runs=1, spread=0.0)).table["verdict"]) == {"wins"}
-
-
-def test_what_was_timed_once_is_noisy():
-    before, after = (make([s], runs=1, spread=0.0) for s in (1.0, 0.8))
-    assert set(compare(before, after)["verdict"]) == {SAME}
-
-
-def test_what_cannot_be_compared():
-    with pytest.raises(UsageError, match="cannot be compared"):
-        compare(make([1.0]), make([1.0]).assign(gpu="Another"))
-    with pytest.raises(UsageError, match="nothing to compare"):
-        compare(make([1.0]), make([1.0], [Case("fp16", T=1, B=1, H=1)]))
 
 
 def test_two_devices_do_not_mix(tmp_path):
