@@ -24,7 +24,8 @@ from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.machine import clock_mhz
 from triton_lstm.perf.measure import TURNS, NotHereError, Runner
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider, make
-from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, Results, describe
+from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, describe
+from triton_lstm.perf.store import Store
 from triton_lstm.perf.warm import compile_all
 from triton_lstm.perf.work import Floors, floor_ms
 
@@ -36,7 +37,7 @@ class DeviceLostError(Exception):
     """The GPU takes no more work from this process; a fresh one can go on."""
 
 
-def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> None:
+def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
     """Measures what is not in `results` yet; every row is saved at once.
 
     Raises DeviceLostError after an error that leaves the GPU unusable for this process; what failed is recorded.
@@ -52,7 +53,7 @@ def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> Non
     floors_wanted = floor.floor_names(device)
     with tqdm(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
         bar.set_description("compiling")
-        ahead = [item for item in wanted if not _done(item, results) and item[1].name == OURS]
+        ahead = [item for item in wanted if not _done(item, results, device) and item[1].name == OURS]
         missing_floors = [name for name in floors_wanted if not results.has(name, DEVICE, floor.MODE)]
         if device.type == "cuda" and len(ahead) + len(missing_floors) > 2:
             compile_all(list({case.name: case for case, _, _ in ahead}.values()), missing_floors)
@@ -64,33 +65,39 @@ def run(wanted: Sequence[Wanted], results: Results, device: torch.device) -> Non
         floors = floor.floors_of(results.frame(), device)
         for name, items in cases.items():
             bar.set_description(name)
-            missing = [item for item in items if not _done(item, results)]
+            missing = [item for item in items if not _done(item, results, device)]
             if missing:
                 _CaseRun(missing, results, floors, device).run(bar)
             bar.update(len(items) - len(missing))
 
 
-def _done(item: Wanted, results: Results) -> bool:
+def _done(item: Wanted, results: Store, device: torch.device) -> bool:
     case, provider, mode = item
-    return results.has(case.name, provider.name, mode)
+    row = results.get(case.name, provider.name, mode)
+    if row is None:
+        return False
+    if row["mode"] == ALL_MODES and row["status"] == "skipped" and provider.why_not(case, device) is None:
+        results.measure_again(row)  # what kept it from being measured is gone
+        return False
+    return True
 
 
-def _measure_floor(name: str, results: Results, device: torch.device) -> None:
+def _measure_floor(name: str, results: Store, device: torch.device) -> None:
     row: dict[str, Any] = {"case": name, "provider": DEVICE, "mode": floor.MODE}
     results.begin(row)
     try:
         row = floor.measure_floor(name, device)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         row |= _failure(error)
-    results.add(row)
     results.end()
+    results.add(row)
     _device_still_there(device)
 
 
 class _CaseRun:
     """All that is still wanted of one case."""
 
-    def __init__(self, wanted: Sequence[Wanted], results: Results, floors: Floors, device: torch.device) -> None:
+    def __init__(self, wanted: Sequence[Wanted], results: Store, floors: Floors, device: torch.device) -> None:
         self.case = wanted[0][0]
         self.modes = list(dict.fromkeys(mode for _, _, mode in wanted))
         self.providers = list({provider.name: provider for _, provider, _ in wanted}.values())
@@ -124,7 +131,8 @@ class _CaseRun:
 
     def _tell(self, what: str, outcome: dict[str, Any], bar: Any) -> None:
         if outcome["status"] != "skipped":
-            bar.write(f"{self.case.name}, {what}: {outcome['status']} ({outcome['reason']})")
+            with contextlib.suppress(OSError):  # nobody reads any more; the row is on disk
+                bar.write(f"{self.case.name}, {what}: {outcome['status']} ({outcome['reason']})")
 
     def _runners(self, bar: Any) -> list[Runner]:
         """Those providers that can run the case and are right on it."""
@@ -137,7 +145,7 @@ class _CaseRun:
         try:
             problem = draw(self.case, self.device)
             check = Check(problem)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             outcome = _failure(error)
             outcome |= {"status": "unchecked", "reason": f"nothing to compare with: {outcome['reason']}"}
             self._give_up({provider.name: outcome for provider in able}, bar)
@@ -150,7 +158,7 @@ class _CaseRun:
             try:
                 module = make(provider, self.case, problem.twin)
                 outcome = check(module)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 outcome = _failure(error)
             if "status" in outcome:
                 self._give_up({provider.name: outcome}, bar)
@@ -177,16 +185,17 @@ class _CaseRun:
                         turns[name] = runner.turn(mode)
                         peaks[name] = runner.peak_mb(mode)
                     times[name] += turns[name]()
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     del times[name]
                     outcome = _failure(error)
-                    self._tell(f"{name}, {mode}", outcome, bar)
                     self.results.add(self._row(name, mode) | outcome)
+                    self._tell(f"{name}, {mode}", outcome, bar)
                     bar.update()
                     _device_still_there(self.device)
                     if MODES[mode].timer == "graph" and outcome["status"] != "skipped":
                         # A capture that failed half way leaves the generator and the allocator of the process behind it
                         raise DeviceLostError(f"{name} could not be captured as a CUDA graph") from None
+        self.results.end()
         self._note_clock(runners)
         rows = []
         for name, values in times.items():
@@ -197,7 +206,6 @@ class _CaseRun:
         if rows:
             self.results.add(*rows)
         bar.update(len(rows))
-        self.results.end()
 
     def _note_clock(self, runners: list[Runner]) -> None:
         """Once a case, with work under way: asking takes a while, and an idle device clocks down."""
@@ -208,9 +216,13 @@ class _CaseRun:
             torch.cuda.synchronize()
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    text = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+def _failure(error: BaseException) -> dict[str, Any]:
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        lines = []
+    text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
+    reason = "".join(c if c.isprintable() else "?" for c in text)
     if isinstance(error, NotHereError):
         return {"status": "skipped", "reason": str(error)}
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

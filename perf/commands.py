@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     r.add_argument("path", type=Path, nargs="+", help="a CSV that bench wrote, or a folder of them")
     r.add_argument("--only", **only, help="rows by any column")
     r.add_argument("--columns", metavar="NAME[,NAME]", help="print these columns and write nothing")
-    r.add_argument("--out", type=Path, metavar="FOLDER", help="default: where the results lie")
+    r.add_argument("--out", type=Path, metavar="FOLDER", help="default: where the results lie; with --only, nowhere")
     r.set_defaults(run=report)
 
     d = commands.add_parser("diff", help="compare two sets of results; exit 1 if one of triton_lstm's is slower")
@@ -75,6 +75,8 @@ def _require(*packages: str) -> None:
             __import__(package)
         except ImportError:
             raise UsageError(f'this needs {package}: pip install "triton-lstm[perf]"') from None
+        except Exception as error:
+            raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -110,7 +112,7 @@ def bench(args: argparse.Namespace) -> int:
         print(f"stopped; what was measured is in {path}, and the same command continues from there")
         return 130
     frame = load([path])
-    _show(frame, folder)
+    _show(load([folder]), folder)
     parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""
     print(f"{NO_SPEED}\n" if not gpu else "", f"rows: {path}{parquet}", sep="")
     ours = frame[frame["provider"].str.startswith("triton_lstm")]
@@ -118,25 +120,32 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device: torch.device) -> bool:
-    """Whether the run came to its end; False after Ctrl-C or SIGTERM."""
+    """Whether the run came to its end; False after Ctrl-C, SIGTERM or SIGHUP."""
     from triton_lstm.perf.bench import run
     from triton_lstm.perf.machine import machine
-    from triton_lstm.perf.results import Results
+    from triton_lstm.perf.store import Store
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    results = None
+    signals = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
+    before = {name: signal.signal(name, _interrupt) for name in signals}
+    store = None
     try:
-        results = Results(path, machine())
+        store = Store(path, machine())
         if args.retry:
-            results.drop_failures()
-        with watched(results.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
-            run(wanted, results, device)
+            for case, provider, mode in wanted:
+                row = store.get(case.name, provider.name, mode)
+                if row is not None and row["status"] not in ("ok", "skipped"):
+                    store.measure_again(row)
+        with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
+            run(wanted, store, device)
     except KeyboardInterrupt:
-        if results:
-            results.end()
+        if store:
+            store.save()
         return False
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if store:
+            store.end()  # only a death leaves it
+        for name, handler in before.items():
+            signal.signal(name, handler)
     return True
 
 
@@ -147,7 +156,8 @@ def _interrupt(signum: int, stack: Any) -> NoReturn:
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Failures with their tracebacks, and warnings, of this run."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk; the rows say so too
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -177,10 +187,10 @@ def choose(wanted: list[Wanted], only: Only) -> list[Wanted]:
     for column, names in (("provider", PROVIDERS), ("mode", MODES)):
         for value in only.get(column, []):
             if value not in names:
-                raise UsageError(f"there is no {column} {value}. There are {', '.join(names)}")
+                raise UsageError(f"there is no {column} {value!r}. There are {', '.join(names)}")
     for column in only:
         if column not in (*KEY, *SHAPE):
-            raise UsageError(f"cases have no column {column}. They have {', '.join((*KEY, *SHAPE))}")
+            raise UsageError(f"cases have no column {column!r}. They have {', '.join((*KEY, *SHAPE))}")
 
     def of(item: Wanted, column: str) -> str:
         case: Case = item[0]
@@ -201,20 +211,24 @@ def report(args: argparse.Namespace) -> int:
     frame = select(load(args.path), _by_column(args.only))
     if frame.empty:
         raise UsageError("no row is left by --only. Leave some of it out")
-    if args.columns:
+    if args.columns is not None:
         print_columns(frame, args.columns.split(","))
         return 0
     first = args.path[0]
-    _show(frame, args.out or (first if first.is_dir() else first.parent))
+    beside = None if args.only else first if first.is_dir() else first.parent
+    _show(frame, args.out or beside)
     return 0
 
 
-def _show(frame: pd.DataFrame, folder: Path) -> None:
+def _show(frame: pd.DataFrame, folder: Path | None) -> None:
+    """The tables in the terminal, and everything in `folder` if one is given."""
     from triton_lstm.perf.report import print_summary, write_report
     from triton_lstm.perf.summary import summarize
 
     summary = summarize(frame)
     print_summary(summary)
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     files = write_report(frame, summary, folder)
     print(f"written to {folder}: {', '.join(path.name for path in files)}")

@@ -8,8 +8,9 @@ import pandas as pd
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf.providers import OURS
-from triton_lstm.perf.results import ALL_MODES, DEVICE, KEY, YARDSTICK, noise
+from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, noise
 
+Rows = dict[tuple[str, str, str], Any]
 SLOWER, FASTER, SAME, LOST, NEW, NOT_RUN = "SLOWER", "faster", "same", "LOST", "new", "not run"
 SAME_BASELINE = ["torch", "cudnn", "driver", "algorithm"]
 REGRESSIONS = (SLOWER, LOST)
@@ -26,9 +27,9 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         raise UsageError(
             f"{before['gpu'].iloc[0]} and {after['gpu'].iloc[0]} cannot be compared: measure on one device"
         )
-    old, new = (frame[frame["provider"] != DEVICE].set_index(KEY) for frame in (before, after))
+    old, new = (_by_key(frame) for frame in (before, after))
     rows = []
-    for case, provider, mode in old.index.union(new.index, sort=False):
+    for case, provider, mode in old | new:
         if not provider.startswith(OURS):
             continue
         a, b = (_row(frame, case, provider, mode) for frame in (old, new))
@@ -48,11 +49,15 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _row(frame: pd.DataFrame, case: str, provider: str, mode: str) -> Any:
-    for key in ((case, provider, mode), (case, provider, ALL_MODES)):
-        if key in frame.index:
-            return frame.loc[[key]].iloc[-1]
-    return None
+def _by_key(frame: pd.DataFrame) -> Rows:
+    return {
+        (row["case"], row["provider"], row["mode"]): row
+        for row in frame[frame["provider"] != DEVICE].to_dict("records")
+    }
+
+
+def _row(rows: Rows, case: str, provider: str, mode: str) -> Any:
+    return rows.get((case, provider, mode), rows.get((case, provider, ALL_MODES)))
 
 
 def _judge(a: Any, b: Any, a_yardstick: Any, b_yardstick: Any) -> dict[str, object]:

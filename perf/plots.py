@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,7 +14,6 @@ from matplotlib.ticker import NullLocator
 from triton_lstm.perf.providers import OURS
 from triton_lstm.perf.results import DEVICE, SHAPE
 
-matplotlib.use("Agg")
 MODE = "forward_backward"
 PANELS = 12  # at most, in a picture of lines; its title says how many there would be
 

@@ -87,7 +87,7 @@ def print_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """The named columns of every row. Raises UsageError for one that there is not."""
     unknown = [name for name in columns if name not in frame.columns]
     if unknown:
-        raise UsageError(f"there is no column {unknown[0]}. Columns: {', '.join(frame.columns)}")
+        raise UsageError(f"there is no column {unknown[0]!r}. Columns: {', '.join(frame.columns)}")
     print_table(frame[list(columns)])
 
 
@@ -116,7 +116,7 @@ def _text(value: object) -> str:
 def _markdown(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "None."
-    texts = _texts(frame).map(lambda text: text.replace("|", "\\|"))
+    texts = _texts(frame).map(lambda text: html.escape(" ".join(text.split())).replace("|", "&#124;"))
     return str(texts.to_markdown(index=False, disable_numparse=True))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pandas as pd
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf.cases import WORKING, Case
-from triton_lstm.perf.machine import now
 from triton_lstm.perf.work import flops, least_bytes
 
 FORMAT = 1
@@ -26,6 +24,8 @@ MEASURED = ["status", "reason", "algorithm", "ms", "p20", "p80", "runs", "peak_m
 WORK = ["flops", "bytes", "floor_ms"]
 DERIVED = ["us_per_step", "tflops", "gbs", "floor_share", "speedup"]
 COLUMNS = KEY + MEASURED + DERIVED + WORK + SHAPE + ["why"] + MACHINE + ["date", "format"]
+FLAGS = ["bidirectional", "batch_first", "packed"]
+STATUS = ["ok", "wrong", "failed", "out of memory", "unchecked", "skipped"]
 TEXT = {*KEY, "status", "reason", "algorithm", "precision", "why", *MACHINE, "date"}
 YARDSTICK = "nn.LSTM"
 ALL_MODES = "all"  # the mode of a row that says why a provider has no other
@@ -74,73 +74,12 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-class Results:
-    """The rows of one CSV. Every row is on disk as soon as it is added; what was there before stays.
-
-    path: the CSV. about: this machine's columns; a file from another machine or code raises UsageError.
-    `marker` (path.running) names what is being measured: if a run finds one, the run before died there.
-    """
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.about = path, about
-        self.marker = path.with_suffix(".running")
-        self._rows: list[dict[str, Any]] = []
-        if path.exists():
-            before = load([path])
-            for name in MACHINE:
-                theirs = sorted(set(before[name]) - {about[name]}) if name != "commit" else []
-                if theirs:
-                    raise UsageError(
-                        f"{path} was measured with {name} {theirs[0]}, this is {about[name]}: rows of both must not "
-                        "mix. Give another folder with --out, or move the file away"
-                    )
-            self._rows = [dict(row) for row in before.to_dict("records")]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._record_a_death()
-
-    def _record_a_death(self) -> None:
-        if not self.marker.exists():
-            return
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # died while writing it
-            died = {"status": "failed", "reason": "the process died while measuring this"}
-            rows = json.loads(self.marker.read_text())
-            unknown = [row for row in rows if not self.has(row["case"], row["provider"], row["mode"])]
-            self.add(*(row | died for row in unknown))  # of the others the reason is known
-        self.marker.unlink()
-
-    def has(self, case: str, provider: str, mode: str) -> bool:
-        """Whether there is a row for this, or one for all modes of the provider on the case."""
-        keys = {(row["case"], row["provider"], row["mode"]) for row in self._rows}
-        return (case, provider, mode) in keys or (case, provider, ALL_MODES) in keys
-
-    def begin(self, *rows: dict[str, Any]) -> None:
-        """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
-        known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
-        self.marker.write_text(json.dumps(known))
-
-    def end(self) -> None:
-        """Notes that nothing is being measured."""
-        self.marker.unlink(missing_ok=True)
-
-    def add(self, *rows: dict[str, Any]) -> None:
-        """Adds rows, with the machine's columns, and writes the file."""
-        self._rows += [{**row, **self.about, "date": now(), "format": FORMAT} for row in rows]
-        write(self.frame(), self.path)
-
-    def drop_failures(self) -> None:
-        """Forgets the rows without a time that another try could give one."""
-        self._rows = [row for row in self._rows if row["status"] in ("ok", "skipped")]
-
-    def frame(self) -> pd.DataFrame:
-        """All rows, with the derived columns."""
-        return derive(pd.DataFrame(self._rows, columns=None if self._rows else COLUMNS))
-
-
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Replaces the CSV in one step."""
-    fresh = path.with_suffix(".tmp")
+    target = path.resolve()  # a link stays a link
+    fresh = target.with_suffix(".tmp")
     frame.to_csv(fresh, index=False, float_format="%.6g")
-    os.replace(fresh, path)
+    os.replace(fresh, target)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> bool:
@@ -155,7 +94,7 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> bool:
 def load(paths: Iterable[Path]) -> pd.DataFrame:
     """The rows of CSV files, or of all bench_*.csv in folders; of a key that two files have, the latest measurement.
 
-    Raises UsageError for what is not such a file.
+    Raises UsageError for what is no such file, and for results of several devices.
     """
     files: list[Path] = []
     for path in paths:
@@ -163,33 +102,69 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
         if not found:
             raise UsageError(f"{path} holds no bench_*.csv. Run `bench` first, or name a results file")
         files += found
-    # Each file by itself: a speedup is of two times that were taken in turn
-    rows = pd.concat([derive(_read(path)) for path in files], ignore_index=True)
-    gpus = sorted(set(rows["gpu"]))
+    read = [_read(path) for path in files]
+    gpus = sorted({gpu for frame in read for gpu in frame["gpu"]})
     if len(gpus) > 1:
-        raise UsageError(f"these are results of {' and of '.join(gpus)}. Name those of one device")
-    latest = rows.sort_values("date", kind="stable").drop_duplicates(KEY, keep="last").sort_index()
-    return latest.reset_index(drop=True)
+        raise UsageError(f"these are results of {' and of '.join(map(repr, gpus))}. Name those of one device")
+    # Each file by itself: a speedup is of two times that were taken in turn
+    rows = pd.concat([derive(_latest(frame)) for frame in read], ignore_index=True)
+    return _latest(rows).reset_index(drop=True)
+
+
+def _latest(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values("date", kind="stable").drop_duplicates(KEY, keep="last").sort_index()
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """One CSV as it was written, checked."""
     try:
-        empty = {name: [""] for name in COLUMNS if name not in TEXT}
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=empty)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file. Name a CSV that `bench` wrote")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else "not a CSV"
         raise UsageError(f"{path} cannot be read ({what}). Name a CSV that `bench` wrote") from None
     if "format" not in frame.columns:
         raise UsageError(f"{path} is not a results file: it has no column `format`. Name a CSV that `bench` wrote")
-    formats = sorted(set(frame["format"]) - {FORMAT})
+    formats = sorted(set(frame["format"]) - {str(FORMAT)})
     if formats:
         raise UsageError(
-            f"{path} has results of format {formats[0]}, this version reads format {FORMAT}. Measure again with `bench`"
+            f"{path} has results of format {formats[0]!r}, this version reads format {FORMAT}. Measure again"
         )
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise UsageError(f"{path} lacks the column {missing[0]}. Name a CSV that `bench` wrote")
-    return frame
+    if frame.empty:
+        raise UsageError(f"{path} has no rows. Run `bench` first, or name another file")
+    return _typed(frame, path)
+
+
+def _typed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Numbers and truth values out of text. Raises UsageError for a cell that cannot have been written."""
+
+    def refuse(name: str, bad: pd.Series) -> None:
+        if bad.any():
+            row = bad.idxmax()
+            raise UsageError(f"{path}, line {row + 2}: {name} cannot be {frame.loc[row, name]!r}. Is the file damaged?")
+
+    typed = frame.copy()
+    refuse("status", ~frame["status"].isin(STATUS))
+    for name in FLAGS:
+        refuse(name, ~frame[name].isin(["True", "False", ""]))
+        typed[name] = frame[name].map({"True": True, "False": False, "": None})
+    for name in COLUMNS:
+        if name not in TEXT and name not in FLAGS:
+            typed[name] = pd.to_numeric(frame[name], errors="coerce")
+            refuse(name, typed[name].isna() & (frame[name] != "") | typed[name].isin([math.inf, -math.inf]))
+    timed = (frame["status"] == "ok") & (frame["provider"] != DEVICE)
+    refuse("ms", timed & ~(typed["ms"] > 0))
+    refuse("p20", timed & ~((typed["p20"] > 0) & (typed["p20"] <= typed["ms"])))
+    refuse("p80", timed & ~(typed["p80"] >= typed["ms"]))
+    refuse("runs", timed & ~(typed["runs"] >= 1))
+    refuse("T", timed & ~(typed["T"] >= 1))
+    return typed
 
 
 def noise(*rows: Any) -> float:
@@ -203,11 +178,11 @@ def select(frame: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
     """The rows whose columns have one of the given values, as text. Raises UsageError for an unknown column."""
     for name, values in only.items():
         if name not in frame.columns:
-            raise UsageError(f"there is no column {name}. Columns: {', '.join(COLUMNS)}")
+            raise UsageError(f"there is no column {name!r}. Columns: {', '.join(COLUMNS)}")
         frame = frame[frame[name].map(as_text).isin([value.lower() for value in values])]
     return frame
 
 
 def as_text(value: Any) -> str:
     """How a value is written on the command line: 512, not 512.0; true, not True."""
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else str(value).lower()

@@ -7,7 +7,8 @@ from triton_lstm.perf import floor
 from triton_lstm.perf.cases import Case
 from triton_lstm.perf.machine import machine
 from triton_lstm.perf.providers import Provider
-from triton_lstm.perf.results import Results, load
+from triton_lstm.perf.results import load
+from triton_lstm.perf.store import Store
 
 CASE = Case("fp32", T=2, B=2, H=4, modes=("inference", "forward_backward"), why="a test")
 OTHER = Case("fp32", T=3, B=2, H=4, modes=("inference",), why="another")
@@ -48,7 +49,7 @@ def wanted(providers, cases=(CASE,)):
 
 
 def results(path):
-    return Results(path / "bench_smoke.csv", machine())
+    return Store(path / "bench_smoke.csv", machine())
 
 
 def rows(path):

@@ -8,11 +8,12 @@ from benches import CASE, OTHER, fail_at, provider, results, rows, wanted
 from torch import nn
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf import bench, floor, measure
+from triton_lstm.perf import bench, floor, measure, store
 from triton_lstm.perf.bench import DeviceLostError, run
 from triton_lstm.perf.machine import machine
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider
-from triton_lstm.perf.results import YARDSTICK, Results
+from triton_lstm.perf.results import YARDSTICK
+from triton_lstm.perf.store import Store
 
 pytestmark = pytest.mark.usefixtures("short_floors")
 
@@ -144,11 +145,14 @@ def test_what_killed_a_process_is_not_tried_again(tmp_path, device, calls, mode)
 
 
 def test_a_kill_while_the_yardstick_runs_ends_the_case_for_all(tmp_path, device, monkeypatch):
+    class Killed(BaseException):
+        pass
+
     def killed(problem):
-        raise SystemExit
+        raise Killed
 
     monkeypatch.setattr(bench, "Check", killed)
-    with pytest.raises(SystemExit):
+    with pytest.raises(Killed):
         run(wanted([PROVIDERS[OURS], PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     run(wanted([PROVIDERS[OURS], PROVIDERS[YARDSTICK]]), results(tmp_path), device)  # does not check again
     assert {row["reason"] for key, row in rows(tmp_path).items() if key[1] != "device"} == {
@@ -156,9 +160,10 @@ def test_a_kill_while_the_yardstick_runs_ends_the_case_for_all(tmp_path, device,
     }
 
 
-def test_a_damaged_marker_does_no_harm(tmp_path, device):
-    run(wanted([PROVIDERS[YARDSTICK]]), results(tmp_path), device)
-    (tmp_path / "bench_smoke.running").write_text('[{"case": "fp3')
+@pytest.mark.parametrize("text", ['[{"case": "fp3', "", "[1]", "null", "{}", '"abc"', "[{}]"])
+def test_a_damaged_marker_does_no_harm(tmp_path, text):
+    results(tmp_path).add({"case": "copy", "provider": "device", "mode": "floor", "status": "ok"})
+    (tmp_path / "bench_smoke.running").write_text(text)
     before = len(rows(tmp_path))
     results(tmp_path)
     assert len(rows(tmp_path)) == before and not (tmp_path / "bench_smoke.running").exists()
@@ -207,19 +212,77 @@ def test_a_failed_capture_ends_the_process(tmp_path, device, monkeypatch):
     assert found[CASE.name, YARDSTICK, "inference"]["status"] == "ok"
 
 
-def test_retry_measures_failures_again(tmp_path, device):
-    run(wanted([provider("p", fail_at(0, ValueError("x")))]), results(tmp_path), device)
+def test_what_is_measured_again_stays_until_it_is_replaced(tmp_path, device):
+    modes = ("inference", "forward", "backward")
+    case = dataclasses.replace(CASE, modes=modes)
+    bad = [provider(name, fail_at(0, ValueError(name))) for name in "ab"]
+    run(wanted(bad, [case]), results(tmp_path), device)
     again = results(tmp_path)
-    again.drop_failures()
-    run(wanted([provider("p", lambda module, k: None)]), again, device)
-    assert {row["status"] for row in rows(tmp_path).values()} == {"ok"}
+    for name in "ab":
+        again.measure_again(again.get(case.name, name, "inference"))
+    well, stop = provider("a", lambda module, k: None), provider("b", fail_at(0, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted([well, stop], [case]), again, device)
+    again.end()
+    assert {row["reason"] for key, row in rows(tmp_path).items() if key[1] in "ab"} == {
+        "ValueError: a",
+        "ValueError: b",
+    }
+    run(wanted([well], [case]), again, device)
+    found = {key[1:]: row["status"] for key, row in rows(tmp_path).items() if key[1] in "ab"}
+    assert found == {("b", "all"): "failed"} | {("a", mode): "ok" for mode in modes}
+
+
+def test_what_was_skipped_is_asked_again(tmp_path, device):
+    reasons = ["is not installed"]
+    able = dataclasses.replace(provider("p", lambda module, k: None), why_not=lambda case, device: reasons[0])
+    run(wanted([able]), results(tmp_path), device)
+    assert rows(tmp_path)[CASE.name, "p", "all"]["status"] == "skipped"
+    reasons[0] = None
+    run(wanted([able]), results(tmp_path), device)
+    assert {key[2] for key in rows(tmp_path) if key[1] == "p"} == set(CASE.modes)
+
+
+def test_an_interrupted_save_can_be_made_up_for(tmp_path, monkeypatch):
+    def interrupted(frame, path):
+        raise KeyboardInterrupt
+
+    kept = results(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept.add({"case": "copy", "provider": "device", "mode": "floor", "status": "ok"})
+    kept.save()  # as the command does
+    assert ("copy", "device", "floor") in rows(tmp_path)
+
+
+class SpeechlessError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (SpeechlessError(), "SpeechlessError: no message"),
+        (ValueError("b\x1b\udcff\u2603"), "ValueError: b??\u2603"),
+        (ValueError("x" * 999), "ValueError: " + "x" * 188),
+    ],
+)
+def test_odd_failures(tmp_path, device, monkeypatch, error, reason):
+    monkeypatch.setattr(bench.log, "error", lambda *arguments, **options: None)  # pytest-xdist cannot hand it on
+    run(wanted([provider("odd", fail_at(0, error)), PROVIDERS[YARDSTICK]]), results(tmp_path), device)
+    row = rows(tmp_path)[CASE.name, "odd", "all"]
+    assert (row["status"], row["reason"]) == ("failed", reason)
+    assert rows(tmp_path)[CASE.name, YARDSTICK, "inference"]["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", ["gpu", "torch", "triton", "cudnn", "sources", "driver"])
 def test_rows_of_two_machines_or_codes_do_not_mix(tmp_path, name):
-    Results(tmp_path / "bench_smoke.csv", machine()).add({"case": "copy", "provider": "device", "mode": "floor"})
+    results(tmp_path).add({"case": "copy", "provider": "device", "mode": "floor", "status": "ok"})
     with pytest.raises(UsageError, match=f"with {name}"):
-        Results(tmp_path / "bench_smoke.csv", machine() | {name: "another"})
+        Store(tmp_path / "bench_smoke.csv", machine() | {name: "another"})
 
 
 def test_a_failing_floor_is_recorded(tmp_path, device, monkeypatch):

@@ -98,15 +98,17 @@ def test_the_whole_smoke_suite(tmp_path):
         (["bench", "--suite", "huge"], "invalid choice: 'huge'"),
         (["bench", "--suite", "smoke", "--only", "H"], "must be COLUMN=VALUE"),
         (["bench", "--suite", "smoke", "--only", "=3"], "must be COLUMN=VALUE"),
-        (["bench", "--suite", "smoke", "--only", "speed=3"], "no column speed"),
-        (["bench", "--suite", "smoke", "--only", "provider=cudnn"], "no provider cudnn. There are triton_lstm,"),
-        (["bench", "--suite", "smoke", "--only", "mode=fast"], "no mode fast. There are inference,"),
+        (["bench", "--suite", "smoke", "--only", "speed=3"], "no column 'speed'"),
+        (["bench", "--suite", "smoke", "--only", "provider=cudnn"], "no provider 'cudnn'. There are triton_lstm,"),
+        (["bench", "--suite", "smoke", "--only", "mode=fast"], "no mode 'fast'. There are inference,"),
         (["bench", "--suite", "smoke", "--only", "H=3"], "no case of this suite is left"),
         (["report"], "arguments are required"),
         (["report", "nowhere.csv"], "nowhere.csv cannot be read (No such file or directory)"),
         (["report", "."], "holds no bench_*.csv"),
+        (["report", "/dev/zero"], "/dev/zero is not a file"),
+        (["report", "{measured}", "--columns", ""], "no column ''"),
         (["report", __file__], "cannot be read (not a CSV)"),
-        (["report", "{measured}", "--columns", "ms,velocity"], "no column velocity"),
+        (["report", "{measured}", "--columns", "ms,velocity"], "no column 'velocity'"),
         (["report", "{measured}", "--only", "H=77"], "no row is left"),
         (["report", "{measured}", "--out", __file__], "Give another place"),
         (["diff", "{measured}"], "arguments are required"),
@@ -215,6 +217,50 @@ def test_diff(run, measured, tmp_path):
     assert run("diff", tmp_path / "bench_slow.csv", measured)[0] == 0
 
 
+def test_a_selection_does_not_replace_the_report(run, measured):
+    before = (measured / "report.md").read_text()
+    status, out, _ = run("report", measured, "--only", "provider=triton_lstm")
+    assert status == 0 and "written to" not in out and (measured / "report.md").read_text() == before
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/null 2>&-"])
+def test_closed_outputs(measured, closed):
+    command = f"{sys.executable} -m triton_lstm report {measured} --columns ms {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_the_letters(measured, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "triton_lstm", "report", str(measured), "--out", str(tmp_path / "\u00fc\u2603")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_retry(run, measured, tmp_path):
+    frame = load([measured])
+    once = (frame["provider"] == "nn.LSTM") & (frame["mode"] == "inference")
+    frame.loc[once, ["status", "reason"]] = ["failed", "once"]
+    frame.to_csv(tmp_path / "bench_smoke.csv", index=False)
+    again = [
+        "bench",
+        "--suite",
+        "smoke",
+        "--out",
+        tmp_path,
+        "--only",
+        "case=fp32-T3-B2-I8-H8",
+        "--only",
+        "mode=inference",
+    ]
+    run(*again, "--only", "provider=nn.LSTM")
+    run(*again, "--only", "provider=triton_lstm", "--retry")  # not of those
+    assert (load([tmp_path])["reason"] == "once").sum() == 1
+    run(*again, "--only", "provider=nn.LSTM", "--retry")
+    found = load([tmp_path])
+    assert "once" not in set(found["reason"]) and len(found) == len(frame)
+
+
 def test_two_at_once(run, tmp_path):
     (tmp_path / "out").mkdir()
     with filelock.FileLock(tmp_path / "out" / "bench_smoke.lock"):
@@ -227,7 +273,7 @@ def test_results_of_other_code_are_kept_apart(run, measured, tmp_path):
     frame.assign(sources="0123").to_csv(tmp_path / "bench_smoke.csv", index=False)
     content = (tmp_path / "bench_smoke.csv").read_bytes()
     status, _, err = run("bench", "--suite", "smoke", *SMALL, "--out", tmp_path)
-    assert status == 2 and "with sources 0123" in err and "--out" in err
+    assert status == 2 and "with sources '0123'" in err and "--out" in err
     assert (tmp_path / "bench_smoke.csv").read_bytes() == content
 
 
@@ -263,7 +309,7 @@ def test_a_lost_gpu_is_tried_in_a_fresh_process(run, tmp_path, monkeypatch):
 
 def test_exit_status_1_if_ours_is_wrong(run, tmp_path, monkeypatch):
     def wrong(wanted, results, device):
-        results.add({"case": "x", "provider": "triton_lstm", "mode": "all", "status": "wrong", "reason": "y"})
+        results.add({"case": "x", "provider": "triton_lstm", "mode": "all", "status": "wrong", "reason": "y", "T": 1})
 
     monkeypatch.setattr(bench, "run", wrong)
     status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)

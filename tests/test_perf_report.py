@@ -125,7 +125,7 @@ def test_stored_and_read_again(tmp_path):
     frame = make([2.0, 0.5])
     write(frame, tmp_path / "bench_a.csv")
     for path in (tmp_path, tmp_path / "bench_a.csv"):
-        pd.testing.assert_frame_equal(load([path]), frame, check_dtype=False, rtol=1e-5)
+        pd.testing.assert_frame_equal(load([path]).fillna(0), frame.fillna(0), check_dtype=False, rtol=1e-5)
     assert list(load([tmp_path]).columns) == COLUMNS
     assert (tmp_path / "bench_a.csv").stat().st_size < 2**16
 
@@ -156,9 +156,9 @@ def test_parquet_where_pyarrow_is(tmp_path, monkeypatch):
         ("", "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         ("a,b\n1,2\n", "no column `format`"),
-        ("case,format\nx,99\n", "format 99"),
+        ("case,format\nx,99\n", "format '99'"),
         (f"case,format\nx,{FORMAT}\n", "lacks the column"),
-        ("case,format\nx,y\n", "format y"),
+        ("case,format\nx,y\n", "format 'y'"),
     ],
 )
 def test_what_is_no_results_file(tmp_path, content, message):
@@ -167,6 +167,49 @@ def test_what_is_no_results_file(tmp_path, content, message):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=message):
         load([path])
+
+
+def test_a_header_alone(tmp_path):
+    make([2.0]).iloc[:0].to_csv(tmp_path / "bench_a.csv", index=False)
+    with pytest.raises(UsageError, match="has no rows"):
+        load([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [("status", "fine"), ("packed", "maybe"), ("tflops", "many"), ("floor_ms", "inf")]
+    + [("ms", value) for value in ("", "0", "-1", "nan", "inf", "abc", "True")]
+    + [("p20", "3"), ("p80", "0.1"), ("p80", ""), ("runs", "0"), ("T", "0")],
+)
+def test_a_damaged_cell_is_named(tmp_path, column, value):
+    frame = make([2.0]).astype(object)
+    frame.loc[1, column] = value
+    frame.to_csv(tmp_path / "bench_a.csv", index=False)
+    with pytest.raises(UsageError, match=f"line 3: {column} cannot be '{value}'"):
+        load([tmp_path])
+
+
+def test_a_shifted_row(tmp_path):
+    make([2.0]).to_csv(tmp_path / "bench_a.csv", index=False)
+    text = (tmp_path / "bench_a.csv").read_text().splitlines()
+    (tmp_path / "bench_a.csv").write_text("\n".join([text[0], *(f"x,{line}" for line in text[1:])]))
+    with pytest.raises(UsageError):
+        load([tmp_path])
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "bench_a.csv").symlink_to(tmp_path / "real" / "bench_a.csv")
+    write(make([2.0]), tmp_path / "bench_a.csv")
+    assert (tmp_path / "bench_a.csv").is_symlink() and (tmp_path / "real" / "bench_a.csv").stat().st_size > 100
+
+
+def test_odd_text_in_markdown():
+    bad = describe(Case("bf16", T=9, B=8, H=64), OURS, "all", math.nan) | ABOUT
+    bad |= {"status": "failed", "reason": "a|b\\|c\n<lambda> [red]", "date": "2026"}
+    text = to_markdown(summarize(derive(pd.concat([make([2.0]), pd.DataFrame([bad])]))))
+    line = next(line for line in text.splitlines() if "lambda" in line)
+    assert "a&#124;b\\&#124;c &lt;lambda&gt; [red]" in line and line.count("|") == 14
 
 
 def test_an_empty_folder(tmp_path):
@@ -178,7 +221,7 @@ def test_select():
     frame = make([2.0, 0.5, 3.0])
     assert set(select(frame, {"H": ["64", "128"], "provider": [OURS]})["H"]) == {64, 128}
     assert set(select(frame, {"bidirectional": ["false"]})["provider"]) == {OURS, THEIRS}
-    with pytest.raises(UsageError, match="no column speed"):
+    with pytest.raises(UsageError, match="no column 'speed'"):
         select(frame, {"speed": ["1"]})
 
 
@@ -190,7 +233,7 @@ def test_one_call_wins_nothing_but_by_half():
 def test_two_devices_do_not_mix(tmp_path):
     write(make([2.0]), tmp_path / "bench_a.csv")
     write(make([2.0], [Case("fp16", T=1, B=1, H=1)]).assign(gpu="Another"), tmp_path / "bench_b.csv")
-    with pytest.raises(UsageError, match="results of Another and of Imaginary 100"):
+    with pytest.raises(UsageError, match="results of 'Another' and of 'Imaginary 100'"):
         load([tmp_path])
 
 

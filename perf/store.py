@@ -1,0 +1,101 @@
+"""The rows of a run on disk: none is lost, none measured twice, and what killed a process is known to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from triton_lstm.config import UsageError
+from triton_lstm.perf.machine import now
+from triton_lstm.perf.results import ALL_MODES, COLUMNS, FORMAT, KEY, MACHINE, SHAPE, derive, load, write
+
+Key = tuple[str, str, str]
+DIED = {"status": "failed", "reason": "the process died while measuring this"}
+
+
+class Store:
+    """The rows of one CSV. Rows are on disk as soon as they are added; a row replaces what it measures again.
+
+    path: the CSV. about: this machine's columns; a file from another machine or code raises UsageError.
+    `marker` (path.running) names what is being measured: if a run finds one, the run before died there.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        self.marker = path.with_suffix(".running")
+        self._rows: dict[Key, dict[str, Any]] = {}
+        self._stale: set[Key] = set()
+        if path.exists():
+            before = load([path])
+            for name in MACHINE:
+                theirs = sorted(set(before[name]) - {about[name]}) if name != "commit" else []
+                if theirs:
+                    raise UsageError(
+                        f"{path} was measured with {name} {theirs[0]!r}, this is {about[name]!r}: rows of both "
+                        "must not mix. Give another folder with --out, or move the file away"
+                    )
+            self._rows = {_key(row): dict(row) for row in before.to_dict("records")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._record_a_death()
+
+    def _record_a_death(self) -> None:
+        if not self.marker.exists():
+            return
+        try:
+            rows = [row | DIED for row in json.loads(self.marker.read_text()) if set(KEY) <= set(row)]
+        except (ValueError, TypeError):  # died while writing it
+            rows = []
+        rows = [row for row in rows if not self.has(*_key(row))]  # of the others the reason is known
+        if rows:
+            self.add(*rows)
+        self.marker.unlink()
+
+    def get(self, case: str, provider: str, mode: str) -> dict[str, Any] | None:
+        """The row for this, or the one for all modes of the provider on the case; None if it is to be measured."""
+        for key in ((case, provider, mode), (case, provider, ALL_MODES)):
+            if key in self._rows and key not in self._stale:
+                return self._rows[key]
+        return None
+
+    def has(self, case: str, provider: str, mode: str) -> bool:
+        """Whether there is such a row."""
+        return self.get(case, provider, mode) is not None
+
+    def measure_again(self, row: dict[str, Any]) -> None:
+        """Lets `row` count as missing; it stays until it is replaced."""
+        self._stale.add(_key(row))
+
+    def begin(self, *rows: dict[str, Any]) -> None:
+        """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
+        known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
+        self.marker.write_text(json.dumps(known))
+
+    def end(self) -> None:
+        """Notes that nothing is being measured."""
+        self.marker.unlink(missing_ok=True)
+
+    def add(self, *rows: dict[str, Any]) -> None:
+        """Adds rows, with the machine's columns, and writes the file."""
+        for row in rows:
+            case, provider, mode = _key(row)
+            for key in [key for key in self._stale if key[:2] == (case, provider) and key[2] in (mode, ALL_MODES)]:
+                self._stale.discard(key)
+                self._rows.pop(key, None)
+            self._rows[case, provider, mode] = {**row, **self.about, "date": now(), "format": FORMAT}
+        self.save()
+
+    def save(self) -> None:
+        """Writes the file; `add` has done so unless it was interrupted."""
+        if self._rows:
+            write(self.frame(), self.path)
+
+    def frame(self) -> pd.DataFrame:
+        """All rows, with the derived columns."""
+        return derive(pd.DataFrame(list(self._rows.values()), columns=None if self._rows else COLUMNS))
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return str(row["case"]), str(row["provider"]), str(row["mode"])
