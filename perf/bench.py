@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import math
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,20 +20,16 @@ from triton_lstm.perf.cases import MODES, Case, switches
 from triton_lstm.perf.check import Check, draw
 from triton_lstm.perf.clock import timing
 from triton_lstm.perf.cudnn import algorithm_name
+from triton_lstm.perf.failures import DeviceLostError, device_still_there, failure
 from triton_lstm.perf.machine import clock_mhz
-from triton_lstm.perf.measure import TURNS, NotHereError, Runner
+from triton_lstm.perf.measure import TURNS, Runner
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider, make
 from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, describe
 from triton_lstm.perf.store import Store
 from triton_lstm.perf.warm import compile_all
 from triton_lstm.perf.work import Floors, floor_ms
 
-log = logging.getLogger(__name__)
 Wanted = tuple[Case, Provider, str]
-
-
-class DeviceLostError(Exception):
-    """The GPU takes no more work from this process; a fresh one can go on."""
 
 
 def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
@@ -44,7 +39,7 @@ def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
     Raises UsageError if it is unusable from the start.
     """
     try:
-        _device_still_there(device)
+        device_still_there(device)
     except DeviceLostError as error:
         raise UsageError(f"the GPU takes no work ({error}); nothing was measured") from None
     cases: dict[str, list[Wanted]] = {}
@@ -88,10 +83,10 @@ def _measure_floor(name: str, results: Store, device: torch.device) -> None:
     try:
         row = floor.measure_floor(name, device)
     except (Exception, SystemExit) as error:
-        row |= _failure(error)
+        row |= failure(error)
     results.end()
     results.add(row)
-    _device_still_there(device)
+    device_still_there(device)
 
 
 class _CaseRun:
@@ -146,11 +141,11 @@ class _CaseRun:
             problem = draw(self.case, self.device)
             check = Check(problem)
         except (Exception, SystemExit) as error:
-            outcome = _failure(error)
+            outcome = failure(error)
             outcome |= {"status": "unchecked", "reason": f"nothing to compare with: {outcome['reason']}"}
             self._give_up({provider.name: outcome for provider in able}, bar)
             self.results.end()
-            _device_still_there(self.device)
+            device_still_there(self.device)
             return []
         runners = []
         for provider in able:
@@ -159,10 +154,10 @@ class _CaseRun:
                 module = make(provider, self.case, problem.twin)
                 outcome = check(module)
             except (Exception, SystemExit) as error:
-                outcome = _failure(error)
+                outcome = failure(error)
             if "status" in outcome:
                 self._give_up({provider.name: outcome}, bar)
-                _device_still_there(self.device)
+                device_still_there(self.device)
             else:
                 self.errors[provider.name] = outcome
                 runners.append(Runner(problem, module, provider.name))
@@ -187,16 +182,16 @@ class _CaseRun:
                     times[name] += turns[name]()
                 except (Exception, SystemExit) as error:
                     del times[name]
-                    outcome = _failure(error)
+                    outcome = failure(error)
                     self.results.add(self._row(name, mode) | outcome)
                     self._tell(f"{name}, {mode}", outcome, bar)
                     bar.update()
-                    _device_still_there(self.device)
+                    device_still_there(self.device)
                     if MODES[mode].timer == "graph" and outcome["status"] != "skipped":
                         # A capture that failed half way leaves the generator and the allocator of the process behind it
                         raise DeviceLostError(f"{name} could not be captured as a CUDA graph") from None
         self.results.end()
-        self._note_clock(runners)
+        self._note_clock([runner for runner in runners if runner.provider in times])
         rows = []
         for name, values in times.items():
             p20, ms, p80 = pd.Series(values).quantile([0.2, 0.5, 0.8])
@@ -210,39 +205,11 @@ class _CaseRun:
     def _note_clock(self, runners: list[Runner]) -> None:
         """Once a case, with work under way: asking takes a while, and an idle device clocks down."""
         if self.device.type == "cuda" and runners and math.isnan(self.clock):
-            for _ in range(50):
-                runners[0].inference()
-            self.clock = clock_mhz()
-            torch.cuda.synchronize()
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:
-        lines = []
-    text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
-    reason = "".join(c if c.isprintable() else "?" for c in text)
-    if isinstance(error, NotHereError):
-        return {"status": "skipped", "reason": str(error)}
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        traceback.clear_frames(error.__traceback__)  # they hold what was allocated
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return {"status": "out of memory", "reason": reason}
-    log.error("%s", reason, exc_info=error)
-    return {"status": "failed", "reason": reason}
-
-
-def _device_still_there(device: torch.device) -> None:
-    """Raises DeviceLostError where an error before, an illegal access say, has ended the process's use of the GPU."""
-    if device.type != "cuda":
-        return
-    try:
-        torch.zeros(1, device=device).item()
-    except RuntimeError as error:
-        raise DeviceLostError(str(error).splitlines()[0]) from None
+            with contextlib.suppress(RuntimeError):  # it is a note, no more
+                for _ in range(50):
+                    runners[0].inference()
+                self.clock = clock_mhz()
+                torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

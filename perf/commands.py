@@ -91,7 +91,8 @@ def bench(args: argparse.Namespace) -> int:
     _require(*SHOWING, "filelock", "triton")
     import filelock
 
-    from triton_lstm.perf.bench import DeviceLostError, everything
+    from triton_lstm.perf.bench import everything
+    from triton_lstm.perf.failures import DeviceLostError
     from triton_lstm.perf.machine import results_folder
     from triton_lstm.perf.results import load, write_parquet
 

@@ -8,8 +8,9 @@ from benches import CASE, OTHER, fail_at, provider, results, rows, wanted
 from torch import nn
 
 from triton_lstm.config import UsageError
-from triton_lstm.perf import bench, floor, measure, store
-from triton_lstm.perf.bench import DeviceLostError, run
+from triton_lstm.perf import bench, failures, floor, measure, store
+from triton_lstm.perf.bench import run
+from triton_lstm.perf.failures import DeviceLostError
 from triton_lstm.perf.machine import machine
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider
 from triton_lstm.perf.results import YARDSTICK
@@ -38,6 +39,7 @@ def test_providers_are_taken_in_turn(tmp_path, device, monkeypatch):
     order = []
     fakes = [provider(name, lambda module, k, name=name: order.append(name)) for name in "ab"]
     monkeypatch.setattr(measure.Runner, "peak_mb", lambda self, mode: 0.0)
+    monkeypatch.setattr(bench._CaseRun, "_note_clock", lambda self, runners: None)
     run([(CASE, fake, "inference") for fake in fakes], results(tmp_path), device)
     turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
     assert measure.TURNS == 3 and turns == ["a", "b", "a", "b", "a", "b"]  # the check; turns ab, ba, ab
@@ -177,10 +179,10 @@ def test_a_lost_gpu_ends_the_run_after_recording_who_lost_it(tmp_path, device, m
 
     monkeypatch.setattr(floor, "floor_names", lambda device: [])
     answers = iter([lambda device: None, lost])  # well at the start
-    monkeypatch.setattr(bench, "_device_still_there", lambda device: next(answers)(device))
+    monkeypatch.setattr(bench, "device_still_there", lambda device: next(answers)(device))
     with pytest.raises(DeviceLostError):
         run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
-    monkeypatch.setattr(bench, "_device_still_there", lambda device: None)
+    monkeypatch.setattr(bench, "device_still_there", lambda device: None)
     run(wanted([bad, PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     dead = rows(tmp_path)[CASE.name, "bad", "all"]
     assert dead["status"] == "failed" and "illegal memory access" in dead["reason"]  # the reason, not "died"
@@ -191,7 +193,7 @@ def test_a_gpu_that_takes_no_work_from_the_start(tmp_path, device, monkeypatch):
     def lost(device):
         raise DeviceLostError("busy")
 
-    monkeypatch.setattr(bench, "_device_still_there", lost)
+    monkeypatch.setattr(bench, "device_still_there", lost)
     with pytest.raises(UsageError, match="takes no work"):
         run(wanted([PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     assert not (tmp_path / "bench_smoke.csv").exists()
@@ -271,7 +273,7 @@ class SpeechlessError(Exception):
     ],
 )
 def test_odd_failures(tmp_path, device, monkeypatch, error, reason):
-    monkeypatch.setattr(bench.log, "error", lambda *arguments, **options: None)  # pytest-xdist cannot hand it on
+    monkeypatch.setattr(failures.log, "error", lambda *arguments, **options: None)  # pytest-xdist cannot hand it on
     run(wanted([provider("odd", fail_at(0, error)), PROVIDERS[YARDSTICK]]), results(tmp_path), device)
     row = rows(tmp_path)[CASE.name, "odd", "all"]
     assert (row["status"], row["reason"]) == ("failed", reason)

@@ -15,9 +15,10 @@ import torch
 from triton_lstm import cli
 from triton_lstm.config import UsageError
 from triton_lstm.perf import bench, commands, floor, machine, stress
-from triton_lstm.perf.bench import DeviceLostError, everything
+from triton_lstm.perf.bench import everything
 from triton_lstm.perf.cases import SUITES
 from triton_lstm.perf.cudnn import algorithm_name
+from triton_lstm.perf.failures import DeviceLostError
 from triton_lstm.perf.results import load
 
 SMALL = [
