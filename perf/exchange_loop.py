@@ -64,7 +64,7 @@ def exchange_constants(programs: int, flag: bool) -> dict[str, Any]:
         FLAG=flag,
         BLOCK_B=ROWS,
         BLOCK_H=COLUMNS,
-        BLOCK_K=min(2048, triton.next_power_of_2(width)),
+        BLOCK_K=min(1024, triton.next_power_of_2(width)),
         SENTINEL=SENTINEL[2],
         INT=INT_TYPE[2][1],
         SPIN_LIMIT=SPINS,

@@ -39,7 +39,7 @@ CASES += [
     ]
 ]
 EXCHANGES = [
-    dict(target=t, programs=n, flag=f) for t in ("sm_80", "sm_90") for n in (2, 48, 128) for f in (True, False)
+    dict(target=t, programs=n, flag=f) for t in ("sm_80", "sm_90") for n in (2, 32, 128) for f in (True, False)
 ]
 
 
