@@ -208,8 +208,10 @@ def _full() -> list[Case]:
         (64, 128, 192, 256, 512, 650, 768, 1024, 1500, 2048),
         (1, 8, 16, 64, 128, 256),
     )
-    cases = _standard() + [Case(p, T=T, B=B, H=H, why="the whole plane") for p, T, H, B in plane]
-    return list({case.name: case for case in reversed(cases)}.values())[::-1]  # the first of a name stays
+    cases = _standard()
+    known = {case.name for case in cases}
+    every = [Case(p, T=T, B=B, H=H, why="the whole plane") for p, T, H, B in plane]
+    return cases + [case for case in every if case.name not in known]
 
 
 SUITES = {"smoke": _smoke, "quick": _quick, "standard": _standard, "full": _full}

@@ -233,5 +233,8 @@ def test_standard_crosses_the_borders_of_cudnns_boxes():
     assert len(found) == 4  # both persistent kernels, standard, and small-H forward alone
 
 
-def test_full_holds_standard():
-    assert {case.name for case in SUITES["standard"]()} <= {case.name for case in SUITES["full"]()}
+def test_full_holds_standard_and_the_plane():
+    full = SUITES["full"]()
+    assert full[: len(SUITES["standard"]())] == SUITES["standard"]()
+    plane = {(case.precision, case.T, case.H, case.B) for case in full}
+    assert len(plane) >= 4 * 2 * 10 * 6 and {("fp32", 1024, 1500, 256), ("bf16", 128, 64, 1)} <= plane
