@@ -1,0 +1,63 @@
+"""`make gpu`, with a stand-in for Python that says what it was asked to run: its pieces, and what a failure does."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYTHON = """#!/bin/sh
+case "$*" in
+    *"{fails}"*) echo "$@"; exit 3;;
+    *perf.machine*) mkdir -p {out}; echo {out};;
+    -c*) ;;
+    *) echo "ran $@";;
+esac
+"""
+PIECES = ["gpu-test-layer", "gpu-test-plans", "gpu-test-perf", "gpu-test-rest", "gpu-stress", "gpu-bench"]
+
+
+@pytest.fixture
+def make(tmp_path):
+    if not shutil.which("make"):
+        pytest.skip("needs make")
+
+    def call(*arguments, fails="nothing"):
+        python = tmp_path / "python"
+        python.write_text(PYTHON.format(out=tmp_path / "out", fails=fails))
+        python.chmod(0o755)
+        command = ["make", "-C", str(ROOT), *arguments, f"PYTHON={python}", f"OUT={tmp_path / 'out'}"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return call
+
+
+def test_every_piece_runs(make, tmp_path):
+    done = make("gpu")
+    assert done.returncode == 0, done.stderr
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert len(ran) == len(PIECES) + 2 * bool(shutil.which("compute-sanitizer"))
+    assert "bench --suite standard" in ran[-1] and sum("-m pytest" in line for line in ran) == 4
+    logs = {path.stem for path in (tmp_path / "out").glob("*.log")}
+    assert logs == {*PIECES, "gpu-memcheck", "gpu-racecheck"} - {"gpu-bench"}  # which writes its own
+    assert all(f"{name}.csv" in done.stdout for name in PIECES[:-1])
+
+
+def test_a_failing_piece_does_not_stop_the_others_and_is_not_forgotten(make):
+    done = make("gpu", fails="perf.stress --out")
+    assert done.returncode != 0 and "ran -m triton_lstm bench --suite standard" in done.stdout
+
+
+@pytest.mark.parametrize("piece", ["gpu", "gpu-bench", "gpu-stress"])
+@pytest.mark.parametrize("fails, told", [("perf.machine", ""), ("import torch", "lacks a package")])
+def test_nothing_runs_without_a_gpu_or_its_packages(make, piece, fails, told):
+    done = make(piece, fails=fails)
+    assert done.returncode != 0 and "ran " not in done.stdout and told in done.stderr
+
+
+def test_suites_by_name(make):
+    for suite in ("quick", "full"):
+        assert f"bench --suite {suite} " in make(f"gpu-bench-{suite}").stdout
