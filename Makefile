@@ -51,8 +51,8 @@ gpu-test: gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
 gpu-there:
-	@$(GPU_PYTHON) -c 'import torch, triton, pandas, pytest' 2> /dev/null || \
-	{ echo "$(PYTHON) lacks a package: give one with torch, triton, pandas and pytest as PYTHON=..." >&2; exit 2; }
+	@told=$$($(GPU_PYTHON) -c 'import torch, triton, pandas, matplotlib, rich, tabulate, jinja2, filelock, pytest, \
+	hypothesis' 2>&1) || { echo "$(PYTHON) lacks a package ($${told##*$$'\n'}): give another as PYTHON=..." >&2; exit 2; }
 	@$(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT) > /dev/null
 
 gpu-test-layer: gpu-there

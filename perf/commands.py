@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 Only = dict[str, list[str]]
-NO_SPEED = "No GPU: this is Triton's interpreter beside PyTorch's CPU LSTM. The times below are NO SPEEDS of anything."
 
 
 def add_commands(commands: Any) -> None:
@@ -34,7 +33,10 @@ def add_commands(commands: Any) -> None:
 
     b = commands.add_parser("bench", help="measure triton_lstm beside nn.LSTM and others; continues where it stopped")
     b.add_argument(
-        "--suite", choices=list(SUITES), default="quick", help="default: quick (smoke, off a GPU, shows no speeds)"
+        "--suite",
+        choices=list(SUITES),
+        default="quick",
+        help="default: quick; off a GPU only smoke runs, and shows no speeds",
     )
     b.add_argument("--only", **only, help="cases, providers or modes by column: H=512,768 provider=triton_lstm,nn.LSTM")
     b.add_argument("--out", type=Path, metavar="FOLDER", help="default: perf/results/<gpu>; runs/smoke off a GPU")
@@ -74,7 +76,7 @@ def _require(*packages: str) -> None:
         try:
             __import__(package)
         except ImportError:
-            raise UsageError(f'this needs {package}: pip install "triton-lstm[perf]"') from None
+            raise UsageError(f'this needs {package}: pip install ".[perf]" in the checkout') from None
         except Exception as error:
             raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None
 
@@ -93,14 +95,14 @@ def bench(args: argparse.Namespace) -> int:
 
     from triton_lstm.perf.bench import everything
     from triton_lstm.perf.failures import DeviceLostError
-    from triton_lstm.perf.machine import results_folder
-    from triton_lstm.perf.results import load, write_parquet
+    from triton_lstm.perf.machine import NO_GPU, results_folder
+    from triton_lstm.perf.results import ALL_MODES, NO_SPEED, load, write_parquet
 
     wanted = choose(everything(SUITES[args.suite]()), _by_column(args.only))
     folder = args.out or (results_folder() if gpu else Path("runs/smoke"))
     path = folder / f"bench_{args.suite}.csv"
     if not gpu:
-        print(NO_SPEED)
+        print(f"{NO_GPU}. {NO_SPEED}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0), _log_to(path.with_suffix(".log")):
@@ -113,9 +115,11 @@ def bench(args: argparse.Namespace) -> int:
         print(f"stopped; what was measured is in {path}, and the same command continues from there")
         return 130
     frame = load([path])
-    _show(load([folder]), folder)
+    picked = {case.name for case, _, _ in wanted}, {mode for _, _, mode in wanted} | {ALL_MODES, "floor"}
+    chosen = frame[frame["case"].isin(picked[0]) & frame["mode"].isin(picked[1])]
+    _show(chosen, load([folder]), folder)
     parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""
-    print(f"{NO_SPEED}\n" if not gpu else "", f"rows: {path}{parquet}", sep="")
+    print(f"rows: {path}{parquet}")
     ours = frame[frame["provider"].str.startswith("triton_lstm")]
     return int(ours["status"].isin(["wrong", "failed"]).any())
 
@@ -217,21 +221,20 @@ def report(args: argparse.Namespace) -> int:
         return 0
     first = args.path[0]
     beside = None if args.only else first if first.is_dir() else first.parent
-    _show(frame, args.out or beside)
+    _show(frame, frame, args.out or beside)
     return 0
 
 
-def _show(frame: pd.DataFrame, folder: Path | None) -> None:
-    """The tables in the terminal, and everything in `folder` if one is given."""
+def _show(chosen: pd.DataFrame, frame: pd.DataFrame, folder: Path | None) -> None:
+    """The chosen rows in the terminal, and the whole frame's report in `folder` if one is given."""
     from triton_lstm.perf.report import print_summary, write_report
     from triton_lstm.perf.summary import summarize
 
-    summary = summarize(frame)
-    print_summary(summary)
+    print_summary(summarize(chosen))
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    files = write_report(frame, summary, folder)
+    files = write_report(frame, summarize(frame), folder)
     print(f"written to {folder}: {', '.join(path.name for path in files)}")
 
 
@@ -246,5 +249,6 @@ def diff(args: argparse.Namespace) -> int:
     rows = compare(*(select(load([path]), only) for path in (args.before, args.after)))
     print_table(rows)
     counts = rows["verdict"].value_counts()
+    print("ratio: after / before, above 1 is slower; divided by nn.LSTM's where that is the same in both.")
     print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     return int(rows["verdict"].isin(REGRESSIONS).any())

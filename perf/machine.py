@@ -18,6 +18,9 @@ import torch
 
 import triton_lstm
 
+NO_GPU = "no GPU: Triton's interpreter beside PyTorch's CPU LSTM"
+MEASURING_NOTHING = {"summary.py", "report.py", "plots.py", "diff.py"}  # these only show
+
 
 def machine() -> dict[str, Any]:
     """The columns that say where a row is from: gpu, driver, torch, triton, cudnn, commit, sources."""
@@ -25,7 +28,7 @@ def machine() -> dict[str, Any]:
 
     gpu = torch.cuda.is_available()
     return {
-        "gpu": torch.cuda.get_device_name() if gpu else "none: Triton's interpreter on the CPU, not a speed",
+        "gpu": torch.cuda.get_device_name() if gpu else NO_GPU,
         "driver": _nvidia_smi("driver_version") or "",
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -72,7 +75,7 @@ def _sources() -> str:
     digest = hashlib.sha256()
     package = Path(triton_lstm.__file__).parent
     for folder in (package, package / "kernels", package / "perf"):
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(set(folder.glob("*.py")) - {folder / name for name in MEASURING_NOTHING}):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

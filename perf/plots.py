@@ -11,11 +11,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from triton_lstm.perf.providers import OURS
+from triton_lstm.perf.machine import NO_GPU
+from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import DEVICE, SHAPE
 
 MODE = "forward_backward"
 PANELS = 12  # at most, in a picture of lines; its title says how many there would be
+
+
+MARKERS = {"fp16": "o", "bf16": "s", "tf32": "^", "fp32": "D"}
+
+
+def _colour(provider: str) -> str:
+    """The same in every picture; grey for a provider of another version."""
+    names = list(PROVIDERS)
+    return f"C{names.index(provider)}" if provider in names else "grey"
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -24,7 +34,7 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
     pictures = {
         "us_per_step_over_h": _over(measured, "H", "us_per_step", "us per step"),
         "us_per_step_over_b": _over(measured, "B", "us_per_step", "us per step"),
-        "speedup": _heat_maps(measured),
+        "speedup": None if NO_GPU in set(frame["gpu"]) else _heat_maps(measured),
         "memory_over_t": _over(measured, "T", "peak_mb", "MB above inputs and weights"),
         "roofline": _roofline(measured, frame[frame["provider"] == DEVICE]),
     }
@@ -34,6 +44,7 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)  # of a run that had points for it
         if figure is not None:
+            figure.text(1, 0, ", ".join(sorted(set(frame["gpu"]))), fontsize=7, ha="right", va="top", color="grey")
             figure.savefig(path, dpi=110, bbox_inches="tight")
             written.append(path)
     return written
@@ -71,10 +82,11 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
     for panel, (title, group) in zip(panels, groups, strict=True):
         for provider, line in group.groupby("provider", sort=False):
             line = line.sort_values(axis)
-            panel.plot(line[axis], line[value], marker="o", label=provider, lw=2 if provider == OURS else 1)
+            width = 2 if provider == OURS else 1
+            panel.plot(line[axis], line[value], marker="o", label=provider, lw=width, color=_colour(provider))
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         ticks = sorted(group[axis].unique())
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7, rotation=60)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(title, fontsize=9)
         panel.legend(fontsize=7)
@@ -99,9 +111,11 @@ def _heat_maps(measured: pd.DataFrame) -> Figure | None:
         panel.set(xlabel="H", ylabel="B")
         for (y, x), speedup in np.ndenumerate(grid.to_numpy()):
             if np.isfinite(speedup):
-                panel.text(x, y, f"{speedup:.2f}", ha="center", va="center", fontsize=6)
+                dark = abs(np.log2(speedup)) > 1.4
+                text = f"{speedup:.3g}"
+                panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         panel.set_title(f"{precision}, T={steps:g}", fontsize=9)
-        bar = figure.colorbar(image, ax=panel, ticks=[-2, -1, 0, 1, 2])
+        bar = figure.colorbar(image, ax=panel, ticks=[-2, -1, 0, 1, 2], extend="both")
         bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=7)
     figure.suptitle(f"speedup over nn.LSTM, {MODE.replace('_', ' + ')}")
     return figure
@@ -117,14 +131,15 @@ def _roofline(measured: pd.DataFrame, floor: pd.DataFrame) -> Figure | None:
     span = np.geomspace(intensity.min() / 2, intensity.max() * 2, 50)
     bandwidth = floor.loc[floor["case"] == "copy", "gbs"].dropna()
     for (precision, provider), group in rows.groupby(["precision", "provider"], sort=False):
-        panel.scatter(intensity[group.index], group["tflops"], s=14, label=f"{provider}, {precision}")
+        label, mark = f"{provider}, {precision}", MARKERS.get(precision, ".")
+        panel.scatter(intensity[group.index], group["tflops"], s=18, label=label, marker=mark, color=_colour(provider))
     for precision in rows["precision"].unique():
         rate = floor.loc[floor["case"] == f"matmul-{precision}", "tflops"].dropna()
         if len(rate) and len(bandwidth):
             roof = np.minimum(rate.iloc[0], span * bandwidth.iloc[0] / 1e3)
             panel.plot(span, roof, color="grey", lw=1)
-            panel.annotate(precision, (span[-1], roof[-1]), fontsize=7)
+            panel.annotate(f"{precision}, {rate.iloc[0]:.3g}", (span[-1], roof[-1]), fontsize=7)
     panel.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
-    panel.set_title(f"{MODE.replace('_', ' + ')}: products only", fontsize=9)
+    panel.set_title(f"{MODE.replace('_', ' + ')}; grey: what a copy and a product reach", fontsize=9)
     panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -17,7 +17,7 @@ from triton_lstm.config import UsageError
 from triton_lstm.perf.diff import FASTER, LOST, SLOWER
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.results import HELP
-from triton_lstm.perf.summary import LOSES, WINS, Summary
+from triton_lstm.perf.summary import EVEN, LOSES, WINS, Summary
 
 SHORT = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step", "floor_share"]
 STYLES = {WINS: "green", LOSES: "bold red", FASTER: "green", SLOWER: "bold red", LOST: "bold red"}
@@ -68,7 +68,10 @@ def to_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
 
 def print_summary(summary: Summary) -> None:
     """The tables in the terminal; green where triton_lstm is faster, red where nn.LSTM is."""
-    print_table(summary.table[SHORT])
+    wide = not Console().is_terminal or Console().width >= 140
+    print_table(summary.table[SHORT if wide else SHORT[:6]])
+    if not summary.table["verdict"].isin([WINS, EVEN, LOSES]).any():
+        print_table(summary.everyone)
     if len(summary.absent):
         print_table(summary.absent, title="Not measured, and why")
     for line in summary.headline:
@@ -96,7 +99,7 @@ def _rich(frame: pd.DataFrame, title: str | None) -> Table:
     texts = _texts(frame)
     for name in frame.columns:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", no_wrap=name == "case")
     for row in texts.itertuples(index=False):
         style = next((STYLES[text] for text in row if text in STYLES), None)
         table.add_row(*(Text(text) for text in row), style=style)
@@ -109,14 +112,14 @@ def _texts(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _text(value: object) -> str:
     if isinstance(value, float):
-        return "" if value != value else f"{value:.4g}"
+        return "" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
 
 
 def _markdown(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "None."
-    texts = _texts(frame).map(lambda text: html.escape(" ".join(text.split())).replace("|", "&#124;"))
+    texts = _texts(frame).map(lambda text: html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;"))
     return str(texts.to_markdown(index=False, disable_numparse=True))
 
 

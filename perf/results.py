@@ -31,6 +31,7 @@ YARDSTICK = "nn.LSTM"
 ALL_MODES = "all"  # the mode of a row that says why a provider has no other
 LEAST_NOISE = 0.03  # no smaller difference is ever called one
 NOISE_OF_ONE_CALL = 0.5  # a cold start is timed once, and has a disk in it
+NO_SPEED = "The times here are NO SPEEDS of anything."
 DEVICE = "device"  # the provider of the floors' rows
 HELP = {
     "status": "ok; wrong, failed, out of memory, unchecked, skipped: no time, and `reason` says why",

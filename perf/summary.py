@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from triton_lstm.perf.machine import NO_GPU
 from triton_lstm.perf.providers import OURS, PROVIDERS
-from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, noise
+from triton_lstm.perf.results import ALL_MODES, DEVICE, NO_SPEED, YARDSTICK, noise
 
 WINS, EVEN, LOSES = "wins", "even", "LOSES"
 
@@ -40,6 +42,8 @@ def summarize(frame: pd.DataFrame) -> Summary:
     """All tables of a frame of results."""
     rows = frame[frame["provider"] != DEVICE]
     table = _table(rows)
+    if NO_GPU in set(frame["gpu"]):
+        table = table.assign(verdict=table["verdict"].replace([WINS, EVEN, LOSES], "no speed"), speedup=math.nan)
     return Summary(_headline(frame, table), table, _everyone(rows), _absent(rows), _floor(frame), _providers(rows))
 
 
@@ -51,7 +55,8 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
         ours, theirs = measured.get(OURS), measured.get(YARDSTICK)
         entry: dict[str, Any] = {"case": case, "mode": mode, "verdict": ""}
         if ours is not None and theirs is not None:
-            entry["verdict"] = verdict(ours, theirs)
+            together = ours["speedup"] == ours["speedup"]  # NaN: nn.LSTM's time is of another run
+            entry["verdict"] = verdict(ours, theirs) if together else "nn.LSTM was measured in another run"
         elif ours is None:
             entry["verdict"] = _why(reasons, case, OURS, mode)
         else:
@@ -88,7 +93,7 @@ def _everyone(rows: pd.DataFrame) -> pd.DataFrame:
     if measured.empty:
         return pd.DataFrame()
     table = measured.pivot_table(index=["case", "mode"], columns="provider", values="ms", sort=False)
-    names = [name for name in PROVIDERS if name in table.columns]
+    names = _in_order(table.columns)
     return table[names].rename(columns=lambda name: f"{name}, ms").reset_index()
 
 
@@ -114,6 +119,8 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
             f"{about['gpu']}{driver}; torch {about['torch']}, triton {about['triton']}{cudnn}; "
             f"commit {about['commit']}; {frame['date'].min()} to {frame['date'].max()}."
         )
+    if NO_GPU in set(frame["gpu"]):
+        return [*lines, NO_SPEED]
     counts = table["verdict"].value_counts()
     compared = sum(int(counts.get(name, 0)) for name in (WINS, EVEN, LOSES))
     lines.append(
@@ -129,6 +136,12 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Known providers in their order, then those of other versions."""
+    found = list(dict.fromkeys(names))
+    return [name for name in PROVIDERS if name in found] + [name for name in found if name not in PROVIDERS]
+
+
 def _providers(rows: pd.DataFrame) -> pd.DataFrame:
-    there = [provider for provider in PROVIDERS.values() if provider.name in set(rows["provider"])]
-    return pd.DataFrame([(p.name, p.about) for p in there], columns=["provider", "what it is"])
+    about = {name: PROVIDERS[name].about if name in PROVIDERS else "" for name in _in_order(rows["provider"])}
+    return pd.DataFrame(about.items(), columns=["provider", "what it is"])

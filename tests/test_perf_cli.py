@@ -68,8 +68,11 @@ def test_bench(run, measured):
     assert status == 0 and "triton_lstm" in out and "us per step" in out
     pd.testing.assert_frame_equal(load([measured]), before)  # all was there already
     if not GPU:
-        assert out.count("NO SPEEDS") == 2 and "CUDA graphs need a GPU" in out
-        assert "not a speed" in (measured / "report.md").read_text()
+        assert out.count("NO SPEEDS") == 2 and "CUDA graphs need a GPU" in out and "times nn.LSTM's speed" not in out
+        for name in ("report.md", "report.html"):
+            text = (measured / name).read_text()
+            assert "NO SPEEDS" in text and "LOSES" not in text.replace(".LOSES", "") and "no speed" in text
+        assert not (measured / "speedup.png").exists()
 
 
 def test_the_whole_smoke_suite(tmp_path):
@@ -193,7 +196,7 @@ def test_the_way_nn_lstm_goes(monkeypatch):
 def test_a_missing_package_is_named(run, measured, monkeypatch):
     monkeypatch.setitem(sys.modules, "tabulate", None)
     status, _, err = run("report", measured)
-    assert status == 2 and 'needs tabulate: pip install "triton-lstm[perf]"' in err
+    assert status == 2 and 'needs tabulate: pip install ".[perf]"' in err
 
 
 def test_report(run, measured, tmp_path):
@@ -310,7 +313,8 @@ def test_a_lost_gpu_is_tried_in_a_fresh_process(run, tmp_path, monkeypatch):
 
 def test_exit_status_1_if_ours_is_wrong(run, tmp_path, monkeypatch):
     def wrong(wanted, results, device):
-        results.add({"case": "x", "provider": "triton_lstm", "mode": "all", "status": "wrong", "reason": "y", "T": 1})
+        row = {"case": "fp32-T3-B2-I8-H8", "provider": "triton_lstm", "mode": "all"}
+        results.add(row | {"status": "wrong", "reason": "y"})
 
     monkeypatch.setattr(bench, "run", wrong)
     status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)

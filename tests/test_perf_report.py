@@ -82,7 +82,7 @@ def test_what_the_pictures_show():
     measured = frame[frame["provider"] != "device"]
     (panel, _) = plots._heat_maps(measured).axes
     assert panel.get_images()[0].get_array().tolist() == [[-1, 0], [1, 2]]  # log2 of the speedup, B up and H across
-    assert [text.get_text() for text in panel.texts] == ["0.50", "1.00", "2.00", "4.00"]
+    assert [text.get_text() for text in panel.texts] == ["0.5", "1", "2", "4"]
     over_h = plots._over(measured, "H", "us_per_step", "us")
     lines = {line.get_label(): line.get_xydata().tolist() for line in over_h.axes[0].lines}
     step = 2.0 * 1e3 / 128
@@ -228,6 +228,20 @@ def test_select():
 def test_one_call_wins_nothing_but_by_half():
     assert set(summarize(make([1.4, 0.7], runs=1, spread=0.0)).table["verdict"]) == {"even"}
     assert set(summarize(make([1.6], runs=1, spread=0.0)).table["verdict"]) == {"wins"}
+
+
+def test_times_of_two_runs_have_no_verdict(tmp_path):
+    frame = make([2.0])
+    write(select(frame, {"provider": [THEIRS]}), tmp_path / "bench_a.csv")
+    write(select(frame, {"provider": [OURS]}), tmp_path / "bench_b.csv")
+    assert set(summarize(load([tmp_path])).table["verdict"]) == {"nn.LSTM was measured in another run"}
+
+
+def test_a_provider_of_another_version_is_shown():
+    frame = make([2.0])
+    summary = summarize(frame.assign(provider=frame["provider"].replace(OURS, "former")))
+    assert list(summary.everyone.columns) == ["case", "mode", "nn.LSTM, ms", "former, ms"]
+    assert summary.providers["provider"].tolist() == ["nn.LSTM", "former"]
 
 
 def test_two_devices_do_not_mix(tmp_path):

@@ -227,5 +227,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise UsageError('tables need pandas: pip install "triton-lstm[perf]"') from None
+        raise UsageError('tables need pandas: pip install ".[perf]" in the checkout') from None
     return pandas
