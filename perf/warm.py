@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 
@@ -48,7 +49,9 @@ def compile_all(cases: Sequence[Case], floors: Sequence[str], workers: int | Non
     """What fails or takes too long here is left to the run itself, which records it."""
     exchanges = [name for name in floors if name.startswith("exchange")]
     count = workers or max(1, min(8, (os.cpu_count() or 2) // 2, len(cases) + len(exchanges)))
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to answer
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=signal.signal, initargs=quiet)
     futures = {pool.submit(compile_case, case): case.name for case in cases}
     futures |= {pool.submit(compile_floor, name): name for name in exchanges}
     try:
