@@ -12,9 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from triton_lstm.perf.cases import Case
-from triton_lstm.tolerance import NORMS, draws, enlarge, worst_share, zeros_would_pass
-
-Answer = dict[str, torch.Tensor]
+from triton_lstm.tolerance import NORMS, Allowance, Answer, draws, enlarge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,59 +54,56 @@ def leaf(x: Any, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
 
 
 def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> Answer:
-    """Output, last states and gradients of `module` on draw k. Parameters of an `inner` module keep their names."""
+    """Output, last states and gradients of `module` on draw k. Parameters of an `inner` module keep their names.
+
+    Raises RuntimeError where the input or a parameter got no gradient.
+    """
     x, wanted = leaf(problem.inputs[k], dtype)
     module.zero_grad()
     output, states = module.train()(x)
     y = data(output)
     y.backward(problem.cotangents[k].to(dtype))
-    found = {"y": y, "dx": wanted.grad}
+    leaves = {"x": wanted} | {name.removeprefix("inner."): p for name, p in module.named_parameters()}
+    without = [name for name, tensor in leaves.items() if tensor.grad is None]
+    if without:
+        raise RuntimeError(f"no gradient of {', '.join(without)}")
+    found = {"y": y} | {f"d{name}": tensor.grad for name, tensor in leaves.items() if tensor.grad is not None}
     if states is not None:
         found |= {"h_n": states[0], "c_n": states[1]}
-    found |= {"d" + name.removeprefix("inner."): p.grad for name, p in module.named_parameters()}
     module.zero_grad()
-    return {name: t.detach() for name, t in found.items() if t is not None}
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 class Check:
-    """The exact answer of a problem, and nn.LSTM's own distance from it in the case's dtype.
+    """The exact answer of a problem, and what nn.LSTM's own distance from it in the case's dtype allows.
 
     Raises ValueError if an all-zero answer would pass on every draw.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, dtype = problem, problem.case.dtype
-        self.tf32 = problem.case.precision == "tf32"
         wide = copy.deepcopy(problem.twin).double()
         everywhere = range(len(problem.inputs))
         exact = [answer(wide, problem, k, torch.float64) for k in everywhere]
         same = [answer(problem.twin, problem, k, dtype) for k in everywhere]
-        self.own = {n: [s[n].double() - e[n] for s, e in zip(same, exact, strict=True)] for n in exact[0]}
-        biting = [
-            k
-            for k, e in enumerate(exact)
-            if not any(zeros_would_pass(e[n], self.own[n], dtype, tf32=self.tf32) for n in e)
-        ]
-        if not biting:
-            raise ValueError("an all-zero answer would pass")
-        self.draw, self.exact = biting[0], exact[biting[0]]
+        self.allowance = Allowance(exact, same, tf32=problem.case.precision == "tf32")
 
     def __call__(self, module: nn.Module) -> dict[str, Any]:
         """error: the largest RMS error relative to the RMS of what is right; error_share: see tolerance.py.
 
-        status "wrong" with a reason where a share is above 1 or an output is missing.
+        status "wrong" with a reason where a share is above 1 or a shape differs. Raises as `answer` does.
         """
-        got = answer(module, self.problem, self.draw, self.problem.case.dtype)
+        got = answer(module, self.problem, self.allowance.draw, self.problem.case.dtype)
         rms = NORMS["rms"]
         shares, errors = {}, {}
         for name, tensor in got.items():
-            exact = self.exact.get(name)
+            exact = self.allowance.exact.get(name)
             if exact is None:
                 continue  # a parameter of another library's own layout
             if tensor.shape != exact.shape:
                 reason = f"{name} is {tuple(tensor.shape)}, not {tuple(exact.shape)}"
                 return {"status": "wrong", "reason": reason}
-            shares[name] = worst_share(tensor, exact, self.own[name], tf32=self.tf32)
+            shares[name] = self.allowance.share(name, tensor)
             errors[name] = rms(tensor.double() - exact) / max(rms(exact), torch.finfo(torch.float64).tiny)
         worst = max(shares, key=lambda name: shares[name])
         row: dict[str, Any] = {"error": max(errors.values()), "error_share": shares[worst]}

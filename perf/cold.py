@@ -6,16 +6,16 @@ Imports, the device's context and the data are there before the clock starts; wh
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
 import torch
 
+from triton_lstm.backend import device_for
+
 
 def main() -> None:
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+    device = device_for()  # before the first import of a kernel
     from triton_lstm.perf.cases import SUITES, switches
     from triton_lstm.perf.check import draw
     from triton_lstm.perf.measure import Runner
@@ -23,7 +23,6 @@ def main() -> None:
 
     name, provider = sys.argv[1:]
     case = next(case for suite in SUITES.values() for case in suite() if case.name == name)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with switches(case.precision):
         problem = draw(case, device)
         runner = Runner(problem, make(PROVIDERS[provider], case, problem.twin), provider)

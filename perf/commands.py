@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from triton_lstm.config import UsageError
+from triton_lstm.backend import device_for
+from triton_lstm.config import UsageError, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, watched
 
@@ -71,16 +72,6 @@ def _by_column(pairs: list[tuple[str, list[str]]]) -> Only:
     return only
 
 
-def _require(*packages: str) -> None:
-    for package in packages:
-        try:
-            __import__(package)
-        except ImportError:
-            raise UsageError(f'this needs {package}: pip install ".[perf]" in the checkout') from None
-        except Exception as error:
-            raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None
-
-
 def bench(args: argparse.Namespace) -> int:
     """0; 1 where one of triton_lstm's answers was wrong or a measurement of it failed; 130 when interrupted."""
     gpu = torch.cuda.is_available()
@@ -88,9 +79,8 @@ def bench(args: argparse.Namespace) -> int:
         raise UsageError(
             "no GPU that PyTorch can use was found, and nothing was measured. Off a GPU only --suite smoke runs"
         )
-    if not gpu:
-        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
-    _require(*SHOWING, "filelock", "triton")
+    device = device_for()  # before the first import of a kernel
+    require(*SHOWING, "filelock", "triton")
     import filelock
 
     from triton_lstm.perf.bench import everything
@@ -106,7 +96,7 @@ def bench(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0), _log_to(path.with_suffix(".log")):
-            finished = _measure(args, wanted, path, torch.device("cuda", 0) if gpu else torch.device("cpu"))
+            finished = _measure(args, wanted, path, device)
     except filelock.Timeout:
         raise UsageError(f"another bench is writing {path}. Wait for it, or give another folder with --out") from None
     except DeviceLostError as lost:
@@ -209,7 +199,7 @@ def choose(wanted: list[Wanted], only: Only) -> list[Wanted]:
 
 
 def report(args: argparse.Namespace) -> int:
-    _require(*SHOWING)
+    require(*SHOWING)
     from triton_lstm.perf.report import print_columns
     from triton_lstm.perf.results import load, select
 
@@ -240,7 +230,7 @@ def _show(chosen: pd.DataFrame, frame: pd.DataFrame, folder: Path | None) -> Non
 
 def diff(args: argparse.Namespace) -> int:
     """1 if something of triton_lstm's is slower than the noise explains, or has lost its time."""
-    _require(*SHOWING)
+    require(*SHOWING)
     from triton_lstm.perf.diff import REGRESSIONS, compare
     from triton_lstm.perf.report import print_table
     from triton_lstm.perf.results import load, select

@@ -10,8 +10,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 
-import torch
-
+from triton_lstm.backend import device_for
 from triton_lstm.perf import floor
 from triton_lstm.perf.cases import Case, switches
 from triton_lstm.perf.check import draw
@@ -25,9 +24,7 @@ LIMIT_S = 180
 
 def compile_case(case: Case) -> None:
     """One short inference and training call of triton_lstm, on the case's own batch and sizes."""
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_for()
     if PROVIDERS[OURS].why_not(case, device) is not None:
         return
     short = dataclasses.replace(case, T=STEPS)
@@ -40,9 +37,8 @@ def compile_case(case: Case) -> None:
 
 def compile_floor(name: str) -> None:
     """The kernels behind one of the device's floors."""
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     floor.STEPS = STEPS  # of this process, which measures nothing
-    floor.measure_floor(name, device)
+    floor.measure_floor(name, device_for())
 
 
 def compile_all(cases: Sequence[Case], floors: Sequence[str], workers: int | None = None) -> None:

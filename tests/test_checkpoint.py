@@ -98,7 +98,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
         try:
             raise OSError(28, "No space left on device")
         except OSError:
-            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 - nor does torch.save say from what
 
     monkeypatch.setattr(torch, "save", full)
     status, _, err = run("--steps", 3, "--resume")

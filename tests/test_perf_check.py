@@ -87,17 +87,33 @@ def test_wrong_providers_are_named(case, fault, named, device):
     assert row["status"] == "wrong" and row["reason"].startswith(named) and "times the error" in row["reason"]
 
 
+@pytest.mark.parametrize("missing", ["x", "weight_hh_l0"])
+def test_a_gradient_that_is_missing(missing, device):
+    class Detached(Off):
+        def forward(self, x):
+            if missing == "x":
+                return self.inner(x.detach())
+            for weight in self.inner.parameters():
+                weight.requires_grad_(weight is not self.inner.weight_hh_l0)
+            return self.inner(x)
+
+    problem = draw(CASES[0], device)
+    check = Check(problem)
+    with pytest.raises(RuntimeError, match=f"^no gradient of {missing}$"):  # a run records it as failed
+        check(Detached(problem.twin, ""))
+
+
 def test_the_errors_are_the_largest(device, monkeypatch):
     problem = draw(CASES[0], device)
     check = Check(problem)
-    exact = check.exact
+    exact = check.allowance.exact
     got = {name: t.float() for name, t in exact.items()}
     got["dx"] = got["dx"] * 1.001
     got["c_n"] = got["c_n"] * 1.0001
     monkeypatch.setattr("triton_lstm.perf.check.answer", lambda *arguments: got)
     row = check(problem.twin)
     assert row["error"] == pytest.approx(1e-3, rel=1e-3) and row["reason"].startswith("dx has")
-    assert row["error_share"] == worst_share(got["dx"], exact["dx"], check.own["dx"])
+    assert row["error_share"] == worst_share(got["dx"], exact["dx"], check.allowance.own["dx"])
 
 
 def test_a_case_on_which_zeros_would_pass(device):

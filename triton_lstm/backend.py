@@ -11,6 +11,15 @@ Backend = Literal["auto", "triton", "torch"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def device_for(name: str | None = None) -> torch.device:
+    """ "cuda" or "cpu" as a device; None is the GPU if there is one. On the CPU the kernels run in Triton's interpreter
+    from now on, unless one of them has been imported already."""
+    if (name or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
+        return torch.device("cuda", 0)
+    os.environ["TRITON_INTERPRET"] = "1"
+    return torch.device("cpu")
+
+
 def why_not_triton(input: torch.Tensor, backend: str | None, packed: bool = False) -> str | None:
     """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from triton_lstm import gradients, train
-from triton_lstm.backend import why_not_triton
+from triton_lstm.backend import device_for, why_not_triton
 from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
-from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError
+from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, require
 from triton_lstm.module import LSTM
 from triton_lstm.train import Trainer
 
@@ -86,14 +86,7 @@ def _device(name: str | None) -> torch.device:
     """The device of a command; on the CPU the kernels run in Triton's interpreter."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no GPU that PyTorch can use was found. Leave out --device cuda to run on the CPU")
-    device = (
-        torch.device("cuda", 0)
-        if (name or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
-        else torch.device("cpu")
-    )
-    if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
-    return device
+    return device_for(name)
 
 
 def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dict[str, Any] | None]:
@@ -114,7 +107,7 @@ def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dic
 def _train(args: argparse.Namespace) -> int:
     device = _device(args.device)
     if args.compare:
-        _pandas()
+        require("pandas")
         if args.resume:
             raise UsageError("--compare starts both models from the same weights. Leave out --resume")
     config, content = _config(args, device)
@@ -220,12 +213,7 @@ def _gradients(args: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    return _pandas().DataFrame(rows).to_string(index=False)
+    require("pandas")
+    import pandas
 
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise UsageError('tables need pandas: pip install ".[perf]" in the checkout') from None
-    return pandas
+    return str(pandas.DataFrame(rows).to_string(index=False))

@@ -29,3 +29,14 @@ class Config:
 
 SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
 LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, dtype="bfloat16")  # a GPU
+
+
+def require(*packages: str) -> None:
+    """Raises UsageError for a package that cannot be imported."""
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError:
+            raise UsageError(f'this needs {package}: pip install ".[perf]" in the checkout') from None
+        except Exception as error:
+            raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+Answer = dict[str, torch.Tensor]
 Norm = Callable[[torch.Tensor], float]
 
 NORMS: dict[str, Norm] = {"rms": lambda t: t.square().mean().sqrt().item(), "max": lambda t: t.abs().max().item()}
@@ -44,6 +45,30 @@ def zeros_would_pass(exact: torch.Tensor, own: list[torch.Tensor], dtype: torch.
     """Whether the rule could not tell this answer from nothing at all."""
     limits = {name: allowed(exact, own, norm, rounding(dtype, tf32=tf32)) for name, norm in NORMS.items()}
     return bool(exact.any()) and all(norm(exact) <= limits[name] for name, norm in NORMS.items())
+
+
+class Allowance:
+    """The rule for answers by name: what is exact and what PyTorch gives in the dtype, each on several draws of inputs.
+
+    draw: the first draw on which an all-zero answer would fail under every name; `exact` and `share` are of that one.
+    Raises ValueError if there is none.
+    """
+
+    def __init__(self, exact: list[Answer], same: list[Answer], *, tf32: bool = False) -> None:
+        self.tf32 = tf32
+        self.own = {name: [s[name].double() - e[name] for s, e in zip(same, exact, strict=True)] for name in same[0]}
+        biting = [
+            k
+            for k, e in enumerate(exact)
+            if not any(zeros_would_pass(e[n], self.own[n], t.dtype, tf32=tf32) for n, t in same[0].items())
+        ]
+        if not biting:
+            raise ValueError("no draw of inputs on which an all-zero answer would fail")
+        self.draw, self.exact = biting[0], exact[biting[0]]
+
+    def share(self, name: str, got: torch.Tensor) -> float:
+        """The error of `got` as a share of what is allowed."""
+        return worst_share(got, self.exact[name], self.own[name], tf32=self.tf32)
 
 
 def enlarge(module: Module) -> Module:
