@@ -5,8 +5,9 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .NOTPARALLEL:
-.PHONY: demo test lint types check clean gpu gpu-there gpu-test gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest \
-    gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-bench gpu-bench-quick gpu-bench-full
+.PHONY: demo test lint types check codegen test-triton-versions test-triton-smoke clean gpu gpu-there gpu-test \
+    gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune \
+    gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
@@ -29,6 +30,29 @@ types: $(READY)
 
 check: lint types test
 
+# Every kernel that the plan can choose, compiled for six architectures: the table that test_codegen.py compares with
+codegen: $(READY)
+	mkdir -p perf/results
+	env -u TRITON_INTERPRET $(RUN) tests/codegen.py --csv perf/results/codegen.csv
+
+# Other versions of Triton beside the one in .venv, under its torch: the oldest that a GPU's torch brings, and the newest
+TRITON_VERSIONS ?= 3.6.0 3.9.0
+KERNEL_TESTS := tests/test_layer.py tests/test_exchange.py tests/test_autograd.py tests/test_codegen.py tests/test_tune.py \
+    tests/test_launch.py tests/test_interpreter.py
+SMOKE_TESTS := tests/test_launch.py tests/test_interpreter.py tests/test_tune.py tests/test_codegen.py
+
+.triton/%: | $(READY)
+	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --no-deps --target $@.new triton==$*
+	mv $@.new $@
+
+test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)
+	for version in $(TRITON_VERSIONS); do \
+	    echo "Triton $$version"; \
+	    PYTHONPATH=.triton/$$version $(RUN) -m pytest -n auto --dist loadfile $(KERNEL_TESTS) || exit 1; done
+
+test-triton-smoke: .triton/3.6.0
+	PYTHONPATH=.triton/3.6.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
+
 # On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
 # no .venv. Every piece can be called alone, ends within ten minutes or is stopped, and leaves one CSV and one log in
 # perf/results/<gpu>, or in OUT=folder. gpu-bench goes on where it was stopped.
@@ -40,7 +64,9 @@ TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO
 LOG = | tee $(TO)/$@.log
 SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
-PIECES := gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-bench
+PIECES := gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-tune gpu-bench
+TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
+SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
 
 # All pieces run, also after one that failed
 gpu: gpu-there
@@ -75,8 +101,12 @@ gpu-memcheck gpu-racecheck: gpu-there
 	then $(SANITIZER) --tool $(@:gpu-%=%) $(PYTHON) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv $(LOG); \
 	else echo "$@: skipped, compute-sanitizer is not installed" $(LOG); fi
 
+# Into the checkout, so that gpu-bench measures what would be shipped; goes on where it was stopped
+gpu-tune: gpu-there
+	$(GPU) -m triton_lstm tune $(SHAPES) --verbose --out $(TABLE) $(LOG)
+
 gpu-bench gpu-bench-quick gpu-bench-full: gpu-there
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv build *.egg-info runs
+	rm -rf .venv .triton build *.egg-info runs

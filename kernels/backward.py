@@ -4,6 +4,8 @@ dh[t] = dy[t] + dgates[t+1] @ W_hh      (B, H); dgates (B, 4H) are the pre-activ
 then the cell of cell.py, backwards
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -160,11 +162,13 @@ def lstm_backward(
     *,
     plan: Plan,
     reverse: bool,
+    run: Callable[..., None] = launch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the reverse-time loop.
 
     dy (T, B, H), dh_n (B, H), dc_n (B, H): gradients of the outputs, None for zero; w_hh (4H, H) and gates (T, B, 4H);
     c0 (B, H) and c_all (T, B, H) of the accumulator's dtype. All but dc_n contiguous.
+    run: called in the place of `launch`.
     Returns dgates (T, B, 4H) and dc0 (B, H), the latter in the accumulator's dtype.
     """
     dgates = torch.empty_like(gates)
@@ -179,5 +183,5 @@ def lstm_backward(
         c_all_ptr=c_all,
         dgates_ptr=dgates,
     )
-    launch(lstm_backward_kernel, plan, dgates, arguments, reverse=reverse)
+    run(lstm_backward_kernel, plan, dgates, arguments, reverse=reverse)
     return dgates, dc

@@ -22,6 +22,14 @@ def fill_with_sentinel(buffer: torch.Tensor) -> None:
     buffer.view(INT_TYPE[size][0]).fill_(SENTINEL[size])
 
 
+def make_ready(exchange: str, buffer: torch.Tensor, counter: torch.Tensor | None) -> None:
+    """What an exchange needs before every launch: a `buffer` that nobody has written, a `counter` at zero."""
+    if exchange == "flag":
+        fill_with_sentinel(buffer)
+    if counter is not None:
+        counter.zero_()
+
+
 @triton.jit
 def store_unlike_sentinel(ptrs, value, mask, SENTINEL: tl.constexpr, INT: tl.constexpr):
     """Stores `value` in the pointers' dtype; a NaN with the sentinel's very bits becomes the NaN beside it."""

@@ -4,6 +4,8 @@ a[t] = xg[t] + h[t-1] @ W_hh.T      (B, 4H), gates i, f, g, o along 4H
 then the cell of cell.py; h[t] is y[t]
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -144,12 +146,21 @@ def lstm_forward_kernel(
 
 
 def lstm_forward(
-    xg: torch.Tensor, w_hh: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, *, plan: Plan, reverse: bool, save: bool
+    xg: torch.Tensor,
+    w_hh: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor,
+    *,
+    plan: Plan,
+    reverse: bool,
+    save: bool,
+    run: Callable[..., None] = launch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Runs the time loop.
 
     xg (T, B, 4H), w_hh (4H, H), h0 (B, H): contiguous, of one dtype; c0 (B, H) of the accumulator's dtype.
     Returns y (T, B, H), the last c (B, H) and, if `save`, every c (T, B, H); both c in the accumulator's dtype.
+    run: called in the place of `launch`.
     With `save`, xg holds the gates afterwards: each program reads its part of a step before it writes there.
     """
     steps, batch, _ = xg.shape
@@ -159,5 +170,5 @@ def lstm_forward(
     arguments = dict(
         xg_ptr=xg, w_hh_ptr=w_hh, h0_ptr=h0, c_ptr=c, y_ptr=y, gates_ptr=xg if save else None, c_all_ptr=c_all
     )
-    launch(lstm_forward_kernel, plan, y, arguments, reverse=reverse)
+    run(lstm_forward_kernel, plan, y, arguments, reverse=reverse)
     return y, c, c_all

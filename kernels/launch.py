@@ -1,7 +1,6 @@
 """Launches a time-loop kernel: all steps at once where its programs can wait for each other, else step by step."""
 
 import functools
-import os
 import threading
 import warnings
 from contextlib import nullcontext
@@ -13,12 +12,15 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
-from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, fill_with_sentinel
-from triton_lstm.plan import INTERPRETER, Device, Plan, streamed
+from triton_lstm.backend import spin_limit
+from triton_lstm.devices import INTERPRETER, Device
+from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
+from triton_lstm.limits import REGISTERS
+from triton_lstm.plan import Plan, streamed
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 _one_at_a_time = threading.Lock()  # Triton's interpreter patches its own modules during a launch
-_refused: set[torch.device] = set()  # devices that would not take a cooperative launch
+_refused: set[tuple[torch.device, Plan]] = set()  # cooperative launches that a device would not take
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -30,8 +32,20 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def device_facts(device: torch.device) -> Device:
     if not isinstance(tl.cdiv, JITFunction):
         return INTERPRETER
-    facts = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return Device("hip" if torch.version.hip else "cuda", facts["multiprocessor_count"], facts["max_shared_mem"])
+    with torch.cuda.device(device):
+        target = triton.runtime.driver.active.get_current_target()
+    facts = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    arch = str(target.arch) if torch.version.hip else f"sm_{target.arch}"
+    return Device(
+        name=torch.cuda.get_device_name(device),
+        backend="hip" if torch.version.hip else "cuda",
+        arch=arch,
+        processors=facts["multiprocessor_count"],
+        shared_bytes=facts["max_shared_mem"],
+        registers=facts["max_num_regs"],
+        l2_bytes=torch.cuda.get_device_properties(device).L2_cache_size,
+        warp_size=target.warp_size,
+    )
 
 
 def product_precision(dtype: torch.dtype, device: torch.device) -> str:
@@ -49,27 +63,32 @@ def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:
     return 8 if product_precision(dtype, device) == "tf32x3" else dtype.itemsize
 
 
-def spin_limit() -> int:
-    """How often a wait looks before it gives up; 0, for ever, unless TRITON_LSTM_SPIN_LIMIT says otherwise."""
-    text = os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0")
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
-        raise ValueError(f"TRITON_LSTM_SPIN_LIMIT must be a whole number from 0 to {(1 << 31) - 1}, got {text!r}")
-    return int(text)
+def precision_name(dtype: torch.dtype, device: torch.device) -> str:
+    """What tables and benchmarks call it: bf16, fp16, tf32, fp32 or fp64."""
+    if product_precision(dtype, device) == "tf32":
+        return "tf32"
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
 
-def constants(
-    plan: Plan, dtype: torch.dtype, hidden_size: int, *, reverse: bool, precision: str, limit: int
-) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+def tile(plan: Plan) -> dict[str, Any]:
+    """The part of a plan that a kernel is compiled for, less the exchange."""
     return dict(
-        H=hidden_size,
-        REVERSE=reverse,
-        EXCHANGE=plan.exchange,
         RESIDENT=plan.resident,
         BLOCK_B=plan.block_b,
         BLOCK_H=plan.block_h,
         BLOCK_K=plan.block_k,
         SLICES=plan.slices,
+    )
+
+
+def constants(
+    exchange: str, dtype: torch.dtype, hidden_size: int, *, reverse: bool, precision: str, limit: int
+) -> dict[str, Any]:
+    """What a kernel is compiled for besides a plan's tile."""
+    return dict(
+        H=hidden_size,
+        REVERSE=reverse,
+        EXCHANGE=exchange,
         PRECISION=precision,
         ACC=_TRITON_TYPE[accumulator(dtype)],
         SENTINEL=SENTINEL[dtype.itemsize],
@@ -81,9 +100,15 @@ def constants(
 def options(plan: Plan, backend: str) -> dict[str, int]:
     """How a kernel is compiled."""
     chosen = dict(num_warps=plan.warps, num_stages=1)
-    if backend == "cuda":  # one program a processor; on its own ptxas spills for an occupancy that nobody asks for
-        chosen["maxnreg"] = 255
+    if backend == "cuda":  # on its own ptxas spills for an occupancy that nobody asks for
+        chosen["maxnreg"] = REGISTERS
     return chosen
+
+
+def counter_for(exchange: str, exchanged: torch.Tensor, block_b: int) -> torch.Tensor | None:
+    """The barrier's counters, one for each batch tile; None where there is no barrier."""
+    tiles = -(-exchanged.shape[1] // block_b)
+    return torch.empty(tiles, dtype=torch.int32, device=exchanged.device) if exchange == "barrier" else None
 
 
 def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool) -> None:
@@ -98,11 +123,8 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     hidden_size = arguments["w_hh_ptr"].shape[1]
     limit = spin_limit()
     error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
-    counter = None
-    if plan.exchange == "flag":
-        fill_with_sentinel(exchanged)
-    elif plan.exchange == "barrier":
-        counter = torch.zeros(-(-batch // plan.block_b), dtype=torch.int32, device=device)
+    counter = counter_for(plan.exchange, exchanged, plan.block_b)
+    make_ready(plan.exchange, exchanged, counter)
     precision = product_precision(exchanged.dtype, device)
     arguments = dict(
         **arguments,
@@ -110,7 +132,8 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         error_ptr=error,
         T=steps,
         B=batch,
-        **constants(plan, exchanged.dtype, hidden_size, reverse=reverse, precision=precision, limit=limit),
+        **constants(plan.exchange, exchanged.dtype, hidden_size, reverse=reverse, precision=precision, limit=limit),
+        **tile(plan),
         **options(plan, device_facts(device).backend),
     )
     grid = plan.grid(hidden_size)
@@ -123,7 +146,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
             if not plan.resident or plan.exchange == "none":
                 raise
             warnings.warn(f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2)
-            arguments |= dict(RESIDENT=False, BLOCK_K=smaller.block_k, SLICES=smaller.slices)
+            arguments |= tile(smaller)
             _launch_steps(kernel[grid], smaller, steps, arguments, device)
     if error is not None and error.item():
         raise RuntimeError(
@@ -137,14 +160,14 @@ def _launch_steps(launcher: Any, plan: Plan, steps: int, arguments: dict[str, An
     if plan.exchange == "none":
         launcher(step_begin=0, step_end=steps, **arguments)
         return
-    if plan.one_launch and device not in _refused:
+    if plan.one_launch and (device, plan) not in _refused:
         try:
             launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
             return
         except (RuntimeError, AssertionError) as refusal:  # the latter on AMD
             if "ooperative" not in str(refusal) and "not supported" not in str(refusal):
                 raise
-            _refused.add(device)
+            _refused.add((device, plan))
             warnings.warn(
                 f"{device} refused a cooperative launch ({refusal}); triton_lstm launches every time step by itself "
                 "there, which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",

@@ -1,13 +1,13 @@
 """What a number depends on besides the case.
 
-`python -m triton_lstm.perf.machine [FOLDER]` makes the folder of a campaign's results and prints it; 2 without a GPU.
+`python -m triton_lstm.perf.machine [FOLDER]` makes the folder of a campaign's results and prints it; with --table it
+prints where a tuned table of this GPU is shipped. 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 import triton_lstm
+from triton_lstm.table_file import file_name
+from triton_lstm.tables import SHIPPED
 
 NO_GPU = "no GPU: Triton's interpreter beside PyTorch's CPU LSTM"
 MEASURING_NOTHING = {"summary.py", "report.py", "plots.py", "diff.py"}  # these only show
@@ -50,7 +52,7 @@ def now() -> str:
 
 def results_folder() -> Path:
     """perf/results/<gpu> below the current folder, made of the GPU's name."""
-    return Path("perf", "results", re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()).strip("_"))
+    return Path("perf", "results", Path(file_name(torch.cuda.get_device_name())).stem)
 
 
 def _nvidia_smi(field: str) -> str | None:
@@ -92,6 +94,9 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         print("no GPU that PyTorch can use was found; nothing was measured.", file=sys.stderr)
         sys.exit(2)
+    if sys.argv[1:] == ["--table"]:
+        print(SHIPPED / file_name(torch.cuda.get_device_name()))
+        sys.exit()
     folder = Path(*sys.argv[1:]) if sys.argv[1:] else results_folder()
     folder.mkdir(parents=True, exist_ok=True)
     print(folder)

@@ -1,135 +1,195 @@
-"""Compiles the kernels' default plans for other machines, without a GPU, and prints what came out, a JSON line each.
+"""Compiles planned kernels for GPUs that are not here, and says what became of them, a row for each kernel.
 
-Run by test_codegen.py in a process of its own: with TRITON_INTERPRET set there would be nothing to compile.
+`python tests/codegen.py --csv FILE` (make codegen) takes every config that the plan can choose; test_codegen.py a few.
+With TRITON_INTERPRET set there would be nothing to compile.
 """
 
+import argparse
 import dataclasses
+import itertools
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 import triton
+from machine_code import count, disassemble, inside_time_loop, time_loop, weight_loads
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from triton_lstm.devices import GPUS
 from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
-from triton_lstm.kernels.launch import constants, options
+from triton_lstm.kernels.launch import constants, options, tile
+from triton_lstm.limits import shared_bytes
 from triton_lstm.perf.exchange_loop import WARPS, exchange_constants, exchange_kernel
-from triton_lstm.plan import Device, Plan, make_plan, shared_bytes
+from triton_lstm.plan import Plan, make_plan
 
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), Device("cuda", 108, 166912)),
-    "sm_90": (GPUTarget("cuda", 90, 32), Device("cuda", 132, 232448)),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), Device("hip", 304, 65536)),
+TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
+HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
+BATCHES = (16, 32, 64, 256, 1024)
+DTYPES = {
+    "bf16": (torch.bfloat16, "ieee", 2),
+    "fp16": (torch.float16, "ieee", 2),
+    "tf32": (torch.float32, "tf32", 4),
+    "fp32": (torch.float32, "tf32x3", 8),
 }
-TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+Row = dict[str, Any]
 
 
-def compile_kernel(kernel, target, dtype: str, plan: Plan, hidden_size: int, precision: str, reverse: bool, limit: int):
-    """The compiled kernel, as `launch` would have it made."""
-    values = constants(plan, TYPES[dtype], hidden_size, reverse=reverse, precision=precision, limit=limit)
-    if not limit:
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait."""
+
+    gpu: str
+    dtype: str
+    H: int
+    B: int
+    backward: bool
+    exchange: str | None = None
+    limit: int = 0
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        device, (_, _, itemsize) = GPUS[self.gpu], DTYPES[self.dtype]
+        amd = device.backend == "hip"
+        object.__setattr__(self, "itemsize", min(itemsize, 4) if amd else itemsize)
+        plan = make_plan(device, self.itemsize, self.B, self.H, self.backward)
+        object.__setattr__(self, "plan", dataclasses.replace(plan, exchange=self.exchange or plan.exchange))
+
+    plan: Plan = dataclasses.field(init=False, compare=False)
+    itemsize: int = dataclasses.field(init=False, compare=False)
+
+
+def every_kernel() -> list[Kernel]:
+    """Every kernel that the plan can choose, once: batch sizes with the same tile share one."""
+    chosen: dict[Any, Kernel] = {}
+    for gpu, dtype, H, B, backward in itertools.product(TARGETS, DTYPES, HIDDEN, BATCHES, (False, True)):
+        if GPUS[gpu].backend == "hip" and dtype == "tf32":
+            continue  # there is none
+        kernel = Kernel(gpu, dtype, H, B, backward)
+        chosen.setdefault((gpu, dtype, H, backward, dataclasses.replace(kernel.plan, groups=1)), kernel)
+    return list(chosen.values())
+
+
+def compile_kernel(kernel: Kernel) -> Any:
+    """As `launch` would have it made."""
+    device, (dtype, precision, _) = GPUS[kernel.gpu], DTYPES[kernel.dtype]
+    function = lstm_backward_kernel if kernel.backward else lstm_forward_kernel
+    values = tile(kernel.plan) | constants(
+        kernel.plan.exchange,
+        dtype,
+        kernel.H,
+        reverse=kernel.reverse,
+        precision="ieee" if device.backend == "hip" else precision,
+        limit=kernel.limit,
+    )
+    if not kernel.limit:
         values["error_ptr"] = None
-    if plan.exchange != "barrier":
+    if kernel.plan.exchange != "barrier":
         values["counter_ptr"] = None
+    element = "fp32" if dtype == torch.float32 else kernel.dtype
     signature, attributes = {}, {}
-    for position, name in enumerate(kernel.arg_names):
+    for position, name in enumerate(function.arg_names):
         if name in values:
             signature[name] = "constexpr"
         elif not name.endswith("_ptr"):
             signature[name] = "i32"
         else:
             wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr")
-            signature[name] = "*i32" if name in ("counter_ptr", "error_ptr") else "*fp32" if wide else f"*{dtype}"
+            signature[name] = "*i32" if name in ("counter_ptr", "error_ptr") else "*fp32" if wide else f"*{element}"
             attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in values.items()}, attributes)
-    return triton.compile(source, target=target, options=options(plan, target.backend))
+    indices = {(function.arg_names.index(name),): value for name, value in values.items()}
+    source = ASTSource(function, signature, indices, attributes)
+    return triton.compile(source, target=target(kernel.gpu), options=options(kernel.plan, device.backend))
 
 
-def disassemble(cubin: bytes) -> tuple[int, int, str]:
-    """Registers, bytes of stack, and the machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run(
-                [os.path.join(TOOLS, tool), flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return int(registers), int(stack), code
+def target(gpu: str) -> GPUTarget:
+    device = GPUS[gpu]
+    arch: Any = device.arch if device.backend == "hip" else int(device.arch.removeprefix("sm_"))
+    return GPUTarget(device.backend, arch, device.warp_size)
 
 
-def weight_loads(ttgir: str) -> tuple[int, int]:
-    """How many loads from W_hh stand before the time loop and inside of it."""
-    lines = ttgir.splitlines()
-    loops = [k for k, line in enumerate(lines) if "scf.for" in line and "%step_begin" in line]
-    pointers = {"%w_hh_ptr"}
-    before = inside = 0
-    for k, line in enumerate(lines):
-        match = re.match(r"\s*(%[\w]+)(?::\d+)? = (\S+) (.*)", line)
-        if not match or not pointers & set(re.findall(r"%\w+", match[3])):
-            continue
-        if match[2] == "tt.load":
-            before, inside = (before + 1, inside) if k < loops[0] else (before, inside + 1)
-        elif "tt.ptr" in line:
-            pointers.add(match[1])
-    return before, inside
-
-
-def report(
-    target: str,
-    dtype: str,
-    hidden_size: int,
-    batch: int,
-    backward: bool,
-    precision: str,
-    exchange: str | None = None,
-    reverse: bool = False,
-    limit: int = 0,
-) -> dict:
-    """What became of one default plan, or of its twin with another exchange."""
-    gpu, device = TARGETS[target]
-    itemsize = 8 if precision == "tf32x3" else TYPES[dtype].itemsize
-    plan = make_plan(device, itemsize, batch, hidden_size, backward)
-    plan = dataclasses.replace(plan, exchange=exchange or plan.exchange)
-    kernel = lstm_backward_kernel if backward else lstm_forward_kernel
-    compiled = compile_kernel(kernel, gpu, dtype, plan, hidden_size, precision, reverse, limit)
-    before, inside = weight_loads(compiled.asm["ttgir"])
-    result = {
-        "target": target,
-        "dtype": dtype,
-        "precision": precision,
-        "H": hidden_size,
-        "B": batch,
-        "backward": backward,
-        "plan": dataclasses.asdict(plan),
+def report(kernel: Kernel) -> Row:
+    """What became of a kernel; the columns of make codegen's table."""
+    device, plan = GPUS[kernel.gpu], kernel.plan
+    compiled = compile_kernel(kernel)
+    before, inside = inside_time_loop(compiled.asm["ttgir"])
+    loads_before, loads_inside = weight_loads(before, inside)
+    problem = (kernel.itemsize, kernel.H, kernel.backward)
+    row: Row = {
+        "arch": device.arch,
+        "dtype": kernel.dtype,
+        "H": kernel.H,
+        "B": kernel.B,
+        "direction": "backward" if kernel.backward else "forward",
+        "plan": str(dataclasses.replace(plan, groups=1)),
+        "exchange": plan.exchange,
+        "resident": plan.resident,
         "shared": compiled.metadata.shared,
-        "shared_estimate": shared_bytes(itemsize, hidden_size, backward, plan),
-        "weight_loads_before_loop": before,
-        "weight_loads_in_loop": inside,
+        "shared_planned": shared_bytes(*problem, plan),
+        "shared_device": device.shared_bytes,
+        "weight_loads_before": loads_before,
+        "weight_loads_in_loop": loads_inside,
+        "conversions": sum("ttg.convert_layout" in line for line in inside),
+        "conversions_fp32": sum(bool(re.search(r"ttg.convert_layout.*xf32", line)) for line in inside),
+        "triton": triton.__version__,
     }
-    if gpu.backend == "cuda":
-        registers, stack, code = disassemble(compiled.asm["cubin"])
-        result |= {
-            "registers": registers,
-            "stack": stack,
-            "local_memory": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-            "tensor_core": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
-            "polls": sorted(set(re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"]))),
-        }
-    return result
+    if device.backend == "hip":
+        asm = compiled.asm["amdgcn"]
+        registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
+        row |= {"registers": registers, "stack": 4 * spilled}
+        return row | {"problems": problems(row)}
+    registers, stack, code = disassemble(compiled.asm["cubin"])
+    step = time_loop(code)
+    row |= {
+        "registers": registers,
+        "stack": stack,
+        "local_in_loop": count(r"\b(LDL|STL)\b", step),
+        "instructions": len(step),
+        "barriers": count(r"\bBAR\b", step),
+        "tensor_core": count(r"MMA", step),
+        "wgmma": count(r"HGMMA", step),
+        "wgmma_planned": plan.uses_wgmma(device),
+        "polls": " ".join(sorted(set(re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])))),
+        "poll_bytes": plan.poll_bytes(DTYPES[kernel.dtype][0].itemsize, kernel.H, kernel.backward),
+    }
+    return row | {"problems": problems(row)}
 
 
-def report_exchange(target: str, programs: int, flag: bool) -> dict:
+def problems(row: Row) -> list[str]:
+    """What is wrong with a kernel, with its numbers."""
+    amd = row["arch"].startswith("gfx")
+    wrong = []
+    if row["resident"] and not (row["weight_loads_in_loop"] == 0 < row["weight_loads_before"]):
+        wrong.append(f"resident, but {row['weight_loads_in_loop']} loads of W_hh in the time loop")
+    if amd:
+        return wrong + ["the flag exchange on AMD, which drops `volatile`"] * (row["exchange"] == "flag")
+    if row["local_in_loop"]:
+        wrong.append(
+            f"{row['local_in_loop']} local-memory instructions in the time loop, {row['stack']} bytes of stack"
+        )
+    if not row["shared"] <= row["shared_planned"] <= row["shared_device"]:
+        wrong.append(f"shared memory {row['shared']}, planned {row['shared_planned']}, there {row['shared_device']}")
+    if not row["tensor_core"]:
+        wrong.append("no matrix instruction in the time loop")
+    if bool(row["wgmma"]) != row["wgmma_planned"]:
+        wrong.append(f"{row['wgmma']} wgmma, planned: {row['wgmma_planned']}")
+    least = min((poll_bytes(poll) for poll in row["polls"].split()), default=16)
+    if row["exchange"] == "flag" and (not row["polls"] or least < row["poll_bytes"]):
+        wrong.append(f"polls {row['polls'] or 'nothing'}, planned: {row['poll_bytes']} bytes a load")
+    return wrong
+
+
+def poll_bytes(width: str) -> int:
+    """16 for v4.b32."""
+    vector, bits = re.fullmatch(r"(?:v(\d)\.)?[a-z](\d+)", width).groups()
+    return int(vector or 1) * int(bits) // 8
+
+
+def report_exchange(gpu: str, programs: int, flag: bool) -> Row:
     """The benchmarks' bare exchange."""
-    gpu, _ = TARGETS[target]
     values = exchange_constants(programs, flag)
     signature = {
         name: "constexpr" if name in values else "i32" if not name.endswith("_ptr") else "*i32"
@@ -138,7 +198,7 @@ def report_exchange(target: str, programs: int, flag: bool) -> dict:
     indices = {(exchange_kernel.arg_names.index(k),): v for k, v in values.items()}
     attributes = {(0,): [["tt.divisibility", 16]]}
     compiled = triton.compile(
-        ASTSource(exchange_kernel, signature, indices, attributes), target=gpu, options=dict(num_warps=WARPS)
+        ASTSource(exchange_kernel, signature, indices, attributes), target=target(gpu), options=dict(num_warps=WARPS)
     )
     _, stack, _ = disassemble(compiled.asm["cubin"])
     polls = re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])
@@ -149,6 +209,29 @@ def report_exchange(target: str, programs: int, flag: bool) -> dict:
     }
 
 
+def main() -> int:
+    import pandas as pd
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--csv", required=True)
+    kernels = every_kernel()
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor() as pool:
+        rows = list(tqdm(pool.map(report, kernels), total=len(kernels), unit="kernel"))
+    frame = pd.DataFrame(rows)
+    frame["problems"] = frame["problems"].map("; ".join)
+    frame.to_csv(arguments.csv, index=False)
+    shown = ["registers", "stack", "shared", "instructions", "conversions"]
+    print(frame.groupby(["arch", "dtype", "direction"])[shown].max().to_string())
+    bad = frame[frame["problems"] != ""]
+    print(bad[["arch", "dtype", "H", "direction", "plan", "problems"]].to_string() if len(bad) else "no problems")
+    return int(len(bad) > 0)
+
+
 if __name__ == "__main__":
-    for case in json.loads(sys.argv[1]):
-        print(json.dumps(report_exchange(**case) if "programs" in case else report(**case)), flush=True)
+    if sys.argv[1:2] == ["--cases"]:
+        for case in json.loads(sys.argv[2]):
+            print(json.dumps(report_exchange(**case) if "programs" in case else report(Kernel(**case))), flush=True)
+    else:
+        sys.exit(main())

@@ -18,6 +18,9 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 PATIENCE = 20_000  # accesses without a store after which the programs wait for each other for ever
 
 
+OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "launch_cooperative_grid"}
+
+
 class DeadlockError(AssertionError):
     """No program stored anything for PATIENCE accesses."""
 
@@ -89,13 +92,13 @@ def concurrent_programs(seed: int) -> Iterator[Scheduler]:
 
     def call(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         names = inspect.getfullargspec(self.fn).args
-        unknown = set(kwargs) - set(names) - {"num_warps", "num_stages", "launch_cooperative_grid"}
+        unknown = set(kwargs) - set(names) - OPTIONS
         assert not unknown, f"unknown launch arguments {unknown}"
         scope = interpreter._patch_lang(self.fn)
         try:
             bound = inspect.getcallargs(self.fn, *args, **{k: v for k, v in kwargs.items() if k in names})
             bound = {k: v if k in self.constexprs else interpreter._implicit_cvt(v) for k, v in bound.items()}
-            grid = (*self.grid, 1, 1)[:3]
+            grid = (*(self.grid(bound) if callable(self.grid) else self.grid), 1, 1)[:3]
             interpreter.interpreter_builder.set_grid_dim(*grid)
             scheduler.run([(index, lambda: self.fn(**bound)) for index in np.ndindex(*grid)])
         finally:

@@ -11,12 +11,14 @@ ROOT = Path(__file__).parent.parent
 PYTHON = """#!/bin/sh
 case "$*" in
     *"{fails}"*) echo "$@"; exit 3;;
+    *perf.machine*--table*) echo {table};;
     *perf.machine*) mkdir -p {out}; echo {out};;
     -c*) ;;
     *) echo "ran $@";;
 esac
 """
-PIECES = ["gpu-test-layer", "gpu-test-plans", "gpu-test-perf", "gpu-test-rest", "gpu-stress", "gpu-bench"]
+TABLE = "triton_lstm/tuned/some_gpu.json"
+PIECES = ["gpu-test-layer", "gpu-test-plans", "gpu-test-perf", "gpu-test-rest", "gpu-stress", "gpu-tune", "gpu-bench"]
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def make(tmp_path):
 
     def call(*arguments, fails="nothing"):
         python = tmp_path / "python"
-        python.write_text(PYTHON.format(out=tmp_path / "out", fails=fails))
+        python.write_text(PYTHON.format(out=tmp_path / "out", fails=fails, table=TABLE))
         python.chmod(0o755)
         command = ["make", "-C", str(ROOT), *arguments, f"PYTHON={python}", f"OUT={tmp_path / 'out'}"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -43,7 +45,8 @@ def test_every_piece_runs(make, tmp_path):
     assert "bench --suite standard" in ran[-1] and sum("-m pytest" in line for line in ran) == 4
     logs = {path.stem for path in (tmp_path / "out").glob("*.log")}
     assert logs == {*PIECES, "gpu-memcheck", "gpu-racecheck"} - {"gpu-bench"}  # which writes its own
-    assert all(f"{name}.csv" in done.stdout for name in PIECES[:-1])
+    assert all(f"{name}.csv" in done.stdout for name in PIECES[:-2])
+    assert f"--out {TABLE}" in ran[-2]
 
 
 def test_a_failing_piece_does_not_stop_the_others_and_is_not_forgotten(make):

@@ -9,6 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 import triton_lstm
 import triton_lstm.kernels.launch as launch
+from triton_lstm.backend import spin_limit
 from triton_lstm.plan import Plan
 
 FLAG = Plan("flag", True, True, 16, 16, 32, 1, 1, 4)
@@ -91,4 +92,4 @@ def test_float32_follows_the_switch_of_cudnns_rnns(monkeypatch):
 def test_a_bad_spin_limit_is_named(text, monkeypatch):
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", text)
     with pytest.raises(ValueError, match=r"TRITON_LSTM_SPIN_LIMIT must be a whole number"):
-        launch.spin_limit()
+        spin_limit()

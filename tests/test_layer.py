@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from gpus import small_gpu
 from oracle import assert_like_nn_lstm, state_shapes
 from pairs import all_pairs, case_id
 
 import triton_lstm
-from triton_lstm.plan import INTERPRETER, Device, Plan, make_plan
+from triton_lstm.devices import INTERPRETER
+from triton_lstm.plan import Plan, make_plan
 from triton_lstm.tolerance import enlarge, worst_share
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]
@@ -135,13 +137,10 @@ def test_empty_batch(device):
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
-SMALL_GPU = Device("cuda", 6, 49152)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these are other machines' plans, a launch per step")
 @pytest.mark.parametrize(
     "device_facts, B, H",
-    [(SMALL_GPU, 70, 130), (Device("cuda", 16, 24000), 40, 100), (INTERPRETER, 256, 1024), (INTERPRETER, 2, 2048)],
+    [(small_gpu(6, 49152), 70, 130), (small_gpu(16, 24000), 40, 100), (INTERPRETER, 256, 1024), (INTERPRETER, 2, 2048)],
     ids=["step-by-step", "streamed", "large", "wide"],
 )
 def test_beyond_what_fits_at_once(device_facts, B, H, monkeypatch):

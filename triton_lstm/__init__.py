@@ -1,7 +1,8 @@
 """triton_lstm: the LSTM of PyTorch as persistent Triton kernels."""
 
+from triton_lstm.explain import explain
 from triton_lstm.functional import lstm
 from triton_lstm.module import LSTM
 
 __version__ = "0.1.0"
-__all__ = ["LSTM", "lstm"]
+__all__ = ["LSTM", "explain", "lstm"]

@@ -9,18 +9,41 @@ from typing import Any
 
 import torch
 
-from triton_lstm.kernels import accumulator, bytes_on_chip, device_facts, lstm_backward, lstm_forward
-from triton_lstm.plan import Plan, make_plan
+from triton_lstm.backend import wants_tuning
+from triton_lstm.kernels import (
+    accumulator,
+    bytes_on_chip,
+    device_facts,
+    lstm_backward,
+    lstm_forward,
+    precision_name,
+)
+from triton_lstm.plan import Plan
 from triton_lstm.reference import lstm_reference
+from triton_lstm.table_file import Key
+from triton_lstm.tables import Choice, choose
 
 Tensors = tuple[torch.Tensor | None, ...]
 
 
 def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
     """The plan for the time loop over `gates` (T, B, 4H)."""
-    batch, width = gates.shape[1:]
-    itemsize = bytes_on_chip(gates.dtype, gates.device)
-    return make_plan(device_facts(gates.device), itemsize, batch, width // 4, backward)
+    return choice_for(gates.dtype, gates.device, gates.shape[1], gates.shape[2] // 4, backward).plan
+
+
+def choice_for(
+    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, tune: bool = True
+) -> Choice:
+    """The plan for a layer of this dtype and size, and where it is from. tune: with leave to measure it first."""
+    key = Key(backward, precision_name(dtype, device), hidden_size, batch)
+    arguments = device_facts(device), bytes_on_chip(dtype, device), key
+    choice = choose(*arguments)
+    if tune and not choice.exactly(key) and wants_tuning(device):
+        from triton_lstm.tune import tune_now
+
+        tune_now(key, device)
+        choice = choose(*arguments)
+    return choice
 
 
 @torch.compiler.disable  # a graph break: the kernels are not registered as operators yet

@@ -1,13 +1,15 @@
-"""Which way a call goes: the Triton kernels, or PyTorch's own LSTM."""
+"""Which way a call goes: the Triton kernels, or PyTorch's own LSTM; and what the environment says about it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 Backend = Literal["auto", "triton", "torch"]
+MARGIN = 0.05  # by which PyTorch's path must have been faster to be taken
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -20,16 +22,47 @@ def device_for(name: str | None = None) -> torch.device:
     return torch.device("cpu")
 
 
+def chosen_backend(backend: str | None) -> str:
+    """`backend`, or TRITON_LSTM_BACKEND, or "auto". Raises ValueError for anything else than the three."""
+    chosen = backend or os.environ.get("TRITON_LSTM_BACKEND") or "auto"
+    if chosen not in ("auto", "triton", "torch"):
+        where = "backend" if backend else "TRITON_LSTM_BACKEND"
+        raise ValueError(f'{where} must be "auto", "triton" or "torch", got {chosen!r}')
+    return chosen
+
+
+def why_torch_is_faster(
+    input: torch.Tensor, backend: str | None, batch: int, params: Sequence[torch.Tensor], has_biases: bool
+) -> str | None:
+    """The reason why a call that the kernels could take goes to PyTorch's LSTM all the same: a tuned table has measured
+    it to be faster there. None unless that is known, and both do the same: one layer and direction, as measured, and no
+    gradient, which the kernels give where cuDNN gives none (in eval mode, twice).
+
+    Under "auto" only; `params` as `lstm` takes them.
+    """
+    if input.device.type != "cuda" or len(params) != (4 if has_biases else 2) or chosen_backend(backend) != "auto":
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *params)):
+        return None
+    if torch.is_autocast_enabled("cuda") or torch._C._are_functorch_transforms_active():
+        return None
+    from triton_lstm.kernels import precision_name
+    from triton_lstm.tables import layer_time
+
+    gpu, hidden_size = torch.cuda.get_device_name(input.device), params[1].shape[1]
+    time = layer_time(gpu, "inference", precision_name(input.dtype, input.device), hidden_size, batch)
+    if time is None or time.torch_us > (1 - MARGIN) * time.triton_us:
+        return None
+    return f"it was measured faster there: {time.torch_us:.2f} us a step, {time.triton_us:.2f} in the kernels"
+
+
 def why_not_triton(input: torch.Tensor, backend: str | None, packed: bool = False) -> str | None:
     """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
 
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
     """
-    chosen = backend or os.environ.get("TRITON_LSTM_BACKEND") or "auto"
-    if chosen not in ("auto", "triton", "torch"):
-        where = "backend" if backend else "TRITON_LSTM_BACKEND"
-        raise ValueError(f'{where} must be "auto", "triton" or "torch", got {chosen!r}')
+    chosen = chosen_backend(backend)
     if chosen == "torch":
         return "PyTorch's path was asked for"
     reason = "no kernel for a PackedSequence yet" if packed else _no_kernel_for(input)
@@ -49,7 +82,7 @@ def _no_kernel_for(input: torch.Tensor) -> str | None:
     if input.device.type == "cpu":
         if not _interpreting():
             return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"
-        if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+        if release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4):
             return f"the interpreter of triton {triton.__version__} needs NumPy < 2.4, this is {numpy.__version__}"
         return None if input.dtype in (*_DTYPES, torch.float64) else f"no kernel for {input.dtype}"
     if input.device.type != "cuda":
@@ -57,7 +90,7 @@ def _no_kernel_for(input: torch.Tensor) -> str | None:
     return None if input.dtype in _DTYPES else f"no kernel for {input.dtype} on a GPU"
 
 
-def _release(version: str) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
@@ -68,3 +101,24 @@ def _interpreting() -> bool:
     from triton.runtime import JITFunction
 
     return not isinstance(cdiv, JITFunction)  # triton itself looks at the variable when it is imported
+
+
+def wants_tuning(device: torch.device) -> bool:
+    """Whether a first call may tune: on a GPU, if TRITON_LSTM_AUTOTUNE=1, and not while a CUDA graph is captured.
+
+    Raises ValueError for another value than 0 or 1.
+    """
+    chosen = os.environ.get("TRITON_LSTM_AUTOTUNE") or "0"
+    if chosen not in ("0", "1"):
+        raise ValueError(f"TRITON_LSTM_AUTOTUNE must be 0 or 1, got {chosen!r}")
+    if chosen == "0" or device.type != "cuda" or torch._C._are_functorch_transforms_active():
+        return False
+    return not torch.cuda.is_current_stream_capturing()
+
+
+def spin_limit() -> int:
+    """How often a wait looks before it gives up; 0, for ever, unless TRITON_LSTM_SPIN_LIMIT says otherwise."""
+    text = os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0")
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
+        raise ValueError(f"TRITON_LSTM_SPIN_LIMIT must be a whole number from 0 to {(1 << 31) - 1}, got {text!r}")
+    return int(text)

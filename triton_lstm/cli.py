@@ -1,4 +1,4 @@
-"""The command line: python -m triton_lstm train | gradients | bench | report | diff."""
+"""The command line: python -m triton_lstm train | gradients | bench | report | diff | tune | doctor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from triton_lstm import commands
+from triton_lstm import commands, doctor, tune_commands
 from triton_lstm.config import UsageError
 from triton_lstm.perf import commands as perf_commands
 
@@ -26,6 +26,8 @@ def _parser() -> Parser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_commands(subparsers)
     perf_commands.add_commands(subparsers)
+    tune_commands.add_commands(subparsers)
+    doctor.add_commands(subparsers)
     return parser
 
 
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no failure
     args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)  # for a command that starts itself again
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
             raise
-        advice = ". Lower --batch or --hidden" if args.command == "train" else ""
+        advice = ". Lower --batch or --hidden" if args.command in ("train", "tune") else ""
         print(f"triton-lstm {args.command}: the memory is too small{advice}.", file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from triton_lstm import gradients, train
-from triton_lstm.backend import device_for, why_not_triton
+from triton_lstm.backend import device_for, spin_limit, why_not_triton
 from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, require
 from triton_lstm.module import LSTM
@@ -174,8 +174,6 @@ def _why_not_triton(dtype: torch.dtype, device: torch.device) -> str | None:
     try:
         reason = why_not_triton(torch.zeros(0, dtype=dtype, device=device), None)
         if not reason:
-            from triton_lstm.kernels.launch import spin_limit
-
             spin_limit()
         return reason
     except (ValueError, RuntimeError) as error:

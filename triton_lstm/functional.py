@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from triton_lstm.backend import Backend, why_not_triton
+from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
 
 # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; each of the last three may be None
 Group = list[Any]
@@ -52,7 +52,7 @@ def lstm(
         raise RuntimeError("lstm expects two hidden states")
     h0, c0 = (input.new_zeros(h_shape), input.new_zeros(c_shape)) if hx is None else hx
     _check_states(input, h0, c0, h_shape, c_shape)
-    if why_not_triton(input, backend):
+    if why_not_triton(input, backend) or why_torch_is_faster(input, backend, h_shape[1], params, has_biases):
         return torch.lstm(
             input, [h0, c0], params, has_biases, num_layers, float(dropout), train, bidirectional, batch_first
         )

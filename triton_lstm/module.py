@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import Backend, why_not_triton
+from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
 from triton_lstm.functional import lstm
 
 
@@ -67,6 +67,15 @@ class LSTM(nn.RNNBase):
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
             super().flatten_parameters()
 
+    def _why_not_triton(self, input: Any) -> str | None:
+        """Why a call goes to PyTorch's own LSTM; None if the kernels take it."""
+        if isinstance(input, PackedSequence):
+            return why_not_triton(input.data, self.backend, True)
+        batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        reason = why_not_triton(input, self.backend)
+        return reason or why_torch_is_faster(input, self.backend, batch, weights, self.bias)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the stack.
 
@@ -82,7 +91,7 @@ class LSTM(nn.RNNBase):
         """
         self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
         packed = isinstance(input, PackedSequence)
-        fallback = why_not_triton(input.data if packed else input, self.backend, packed) is not None
+        fallback = self._why_not_triton(input) is not None
         if fallback:
             self._flatten_for_cudnn()
         if packed:

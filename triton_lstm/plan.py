@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Literal
 
+from triton_lstm.cost import cost
+from triton_lstm.devices import Device
+from triton_lstm.limits import co_resident, why_not
+
 Exchange = Literal["none", "flag", "barrier"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """What a plan needs to know of a device."""
-
-    backend: Literal["cuda", "hip", "interpreter"]
-    processors: int  # streaming multiprocessors or compute units
-    shared_bytes: int  # on-chip memory one program may use
-
-
-INTERPRETER = Device("interpreter", processors=1, shared_bytes=1 << 40)
+EXCHANGES: tuple[Exchange, ...] = ("flag", "barrier")  # between several programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +42,41 @@ class Plan:
     def grid(self, hidden_size: int) -> tuple[int, int]:
         return (_ceil_div(hidden_size, self.block_h), self.groups)
 
+    def describe(self, hidden_size: int) -> str:
+        """In a line."""
+        programs, groups = self.grid(hidden_size)
+        held = "W_hh on chip" if self.resident else "W_hh read in every step"
+        exchange = "no exchange" if self.exchange == "none" else f"{self.exchange} exchange"
+        steps = "" if self.one_launch else ", a launch per step"
+        return (
+            f"{exchange}, {programs} x {groups} programs of {self.block_h} units x {self.block_b} rows, "
+            f"{self.warps} warps, chunks of {self.block_k} in {self.slices}, {held}{steps}"
+        )
+
+    def sum_length(self, hidden_size: int, backward: bool) -> int:
+        """Terms of the recurrent product's sum, padded to whole chunks: H forward, all gates' 4H backward."""
+        if self.exchange == "none":  # which has the gates' gradients apart, each of them a chunk
+            return self.block_k * (4 if backward else 1)
+        return _ceil_div(4 * hidden_size if backward else hidden_size, self.block_k) * self.block_k
+
+    def on(self, device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
+        """This plan with as many groups as are useful and, if all steps are one launch, as `device` holds at once."""
+        tiles = room = max(1, _ceil_div(batch, self.block_b))
+        if self.one_launch:
+            room = max(1, co_resident(device, itemsize, hidden_size, backward, self) // self.grid(hidden_size)[0])
+        rounds = _ceil_div(tiles, room)
+        return dataclasses.replace(self, groups=_ceil_div(tiles, rounds))
+
+    def uses_wgmma(self, device: Device) -> bool:
+        """Whether the product runs on Hopper's asynchronous tensor cores, which take 64 rows and no slices."""
+        return device.arch == "sm_90" and self.block_b >= 64 and self.slices == 1
+
+    def poll_bytes(self, itemsize: int, hidden_size: int, backward: bool) -> int:
+        """How much of a row a thread looks at in one load: 16 bytes, or less where rows are not aligned to that or a
+        chunk has less for each thread. itemsize: in memory."""
+        row = itemsize * (4 * hidden_size if backward else hidden_size)
+        return min(16, row & -row, max(itemsize, itemsize * self.block_b * self.block_k // (32 * self.warps)))
+
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
@@ -56,43 +86,43 @@ def _power_of_2(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> int:
-    """Upper estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts.
-
-    One program alone has the gradients of all four gates for rows, each of them a chunk.
-    """
-    alone = plan.exchange == "none"
-    width = 4 * hidden_size if backward and not alone else hidden_size
-    columns = plan.block_h if backward and not alone else 4 * plan.block_h
-    sum_length = _ceil_div(width, plan.block_k) * plan.block_k if plan.resident else plan.block_k
-    rows = plan.block_b * plan.block_k * (4 if backward and alone else 1)
-    product = plan.block_b * (plan.block_h if backward else columns) * plan.slices * 4
-    gates = plan.block_b * 4 * plan.block_h * itemsize
-    return (sum_length * columns + rows) * itemsize + max(product, gates)
+def space(itemsize: int, batch: int, hidden_size: int, backward: bool) -> Iterator[Plan]:
+    """Every config there is for a layer, those included that a device cannot run; arguments as make_plan's."""
+    units, width = _power_of_2(hidden_size), _power_of_2(4 * hidden_size if backward else hidden_size)
+    chunks = sorted({min(width, max(16, size // itemsize)) for size in (128, 256, 512, 1024)}, reverse=True)
+    for block_b in (n for n in (16, 32, 64) if n <= _power_of_2(batch)):
+        for warps in (4, 8):
+            yield Plan("none", True, True, block_b, units, units, 1, 1, warps)
+            tiles = itertools.product(EXCHANGES, (True, False), (8, 16, 32, 64, 128), chunks, (1, warps))
+            for exchange, resident, block_h, block_k, slices in tiles:
+                if block_k >= 16 * slices and block_h < 2 * units:
+                    yield Plan(exchange, True, resident, block_b, block_h, block_k, slices, 1, warps)
 
 
 @functools.lru_cache(maxsize=4096)
+def candidates(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> tuple[Plan, ...]:
+    """The configs that `device` can run, the cheapest by the cost model first; arguments as make_plan's.
+
+    A launch per step is left only where no config's programs fit the device at once.
+    """
+    problem = (itemsize, batch, hidden_size, backward)
+    for one_launch in (True, False):
+        plans = [dataclasses.replace(plan, one_launch=one_launch) for plan in space(*problem)]
+        fitting = [p.on(device, *problem) for p in plans if why_not(device, itemsize, hidden_size, backward, p) is None]
+        if fitting:
+            return tuple(sorted(fitting, key=lambda plan: cost(device, *problem, plan).us))
+    raise ValueError(f"no plan for {hidden_size} hidden units on {device.name}")  # every test of plans would see it
+
+
 def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
-    """The plan for a layer of `hidden_size` units and `batch` rows.
+    """The plan for a layer of `hidden_size` units and `batch` rows that nobody has measured.
 
     itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which makes two of each.
-
-    One program per batch tile if it can hold all weights. Else the cheapest, by `_cost`, of several programs that wait
-    for each other, or of a launch per step where they are more than the device holds at once.
+    backward: back-propagation through time.
     """
     if device.backend == "interpreter":
         return _interpreted(batch, hidden_size)
-    single = _single_program(device, itemsize, batch, hidden_size, backward)
-    if single is not None:
-        return single
-    plans = [
-        _several_programs(device, itemsize, batch, hidden_size, backward, block_b, block_h)
-        for block_h in (8, 16, 32, 64)
-        for block_b in (16, 32)
-        if block_b * block_h <= 1024 and (block_b == 16 or itemsize < 8)  # larger tiles spill registers
-    ]
-    fitting = [p for p in plans if shared_bytes(itemsize, hidden_size, backward, p) <= device.shared_bytes]
-    return min(fitting, key=lambda plan: _cost(itemsize, batch, hidden_size, backward, plan))
+    return candidates(device, itemsize, batch, hidden_size, backward)[0]
 
 
 def _interpreted(batch: int, hidden_size: int) -> Plan:
@@ -103,45 +133,6 @@ def _interpreted(batch: int, hidden_size: int) -> Plan:
     return Plan("flag", False, True, block_b, 256, 1024, 1, 1, 1)
 
 
-def _single_program(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan | None:
-    block_h = _power_of_2(hidden_size)
-    if 4 * block_h * block_h * itemsize > 128 * 1024:  # more weights than that spill registers
-        return None
-    groups = min(_ceil_div(batch, 16), device.processors)
-    plan = Plan("none", True, True, 16, block_h, block_h, 1, groups, 4 if block_h <= 32 else 8)
-    return plan if shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes else None
-
-
-def _several_programs(
-    device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, block_b: int, block_h: int
-) -> Plan:
-    exchange: Exchange = "flag" if device.backend == "cuda" else "barrier"
-    programs, tiles = _ceil_div(hidden_size, block_h), _ceil_div(batch, block_b)
-    one_launch = programs <= device.processors
-    groups = min(tiles, device.processors // programs) if one_launch else tiles
-    width = 4 * hidden_size if backward else hidden_size
-    # Longer chunks of a row, or of a tile twice as high, spill registers
-    chunk_bytes = 512 if not backward or block_b > 16 else 1024
-    block_k = min(_power_of_2(width), chunk_bytes // itemsize)
-    slices = min(8, block_k // 16) if backward else 1
-    warps = 8 if backward or itemsize == 8 else 4
-    plan = Plan(exchange, one_launch, True, block_b, block_h, block_k, slices, groups, warps)
-    fits = shared_bytes(itemsize, hidden_size, backward, plan) <= device.shared_bytes
-    if one_launch and fits and not (backward and block_b * block_h > 512):  # a larger sum, cut in slices, spills
-        return plan
-    return streamed(plan, itemsize)
-
-
 def streamed(plan: Plan, itemsize: int) -> Plan:
     """`plan` with its weights loaded in every step, in short chunks."""
     return dataclasses.replace(plan, resident=False, block_k=min(plan.block_k, 256 // itemsize), slices=1)
-
-
-def _cost(itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> float:
-    """Expected time of a step in us: not measured yet, only good for ordering plans."""
-    width = 4 * hidden_size if backward else hidden_size
-    rounds = _ceil_div(_ceil_div(batch, plan.block_b), max(1, plan.groups))
-    rows = plan.block_b * width * itemsize / 100_000  # a program's port into L2: about 100 bytes a ns
-    weights = 0 if plan.resident else 4 * plan.block_h * hidden_size * itemsize / 40_000
-    launch = 0 if plan.one_launch else 50
-    return launch + rounds * (1.0 + rows + weights) + 0.01 * plan.block_h

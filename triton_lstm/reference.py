@@ -9,7 +9,7 @@ def lstm_reference(
     x: torch.Tensor,
     h0: torch.Tensor,
     c0: torch.Tensor,
-    w_ih: torch.Tensor,
+    w_ih: torch.Tensor | None,
     w_hh: torch.Tensor,
     b_ih: torch.Tensor | None = None,
     b_hh: torch.Tensor | None = None,
@@ -19,12 +19,14 @@ def lstm_reference(
     """One layer and direction, with the equations and the gate order (i, f, g, o) of torch.nn.LSTM's documentation.
 
     x (T, B, I), h0 and c0 (B, H), w_ih (4H, I), w_hh (4H, H), biases (4H,); r0 (B, 4H) is added to the gates'
-    pre-activations of the first step. Returns y (T, B, H), h_n (B, H), c_n (B, H).
+    pre-activations of the first step. Without w_ih, x (T, B, 4H) is the input's share of the pre-activations.
+    Returns y (T, B, H), h_n (B, H), c_n (B, H).
     """
     h, c = h0, c0
     outputs = []
     for step, x_t in enumerate(reversed(x.unbind(0)) if reverse else x.unbind(0)):
-        a = torch.nn.functional.linear(x_t, w_ih, b_ih) + torch.nn.functional.linear(h, w_hh, b_hh)
+        x_gates = x_t if w_ih is None else torch.nn.functional.linear(x_t, w_ih, b_ih)
+        a = x_gates + torch.nn.functional.linear(h, w_hh, b_hh)
         if r0 is not None and step == 0:
             a = a + r0
         i, f, g, o = a.chunk(4, dim=-1)

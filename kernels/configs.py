@@ -1,0 +1,251 @@
+"""Plans as configs of Triton's autotuner, which measures the most promising ones on a kernel's own arguments."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import JITFunction
+from triton.runtime.autotuner import Autotuner
+
+from triton_lstm.cost import cost
+from triton_lstm.kernels.exchange import make_ready
+from triton_lstm.kernels.launch import constants, counter_for, device_facts, options, product_precision, tile
+from triton_lstm.limits import why_not
+from triton_lstm.plan import Exchange, Plan, space
+
+BEST, BEST_OF_OTHERS = 6, 2  # how many configs of the planned exchange, and of each other one, are measured
+EXCHANGES: tuple[Exchange, ...] = ("none", "flag", "barrier")
+Clock = Callable[..., list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What became of a plan.
+
+    predicted_us: by the cost model; nan if it cannot run. us: measured; nan if not, with the reason.
+    failed: it was chosen to be measured, and failed or gave a wrong answer.
+    """
+
+    plan: Plan
+    predicted_us: float
+    us: float = math.nan
+    reason: str = ""
+    failed: bool = False
+
+
+class _Autotuner(Autotuner):
+    """Triton's cache on disk knows a GPU by its architecture: an H100's times would pass for an H200's."""
+
+    where: tuple[Any, ...] = ()  # what times are of, besides the kernel's key
+
+    def check_disk_cache(self, tuning_key: Any, configs: Any, bench_fn: Any) -> bool:
+        key = (*tuning_key, *self.where)
+        found: bool = super().check_disk_cache(key, configs, bench_fn)
+        if found:
+            self.cache[tuning_key] = self.cache[key]
+        return found
+
+
+class Trials:
+    """To be called as `launch`: measures, instead of the one plan, the best plans of the whole space.
+
+    clock: as triton.testing.do_bench with `quantiles`. wrong: the reason why the answer in the arguments is wrong, or
+    None. begin: told of every plan before it runs for the first time; a reason it returns drops the plan.
+    again: measure what Triton's cache on disk has times of.
+    trials: every plan of the space, the planned one first, the others in the order of prediction.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        wrong: Callable[[dict[str, Any]], str | None],
+        begin: Callable[[Plan], str | None] = lambda plan: None,
+        again: bool = False,
+    ) -> None:
+        self.clock, self.wrong, self.begin, self.again = clock, wrong, begin, again
+        self.trials: list[Trial] = []
+
+    def __call__(
+        self, kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool
+    ) -> None:
+        arguments = dict(arguments)
+        if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
+            arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
+        state: dict[str, torch.Tensor] = {
+            name: arguments[name].clone() for name in ("c_ptr", "dc_ptr") if name in arguments
+        }
+        for exchange in EXCHANGES:
+            best = BEST if exchange == plan.exchange else BEST_OF_OTHERS
+            self.trials += _Group(self, kernel, plan, exchange, exchanged, arguments, state, reverse).run(best)
+        planned = dataclasses.replace(plan, groups=1)
+
+        def order(trial: Trial) -> tuple[bool, bool, float]:
+            is_planned = dataclasses.replace(trial.plan, groups=1) == planned
+            return not is_planned, math.isnan(trial.predicted_us), trial.predicted_us
+
+        self.trials.sort(key=order)
+
+
+class _Group:
+    """The configs with one exchange: what they are launched with besides their tile is the same."""
+
+    def __init__(
+        self,
+        owner: Trials,
+        kernel: Any,
+        planned: Plan,
+        exchange: Exchange,
+        exchanged: torch.Tensor,
+        arguments: dict[str, Any],
+        state: dict[str, torch.Tensor],
+        reverse: bool,
+    ) -> None:
+        self.owner, self.kernel, self.exchange = owner, kernel, exchange
+        self.exchanged, self.arguments, self.state = exchanged, arguments, state
+        self.steps, self.batch, width = exchanged.shape
+        self.hidden_size = arguments["w_hh_ptr"].shape[1]
+        self.backward = width == 4 * self.hidden_size
+        self.device = device_facts(exchanged.device)
+        precision = product_precision(exchanged.dtype, exchanged.device)
+        self.itemsize = 8 if precision == "tf32x3" else exchanged.element_size()
+        self.counter = counter_for(exchange, exchanged, 16)
+        self.constants = constants(
+            exchange, exchanged.dtype, self.hidden_size, reverse=reverse, precision=precision, limit=0
+        )
+        self.reasons: dict[Plan, str] = {}
+        self.times: dict[Plan, float] = {}
+        self.current: dict[str, Any] = {}  # what the running trial is launched with
+        self.begun: set[Plan] = set()
+        self.measured = False
+
+    def run(self, best: int) -> list[Trial]:
+        plans = [p for p in space(*self._problem) if p.exchange == self.exchange]
+        tuner = _Autotuner(
+            self.kernel,
+            self.kernel.arg_names,
+            [triton.Config(tile(plan), **options(plan, self.device.backend)) for plan in plans],
+            key=["B", "H", "REVERSE", "EXCHANGE", "PRECISION"],
+            reset_to_zero=None,
+            restore_value=None,
+            pre_hook=self._before,
+            prune_configs_by=dict(early_config_prune=self._prune, perf_model=self._predict, top_k=best),
+            do_bench=self._bench,
+            cache_results=isinstance(tl.cdiv, JITFunction) and not self.owner.again,
+        )
+        tuner.where = self.device.name, self.steps
+        self._before({})  # times from the cache on disk leave only the last launch, and no call before it
+        try:
+            tuner[self._grid](
+                **self.arguments,
+                counter_ptr=self.counter,
+                error_ptr=None,
+                step_begin=0,
+                step_end=self.steps,
+                T=self.steps,
+                B=self.batch,
+                launch_cooperative_grid=self.exchange != "none",
+                **self.constants,
+            )
+        except Exception:  # no config is left, or the best one is one of those that failed
+            if self.measured or not _still_works(self.exchanged.device):
+                raise
+        for config, times in getattr(tuner, "configs_timings", {}).items():
+            plan = self._plan(config.all_kwargs())
+            self.times[plan] = times[0] * 1e3 / self.steps
+            if math.isinf(times[0]):
+                self.reasons.setdefault(plan, "it failed in an earlier run")
+        return [self._trial(plan) for plan in plans]
+
+    @property
+    def _problem(self) -> tuple[int, int, int, bool]:
+        return self.itemsize, self.batch, self.hidden_size, self.backward
+
+    def _trial(self, plan: Plan) -> Trial:
+        can_run = why_not(self.device, self.itemsize, self.hidden_size, self.backward, plan) is None
+        sized = plan.on(self.device, *self._problem)
+        predicted = cost(self.device, *self._problem, sized).us if can_run else math.nan
+        us = self.times.get(plan, math.nan)
+        if math.isfinite(us):
+            return Trial(sized, predicted, us)
+        reason = self.reasons.get(plan, "not measured: others are predicted faster")
+        return Trial(sized, predicted, math.nan, reason, failed=can_run and plan in self.reasons)
+
+    def _plan(self, meta: dict[str, Any]) -> Plan:
+        return Plan(
+            self.exchange,
+            True,
+            meta["RESIDENT"],
+            meta["BLOCK_B"],
+            meta["BLOCK_H"],
+            meta["BLOCK_K"],
+            meta["SLICES"],
+            1,
+            meta["num_warps"],
+        )
+
+    def _grid(self, meta: dict[str, Any]) -> tuple[int, int]:
+        plan = self._plan({"num_warps": self.current.get("num_warps", 8), **meta})
+        return plan.on(self.device, *self._problem).grid(self.hidden_size)
+
+    def _before(self, kwargs: dict[str, Any], reset_only: bool = False) -> None:
+        """Triton calls this before every launch of a trial: what the kernel reads and writes is as at first."""
+        self.current = kwargs
+        if kwargs and (plan := self._plan(kwargs)) not in self.begun:
+            self.begun.add(plan)
+            if reason := self.owner.begin(plan):
+                raise _RefusedError(reason)
+        make_ready(self.exchange, self.exchanged, self.counter)
+        for name, tensor in self.state.items():
+            self.arguments[name].copy_(tensor)
+
+    def _prune(self, configs: list[Any], named: dict[str, Any], **kwargs: Any) -> list[Any]:
+        kept = []
+        for config in configs:
+            plan = self._plan(config.all_kwargs())
+            reason = why_not(self.device, self.itemsize, self.hidden_size, self.backward, plan)
+            if reason:
+                self.reasons[plan] = reason
+            else:
+                kept.append(config)
+        return kept
+
+    def _predict(self, **kwargs: Any) -> float:
+        plan = self._plan(kwargs).on(self.device, *self._problem)
+        return cost(self.device, *self._problem, plan).us
+
+    def _bench(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
+        """Triton's do_bench: inf for a config that fails or gives a wrong answer, with the reason."""
+        try:
+            call()
+            reason = self.owner.wrong(self.arguments)
+        except _RefusedError as refusal:
+            reason = str(refusal)
+        except Exception as error:
+            if not _still_works(self.exchanged.device):
+                raise
+            lines = str(error).strip().splitlines() or ["no message"]
+            reason = f"{type(error).__name__}: {lines[0]}"[:200]
+        if reason:
+            self.reasons[self._plan(self.current)] = reason
+            return [math.inf] * len(quantiles)
+        self.measured = True
+        return self.owner.clock(call, quantiles=quantiles)
+
+
+class _RefusedError(Exception):
+    """A config that is not to be run."""
+
+
+def _still_works(device: torch.device) -> bool:
+    """False after an illegal access, say: nothing runs on the GPU any more in this process."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,76 @@
+"""The command doctor: what it finds, and what it says to do about it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from triton_lstm import cli, doctor, tables
+from triton_lstm.devices import GPUS
+from triton_lstm.table_file import LayerTime, file_name, update
+
+H200 = GPUS["H200"]
+
+
+@pytest.fixture
+def run(capsys):
+    def call():
+        status = cli.main(["doctor"])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_here(run):
+    status, out, _ = run()
+    assert status == 0 and "all is well" in out and "as nn.LSTM" in out
+
+
+@pytest.mark.parametrize("name, value", [("BACKEND", "best"), ("AUTOTUNE", "yes"), ("SPIN_LIMIT", "-1")])
+def test_a_bad_variable_is_named(name, value, run, monkeypatch):
+    monkeypatch.setenv(f"TRITON_LSTM_{name}", value)
+    status, out, _ = run()
+    assert status == 1 and f"-> unset TRITON_LSTM_{name}" in out
+
+
+def test_a_wrong_answer_is_red(run, monkeypatch):
+    shipped = doctor.triton_lstm.LSTM.forward
+
+    def wrong(self, *args):
+        output, states = shipped(self, *args)
+        return output * 1.5, states
+
+    monkeypatch.setattr(doctor.triton_lstm.LSTM, "forward", wrong)
+    status, out, _ = run()
+    assert status == 1 and "BAD  forward, backward" in out and "times the error that is allowed" in out
+
+
+def test_a_check_that_raises_is_red_not_a_traceback(run, monkeypatch):
+    def broken(device):
+        raise RuntimeError("nvcc ate it\nsecond line")
+
+    monkeypatch.setattr(doctor, "_answers", broken)
+    status, out, err = run()
+    assert status == 1 and "RuntimeError: nvcc ate it" in out and "Traceback" not in out + err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="changes the environment of a run without a GPU")
+def test_without_triton():
+    code = "import sys; sys.modules['triton'] = None\nfrom triton_lstm.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 1 and "pip install triton" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_tables_are_found_or_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    path = tmp_path / file_name(H200.name)
+    assert any("none for NVIDIA H200" in finding.text for finding in doctor._tables())
+    update(path, {}, LayerTime("training", "bf16", 24, 16, 4.0, 6.0))
+    assert any(f"{path}: 0 configs, 1 layer times" in finding.text for finding in doctor._tables())
+    path.write_text("?")
+    assert any(finding.state == "BAD" and str(path) in finding.text for finding in doctor._tables())

@@ -1,0 +1,72 @@
+"""backend="auto" where a tuned table says that PyTorch's path is faster; and when a first call may tune."""
+
+import pytest
+import torch
+
+from triton_lstm import backend, tables
+from triton_lstm.devices import GPUS
+from triton_lstm.table_file import LayerTime, file_name, update
+
+H200 = GPUS["H200"]
+X = type("X", (), dict(device=torch.device("cuda", 0), dtype=torch.bfloat16, requires_grad=False))()
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    monkeypatch.setattr("triton_lstm.kernels.precision_name", lambda dtype, device: "bf16")
+    monkeypatch.delenv("TRITON_LSTM_BACKEND", raising=False)
+    layers = [LayerTime("inference", "bf16", 24, B, 2.0, torch_us) for B, torch_us in ((16, 1.0), (32, 1.95))]
+    update(tmp_path / file_name(H200.name), {}, *layers)
+    tables.forget()
+    yield
+    tables.forget()
+
+
+def reason(backend_name=None, batch=16, hidden=24, weights=4, **kwargs):
+    params = [torch.zeros(4 * hidden, hidden, requires_grad=True)] * weights
+    return backend.why_torch_is_faster(X, backend_name, batch, params, True)
+
+
+def test_a_call_without_gradients_goes_there():
+    with torch.no_grad():
+        assert "1.00 us a step, 2.00 in the kernels" in reason()
+        assert reason(batch=7) is not None  # of the same bucket
+
+
+def test_only_where_that_is_known_and_both_do_the_same(monkeypatch):
+    assert reason() is None  # a gradient may be asked for
+    with torch.no_grad():
+        assert reason("triton") is None
+        assert reason(batch=32) is None  # within the noise
+        assert reason(batch=64) is None and reason(hidden=40) is None  # not measured
+        assert reason(weights=8) is None  # two layers
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        assert reason() is None
+
+
+@pytest.mark.parametrize(
+    "value, device, capturing, expected",
+    [
+        (None, "cuda", False, False),
+        ("0", "cuda", False, False),
+        ("1", "cpu", False, False),
+        ("1", "cuda", True, False),
+        ("1", "cuda", False, True),
+    ],
+)
+def test_a_first_call_tunes_only_if_it_may(value, device, capturing, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.delenv("TRITON_LSTM_AUTOTUNE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", value)
+    assert backend.wants_tuning(torch.device(device)) == expected
+
+
+def test_importing_and_calling_reads_no_table_and_tunes_nothing_off_a_gpu(monkeypatch):
+    import triton_lstm
+
+    monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", "1")
+    monkeypatch.setattr("triton_lstm.tables.read", lambda path: pytest.fail("a table was read"))
+    triton_lstm.LSTM(3, 4)(torch.zeros(2, 1, 3))

@@ -1,0 +1,264 @@
+"""Tuned tables: what is looked up, and files that are broken, hostile, outdated or written by many at once."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import warnings
+
+import pytest
+
+from triton_lstm import tables
+from triton_lstm.devices import GPUS, INTERPRETER
+from triton_lstm.plan import Plan, make_plan
+from triton_lstm.table_file import (
+    KERNELS,
+    Key,
+    LayerTime,
+    OutdatedError,
+    Table,
+    TableError,
+    Tuned,
+    bucket,
+    file_name,
+    read,
+    render,
+    update,
+)
+from triton_lstm.tables import choose
+
+H200 = GPUS["H200"]
+PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
+KEY = Key(False, "bf16", 512, 64)
+ENTRY = Tuned(KEY, PLAN, 1.25, 1.5)
+LAYER = LayerTime("inference", "bf16", 512, 64, 2.0, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The user's tables; nothing is shipped."""
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
+    tables.forget()
+    yield tmp_path
+    tables.forget()
+
+
+def put(folder, *entries, gpu="H200"):
+    path = folder / file_name(GPUS[gpu].name)
+    update(path, {"gpu": GPUS[gpu].name}, *entries)
+    tables.forget()
+    return path
+
+
+def test_a_table_comes_back_as_it_was_written(folder):
+    path = put(folder, ENTRY, LAYER)
+    found = read(path)
+    assert found.plans == {KEY: ENTRY} and list(found.layers.values()) == [LAYER]
+    assert found.about == {"gpu": "NVIDIA H200"}
+    assert render(found) == path.read_text()
+    assert [line for line in path.read_text().splitlines() if '"H": 512' in line and '"direction"' in line]
+
+
+def test_an_entry_wins_over_the_plan(folder):
+    before = choose(H200, 2, KEY)
+    assert before.tuned is None and before.plan == make_plan(H200, 2, 64, 512, False)
+    put(folder, ENTRY)
+    choice = choose(H200, 2, KEY)
+    assert choice.tuned == ENTRY and choice.exactly(KEY)
+    assert choice.plan == PLAN.on(H200, 2, 64, 512, False) and choice.plan.groups == 4
+
+
+def test_batches_of_one_bucket_share_a_config_but_not_a_grid(folder):
+    put(folder, ENTRY)
+    few, many = (choose(H200, 2, dataclasses.replace(KEY, B=B)) for B in (33, 64))
+    assert few.exactly(dataclasses.replace(KEY, B=33)) and few.plan.block_h == many.plan.block_h == 32
+    assert (few.plan.groups, many.plan.groups) == (3, 4)
+
+
+@pytest.mark.parametrize("B, expected", [(1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (0, 16)])
+def test_buckets(B, expected):
+    assert bucket(B) == expected
+
+
+@pytest.mark.parametrize(
+    "key, near",
+    [
+        (Key(False, "bf16", 512, 64), True),
+        (Key(False, "bf16", 640, 64), True),
+        (Key(False, "bf16", 512, 100), True),
+        (Key(False, "bf16", 256, 64), True),
+        (Key(False, "bf16", 1100, 64), False),
+        (Key(False, "bf16", 700, 128), False),
+        (Key(True, "bf16", 512, 64), False),
+        (Key(False, "fp16", 512, 64), False),
+    ],
+    ids=str,
+)
+def test_neighbours(key, near, folder):
+    put(folder, ENTRY)
+    assert (choose(H200, 2, key).tuned == ENTRY) == near
+
+
+def test_the_nearest_neighbour_is_taken(folder):
+    other = Tuned(dataclasses.replace(KEY, H=768), dataclasses.replace(PLAN, block_h=16), 2.0, 2.0)
+    put(folder, ENTRY, other)
+    assert choose(H200, 2, dataclasses.replace(KEY, H=700)).tuned == other
+    assert choose(H200, 2, dataclasses.replace(KEY, H=520)).tuned == ENTRY
+
+
+def test_an_entry_that_this_device_cannot_run_is_passed_over(folder):
+    large = dataclasses.replace(PLAN, block_h=64)
+    put(folder, dataclasses.replace(ENTRY, plan=large))
+    assert choose(H200, 2, KEY).tuned is None  # it would not fit on chip
+    put(folder, dataclasses.replace(ENTRY, plan=dataclasses.replace(PLAN, block_b=16)), gpu="MI300X")
+    assert choose(GPUS["MI300X"], 2, KEY).tuned is None  # no flag exchange there
+
+
+def test_the_interpreter_asks_no_table(folder):
+    update(folder / file_name(INTERPRETER.name), {}, ENTRY)
+    assert choose(INTERPRETER, 2, KEY).tuned is None
+
+
+def test_a_users_table_wins_over_the_shipped_one(folder):
+    path = folder / "shipped" / file_name(H200.name)
+    shipped = dataclasses.replace(ENTRY, us=9.0)
+    update(path, {}, shipped, dataclasses.replace(shipped, key=dataclasses.replace(KEY, B=16)))
+    tables.forget()
+    assert choose(H200, 2, KEY).tuned == shipped
+    put(folder, ENTRY)
+    assert choose(H200, 2, KEY).tuned == ENTRY
+    assert choose(H200, 2, dataclasses.replace(KEY, B=16)).tuned.us == 9.0
+
+
+def content(**changes):
+    row = json.loads(render(_table()))["plans"][0] | changes
+    return {"format": 1, "kernels": KERNELS, "about": {}, "plans": [row], "layers": []}
+
+
+def _table():
+    table = Table({})
+    table.add(ENTRY)
+    return table
+
+
+BROKEN = {
+    "empty": b"",
+    "cut off": b'{"format": 1, "kern',
+    "not text": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+    "a list": b"[]",
+    "other fields": b'{"format": 1}',
+    "a large number": b'{"format": ' + b"9" * 5000 + b"}",
+} | {
+    name: json.dumps(content(**change)).encode()
+    for name, change in {
+        "a wrong direction": {"direction": "sideways"},
+        "an unknown dtype": {"dtype": "int4"},
+        "an unknown exchange": {"exchange": "smoke signals"},
+        "H of 0": {"H": 0},
+        "a huge H": {"H": 1 << 40},
+        "B that is no bucket": {"B": 17},
+        "a tile that is no power of two": {"block_h": 24},
+        "a negative tile": {"block_b": -16},
+        "a huge tile": {"block_k": 1 << 30},
+        "more slices than chunk": {"slices": 16, "block_k": 64},
+        "warps as text": {"warps": "8"},
+        "a truth as a number": {"resident": 1},
+        "a number as a truth": {"block_h": True},
+        "a time of 0": {"us": 0},
+        "a negative time": {"planned_us": -1.0},
+        "a time that is none": {"us": float("nan")},
+        "an endless time": {"us": float("inf")},
+    }.items()
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_is_named_and_the_plan_taken(text, folder):
+    path = folder / file_name(H200.name)
+    path.write_bytes(text)
+    with pytest.raises(TableError):
+        read(path)
+    with pytest.warns(UserWarning, match="tuned table .*nvidia_h200.json is ignored"):
+        choice = choose(H200, 2, KEY)
+    assert choice.plan == make_plan(H200, 2, 64, 512, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(H200, 2, dataclasses.replace(KEY, B=16))
+    with pytest.raises(TableError):  # and it is not written over either
+        update(path, {}, ENTRY)
+    assert path.read_bytes() == text
+
+
+def test_a_folder_or_a_pipe_is_no_table(folder):
+    for make in (os.mkdir, os.mkfifo):
+        path = folder / make.__name__
+        make(path)
+        with pytest.raises(TableError, match="not a regular file"):
+            read(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(folder, monkeypatch):
+    path = put(folder, ENTRY)
+    monkeypatch.setattr("triton_lstm.table_file.LARGEST", 10)
+    with pytest.raises(TableError, match="larger than"):
+        read(path)
+
+
+def test_a_table_of_other_kernels_is_ignored_with_one_warning_and_replaced(folder):
+    path = folder / file_name(H200.name)
+    path.write_text(json.dumps(content() | {"kernels": KERNELS + 1}))
+    with pytest.raises(OutdatedError):
+        read(path)
+    with pytest.warns(UserWarning, match=r"for kernels .* Run `triton-lstm tune` again"):
+        choice = choose(H200, 2, KEY)
+    assert choice.tuned is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(H200, 2, dataclasses.replace(KEY, H=300)).tuned is None
+    update(path, {}, dataclasses.replace(ENTRY, us=1.0))
+    assert read(path).plans[KEY].us == 1.0
+
+
+def _write_many(path, number):
+    for k in range(10):
+        update(path, {}, dataclasses.replace(ENTRY, key=Key(False, "bf16", 1 + 10 * number + k, 64)))
+
+
+def test_processes_that_write_at_once_lose_nothing(folder):
+    path = folder / "table.json"
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_write_many, args=(path, number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert all(process.exitcode == 0 for process in processes)
+    assert sorted(key.H for key in read(path).plans) == list(range(1, 41))
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_write_that_fails_leaves_the_old_table(folder, monkeypatch):
+    path = put(folder, ENTRY)
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        update(path, {}, dataclasses.replace(ENTRY, us=1.0))
+    assert path.read_text() == before and not list(folder.glob("*.tmp"))
+
+
+def test_without_platformdirs_there_are_no_users_tables(monkeypatch):
+    monkeypatch.delenv(tables.FOLDER)
+    monkeypatch.setitem(__import__("sys").modules, "platformdirs", None)
+    assert tables.user_folder() is None and len(tables.places("x")) == 1
+
+
+def test_the_cache_folder_is_the_platforms(monkeypatch, tmp_path):
+    monkeypatch.delenv(tables.FOLDER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tables.user_folder() == tmp_path / "triton_lstm" / "tuned"

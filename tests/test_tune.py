@@ -1,0 +1,207 @@
+"""Tuning without a GPU: Triton's autotuner over the concurrent interpreter, with a clock that the tests set."""
+
+import dataclasses
+import math
+
+import pytest
+
+pytest.importorskip("greenlet")
+import torch
+from interleave import concurrent_programs
+
+import triton_lstm
+import triton_lstm.kernels
+import triton_lstm.kernels.configs as configs
+from triton_lstm import autograd, tables, tune
+from triton_lstm.devices import GPUS
+from triton_lstm.plan import make_plan, space
+from triton_lstm.table_file import Key, LayerTime, file_name, read
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real clock is at hand")
+H200 = GPUS["H200"]
+CPU = torch.device("cpu")
+MEASURE = tune.measure
+FORWARD, BACKWARD = Key(False, "bf16", 24, 16), Key(True, "bf16", 24, 16)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch, tmp_path):
+    """Plans are an H200's; the programs of a launch run concurrently. Tables lie in a folder of the test's own."""
+    monkeypatch.setattr(configs, "device_facts", lambda device: H200)
+    monkeypatch.setattr(triton_lstm.kernels, "device_facts", lambda device: H200)
+    monkeypatch.setattr(autograd, "device_facts", lambda device: H200)
+    monkeypatch.setattr(tune, "about", lambda device: {"gpu": H200.name})
+    monkeypatch.setattr(tune, "_tried", set())
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    tables.forget()
+    with concurrent_programs(seed=0):
+        yield
+    tables.forget()
+
+
+class Clock:
+    """ms by a function of the plan, which `begin` tells."""
+
+    def __init__(self, ms=lambda plan: 1.0):
+        self.ms = ms
+        self.begun = []
+
+    def begin(self, plan):
+        self.begun.append(plan)
+
+    def __call__(self, call, quantiles):
+        call()
+        return [self.ms(self.begun[-1])] * len(quantiles)
+
+
+def measure(key, clock, **kwargs):
+    return MEASURE(key, CPU, clock=clock, steps=4, begin=clock.begin, **kwargs)
+
+
+@pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_the_fastest_config_wins(key):
+    clock = Clock(lambda plan: 0.5 if plan.exchange == "flag" and plan.block_h == 8 else 2.0)
+    trials = measure(key, clock)
+    found = tune.best(key, trials)
+    assert found.plan.exchange == "flag" and found.plan.block_h == 8
+    assert found.us == pytest.approx(0.5e3 / 4) and found.planned_us == pytest.approx(2e3 / 4)
+    measured = [trial for trial in trials if math.isfinite(trial.us)]
+    assert {trial.plan.exchange for trial in measured} == {"none", "flag", "barrier"}
+    assert len(measured) <= configs.BEST + 2 * configs.BEST_OF_OTHERS
+
+
+def test_the_planned_config_is_the_first_and_always_measured():
+    trials = measure(FORWARD, Clock())
+    assert trials[0].plan == make_plan(H200, 2, 16, 24, False) and math.isfinite(trials[0].us)
+
+
+def test_every_config_has_a_time_or_a_reason():
+    trials = measure(BACKWARD, Clock())
+    everything = {dataclasses.replace(plan, groups=1) for plan in space(2, 16, 24, True)}
+    assert {dataclasses.replace(trial.plan, groups=1) for trial in trials} == everything
+    assert all(math.isfinite(trial.us) != bool(trial.reason) for trial in trials)
+    assert any("it would spill registers" in trial.reason for trial in trials)
+
+
+def test_each_config_is_checked_before_it_is_timed(monkeypatch):
+    """Two calls a config: one for the answer, one of the clock; none for what is not measured."""
+    clock = Clock()
+    calls = []
+    shipped = configs.make_ready
+    monkeypatch.setattr(configs, "make_ready", lambda *args: (calls.append(args[0]), shipped(*args)))
+    measured = [trial for trial in measure(FORWARD, clock) if math.isfinite(trial.us)]
+    groups = 3  # each is made ready once before, and once after the choice
+    assert len(calls) == 2 * len(measured) + 2 * groups and len(clock.begun) == len(measured)
+
+
+@pytest.mark.parametrize("key, name", [(FORWARD, "y"), (BACKWARD, "dgates")], ids=["forward", "backward"])
+def test_a_wrong_answer_is_named_and_never_chosen(key, name, monkeypatch):
+    """The flag's buffers hold zeros: nobody waits, and what is read is too early more often than not."""
+
+    def not_ready(exchange, buffer, counter):
+        if exchange == "flag":
+            buffer.zero_()
+        elif counter is not None:
+            counter.zero_()
+
+    monkeypatch.setattr(configs, "make_ready", not_ready)
+    trials = measure(key, Clock(lambda plan: 0.1 if plan.exchange == "flag" else 1.0))
+    wrong = [trial for trial in trials if f"its {name} has" in trial.reason]
+    assert wrong and wrong == [trial for trial in trials if trial.failed]
+    assert all(trial.plan.exchange == "flag" for trial in wrong)
+    assert tune.best(key, trials).plan not in [trial.plan for trial in wrong]
+
+
+def test_a_config_that_fails_is_named_and_never_chosen(monkeypatch):
+    shipped = triton_lstm.kernels.lstm_forward_kernel.run
+
+    def run(*args, BLOCK_H, **kwargs):
+        if BLOCK_H == 8:
+            raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+        return shipped(*args, BLOCK_H=BLOCK_H, **kwargs)
+
+    monkeypatch.setattr(triton_lstm.kernels.lstm_forward_kernel, "run", run, raising=False)
+    trials = measure(FORWARD, Clock(lambda plan: 0.1 if plan.block_h == 8 else 1.0))
+    failed = [trial for trial in trials if "too many blocks" in trial.reason]
+    assert failed and failed == [trial for trial in trials if trial.failed]
+    assert all(trial.plan.block_h == 8 for trial in failed)
+    assert tune.best(FORWARD, trials).plan.block_h != 8
+
+
+def test_nothing_is_chosen_where_nothing_runs(monkeypatch):
+    def run(*args, **kwargs):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(triton_lstm.kernels.lstm_forward_kernel, "run", run, raising=False)
+    trials = measure(FORWARD, Clock())
+    assert tune.best(FORWARD, trials) is None
+    assert "no kernel image" in trials[0].reason
+
+
+def test_a_config_that_is_refused_beforehand_does_not_run():
+    trials = tune.measure(FORWARD, CPU, clock=lambda *_, **__: pytest.fail("it ran"), steps=4, begin=lambda plan: "no")
+    assert all(math.isnan(trial.us) for trial in trials) and trials[0].reason == "no"
+
+
+def test_tuning_leaves_the_random_numbers_alone():
+    before = torch.random.get_rng_state()
+    measure(FORWARD, Clock())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class TestFirstCall:
+    """TRITON_LSTM_AUTOTUNE=1; `wants_tuning` itself asks for a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def wanted(self, monkeypatch):
+        self.clock = Clock(lambda plan: 0.1 if plan.block_h == 8 else 1.0)
+        self.measured = []
+        monkeypatch.setattr(autograd, "wants_tuning", lambda device: True)
+
+        def measure_now(key, device):
+            self.measured.append(key)
+            return measure(key, self.clock)
+
+        monkeypatch.setattr(tune, "measure", measure_now)
+
+    def test_it_tunes_once_and_is_remembered(self, tmp_path):
+        for batch in (16, 9):  # of one bucket
+            plan = autograd.choice_for(torch.bfloat16, CPU, batch, 24, False).plan
+            assert plan.block_h == 8
+        assert self.measured == [FORWARD]
+        assert read(tmp_path / file_name(H200.name)).plans[FORWARD].plan.block_h == 8
+        autograd.choice_for(torch.bfloat16, CPU, 17, 24, False)
+        assert self.measured == [FORWARD, dataclasses.replace(FORWARD, B=32)]
+
+    def test_a_folder_that_cannot_be_written_is_no_failure(self, tmp_path, monkeypatch):
+        blocked = tmp_path / "file"
+        blocked.touch()
+        monkeypatch.setenv(tables.FOLDER, str(blocked))
+        with pytest.warns(UserWarning, match="known to this process only"):
+            assert autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan.block_h == 8
+        autograd.choice_for(torch.bfloat16, CPU, 16, 24, False)
+        assert len(self.measured) == 1
+
+    def test_what_cannot_be_tuned_is_not_tried_again(self, monkeypatch):
+        def failing(key, device):
+            self.measured.append(key)
+            return [configs.Trial(make_plan(H200, 2, 16, 24, False), 1.0, reason="broken")]
+
+        monkeypatch.setattr(tune, "measure", failing)
+        plans = {autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
+        assert plans == {make_plan(H200, 2, 16, 24, False)} and len(self.measured) == 1
+
+
+def test_layer_times(monkeypatch):
+    ms = iter([1.0, 2.0, 3.0, 4.0])
+
+    def clock(call, quantiles):
+        call()
+        return [next(ms)]
+
+    monkeypatch.setattr(autograd, "plan_for", lambda gates, backward: make_plan(H200, 2, 3, 24, backward))
+    times = tune.layer_times("bf16", 24, 3, CPU, clock, steps=4)
+    assert times == [
+        LayerTime("inference", "bf16", 24, 3, 250.0, 750.0),
+        LayerTime("training", "bf16", 24, 3, 500.0, 1000.0),
+    ]

@@ -1,0 +1,243 @@
+"""The commands tune and doctor. Off a GPU the measuring is a stand-in; test_tune.py has the real one."""
+
+import dataclasses
+import os
+
+import pytest
+
+pytest.importorskip("pandas")
+import torch
+
+from triton_lstm import cli, tables, tune, tune_commands
+from triton_lstm.devices import GPUS
+from triton_lstm.kernels.configs import Trial
+from triton_lstm.perf.failures import DeviceLostError
+from triton_lstm.plan import make_plan
+from triton_lstm.table_file import Key, LayerTime, file_name, read
+
+H200 = GPUS["H200"]
+SHAPE = ["--hidden", "24,40", "--batch", "3", "--dtype", "bf16"]
+KEYS = [Key(backward, "bf16", H, 16) for H in (24, 40) for backward in (False, True)]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def call(*args):
+        try:
+            status = cli.main(list(args))
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A GPU by name, and measurements made up: half of what is planned for each config of 8 units."""
+    keys = []
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def measure(key, device, begin, again):
+        keys.append(key)
+        plan = make_plan(H200, 2, key.B, key.H, key.backward)
+        others = [dataclasses.replace(plan, block_h=h, exchange="flag") for h in (8, 16)]
+        begin(plan)
+        return [
+            Trial(plan, 1.0, 2.0),
+            Trial(others[0], 1.1, 0.8),
+            Trial(others[1], 1.2, reason="it fell over", failed=True),
+            Trial(others[1], 9.0, reason="not tried"),
+        ]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
+    monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
+    monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", lambda device: None)
+    monkeypatch.setattr(tune, "about", lambda device: {"gpu": H200.name, "torch": "2"})
+    monkeypatch.setattr(tune, "measure", measure)
+    monkeypatch.setattr(tune, "layer_times", lambda d, H, B, device: [LayerTime("training", d, H, B, 4.0, 6.0)])
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    tables.forget()
+    yield keys
+    tables.forget()
+
+
+def test_it_writes_a_table_and_shows_the_gain(run, measured, tmp_path):
+    status, out, _ = run("tune", *SHAPE)
+    path = tmp_path / file_name(H200.name)
+    assert status == 0 and measured == KEYS
+    found = read(path)
+    assert set(found.plans) == set(KEYS) and all(entry.plan.block_h == 8 for entry in found.plans.values())
+    assert found.about["gpu"] == H200.name and len(found.layers) == 2
+    assert "gain" in out and " 2.5 " in out and " 1.5 " in out and f"table: {path}" in out
+    assert not path.with_suffix(".running").exists()
+
+
+def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):
+    shipped = tune.measure
+
+    def interrupted(key, *args, **kwargs):
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        return shipped(key, *args, **kwargs)
+
+    monkeypatch.setattr(tune, "measure", interrupted)
+    status, out, _ = run("tune", *SHAPE)
+    assert status == 130 and "interrupted; the same command continues" in out
+    assert list(read(tmp_path / file_name(H200.name)).plans) == KEYS[:1]
+    monkeypatch.setattr(tune, "measure", shipped)
+    assert run("tune", *SHAPE)[0] == 0
+    assert measured == KEYS
+    assert run("tune", *SHAPE)[0] == 0 and measured == KEYS  # nothing is left
+    assert run("tune", *SHAPE, "--again")[0] == 0 and measured == KEYS + KEYS
+
+
+def test_the_budget_lets_nothing_new_begin(run, measured, monkeypatch):
+    times = iter([0.0, 10.0, 400.0])
+    monkeypatch.setattr(tune_commands.time, "monotonic", lambda: next(times))
+    status, out, _ = run("tune", *SHAPE, "--budget", "5m")
+    assert status == 0 and len(measured) == 1 and "the budget is spent; the same command continues" in out
+
+
+def test_verbose_shows_every_config_and_its_reason(run, measured):
+    _, out, _ = run("tune", *SHAPE, "--verbose")
+    assert "it fell over" in out and "not tried" in out and "bf16 24 16 forward" in out
+
+
+def test_what_failed_is_always_named(run, measured):
+    _, out, _ = run("tune", *SHAPE)
+    assert "it fell over" in out and "not tried" not in out
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a CUDA error"), torch.OutOfMemoryError("too much"), ValueError("no")])
+def test_a_shape_that_fails_is_named_and_the_others_go_on(error, run, measured, monkeypatch):
+    shipped = tune.measure
+
+    def failing(key, *args, **kwargs):
+        if key == KEYS[1]:
+            raise error
+        return shipped(key, *args, **kwargs)
+
+    monkeypatch.setattr(tune, "measure", failing)
+    status, out, _ = run("tune", *SHAPE)
+    assert status == 1 and len(measured) == 3 and str(error) in out
+
+
+def test_where_not_even_the_plan_runs_the_reason_is_shown(run, measured, monkeypatch):
+    plan = make_plan(H200, 2, 16, 24, False)
+    monkeypatch.setattr(tune, "measure", lambda *_, **__: [Trial(plan, 1.0, reason="no kernel image")])
+    status, out, _ = run("tune", *SHAPE)
+    assert status == 1 and "no kernel image" in out
+
+
+def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypatch):
+    """Which knows what killed this one, and what was done; `--again` does not begin anew."""
+    shipped, started = tune.measure, []
+
+    def lost(key, *args, begin, **kwargs):
+        if key == KEYS[1]:
+            begin(make_plan(H200, 2, 16, 24, True))
+            raise RuntimeError("an illegal memory access was encountered")
+        return shipped(key, *args, begin=begin, **kwargs)
+
+    def gone(device):
+        raise DeviceLostError("an illegal memory access")
+
+    def execv(program, command):
+        started.append(command)
+        raise SystemExit(77)
+
+    monkeypatch.setattr(tune, "measure", lost)
+    monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", gone)
+    monkeypatch.setattr(os, "execv", execv)
+    status, _, err = run("tune", *SHAPE, "--again")
+    assert status == 77 and "continuing in a fresh one" in err
+    assert started[0][1:] == ["-m", "triton_lstm", "tune", *SHAPE, "--again"]
+
+    refused = []
+
+    def measure(key, *args, begin, **kwargs):
+        if key == KEYS[1]:
+            refused.append(begin(make_plan(H200, 2, 16, 24, True)))
+        return shipped(key, *args, begin=begin, **kwargs)
+
+    monkeypatch.setattr(tune, "measure", measure)
+    assert run("tune", *SHAPE, "--again")[0] == 0
+    assert refused == ["the process died while measuring it"] and measured == KEYS
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"died": 3}', "\x00"])
+def test_a_damaged_note_of_a_dead_run_stops_nothing(text, run, measured, tmp_path):
+    (tmp_path / file_name(H200.name)).with_suffix(".running").write_text(text)
+    assert run("tune", *SHAPE)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["--hidden", "0"], "whole numbers from 1"),
+        (["--hidden", "a"], "whole numbers from 1"),
+        (["--hidden", "²"], "whole numbers from 1"),
+        (["--batch", "16,,64"], "whole numbers from 1"),
+        (["--dtype", "int8"], "There are bf16, fp16, tf32, fp32"),
+        (["--budget", "soon"], "a time such as 300s"),
+        (["--budget", "0s"], "a time such as 300s"),
+        (["--budget", ""], "a time such as 300s"),
+        (["--gpu", "Z80"], "invalid choice"),
+        (["--gpu", "H200"], "--gpu is for --dry-run"),
+    ],
+    ids=lambda value: "",
+)
+def test_bad_input(args, says, run):
+    status, _, err = run("tune", *args)
+    assert status == 2 and says in err and "Traceback" not in err
+
+
+def test_a_file_that_is_no_table_is_left_alone(run, measured, tmp_path):
+    path = tmp_path / "notes.json"
+    path.write_text("mine")
+    status, _, err = run("tune", *SHAPE, "--out", str(path))
+    assert status == 2 and "Give another file with --out" in err and path.read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(run, measured, tmp_path):
+    (tmp_path / "file").touch()
+    status, _, err = run("tune", *SHAPE, "--out", str(tmp_path / "file" / "table.json"))
+    assert status == 2 and "Traceback" not in err
+
+
+def test_two_tunes_do_not_fill_one_table(run, measured, tmp_path):
+    import filelock
+
+    path = tmp_path / file_name(H200.name)
+    with filelock.FileLock(path.with_suffix(".tuning.lock")):
+        status, _, err = run("tune", *SHAPE)
+    assert status == 2 and "another tune is filling" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(run):
+    status, _, err = run("tune")
+    assert status == 2 and "nothing was measured" in err and "--dry-run --gpu" in err
+    status, _, err = run("tune", "--dry-run")
+    assert status == 2 and "Name one with --gpu" in err
+
+
+@pytest.mark.parametrize("gpu", list(GPUS))
+def test_dry_run(gpu, run):
+    status, out, _ = run(
+        "tune", "--dry-run", "--gpu", gpu, "--hidden", "64,768", "--batch", "16", "--dtype", "bf16,fp32"
+    )
+    assert status == 0 and GPUS[gpu].name in out and "not measured" in out
+    assert out.count("us a step") == 8
+
+
+def test_dry_run_shows_why_configs_are_dropped(run):
+    _, out, _ = run("tune", "--dry-run", "--gpu", "L4", "--hidden", "1024", "--batch", "16", "--verbose")
+    for reason in ("KiB of shared memory", "spill registers", "wait for each other"):
+        assert reason in out
+    _, out, _ = run("tune", "--dry-run", "--gpu", "MI300X", "--hidden", "256", "--batch", "16", "--verbose")
+    assert "volatile loads" in out

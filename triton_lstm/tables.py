@@ -1,0 +1,108 @@
+"""Which plan a call takes: the measured one of a tuned table, its nearest neighbour's, or the one nobody measured.
+
+Tables are one JSON file per GPU. Shipped ones lie in tuned/, a user's in a cache folder and win. They are read when a
+plan is first asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import warnings
+from pathlib import Path
+
+from triton_lstm.devices import Device
+from triton_lstm.limits import why_not
+from triton_lstm.plan import Plan, make_plan
+from triton_lstm.table_file import Key, LayerTime, Table, TableError, Tuned, bucket, file_name, read
+
+SHIPPED = Path(__file__).parent / "tuned"
+FOLDER = "TRITON_LSTM_TUNED"  # the environment variable that names another folder than the platform's cache
+NEAR = 1.0  # how far, in doublings of H and of B together, a neighbour may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A plan and the measurement that it is from, perhaps a neighbour's; None where nobody has measured one."""
+
+    plan: Plan
+    tuned: Tuned | None
+
+    def exactly(self, key: Key) -> bool:
+        """Whether the measurement is of this very key."""
+        return self.tuned is not None and self.tuned.key == dataclasses.replace(key, B=bucket(key.B))
+
+
+def user_folder() -> Path | None:
+    """Where a user's tables lie: TRITON_LSTM_TUNED, or the platform's cache folder; None where nobody can tell it."""
+    named = os.environ.get(FOLDER)
+    if named:
+        return Path(named)
+    try:
+        import platformdirs
+    except ImportError:
+        return None
+    return Path(platformdirs.user_cache_dir("triton_lstm", appauthor=False)) / "tuned"
+
+
+def places(gpu: str) -> list[Path]:
+    """Where a table for `gpu` may lie; a later one wins."""
+    folders = [SHIPPED, user_folder()]
+    return [folder / file_name(gpu) for folder in folders if folder]
+
+
+@functools.lru_cache(maxsize=64)
+def table_for(gpu: str) -> Table:
+    """All that is known of `gpu`; empty if nothing. A file that cannot be used is named in one warning."""
+    merged = Table({"gpu": gpu})
+    for path in places(gpu):
+        try:
+            found = read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, TableError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"the tuned table {path} is ignored: {why}.", stacklevel=2)
+            continue
+        merged.about |= found.about
+        merged.add(*found.plans.values(), *found.layers.values())
+    return merged
+
+
+def layer_time(gpu: str, mode: str, dtype: str, hidden_size: int, batch: int) -> LayerTime | None:
+    """The measured times of a layer of this size and of `batch`'s bucket."""
+    return table_for(gpu).layers.get((mode, dtype, hidden_size, bucket(batch)))
+
+
+def remember(gpu: str, found: Tuned) -> None:
+    """Adds a measurement to what this process knows."""
+    table_for(gpu).add(found)
+    choose.cache_clear()
+
+
+def forget() -> None:
+    """Tables are read anew when a plan is next asked for."""
+    table_for.cache_clear()
+    choose.cache_clear()
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(device: Device, itemsize: int, key: Key) -> Choice:
+    """The plan for a layer; key.B is the batch itself. itemsize as make_plan's.
+
+    A neighbour has the same direction and dtype, and at most twice or half of H and B in all; entries that this device
+    cannot run are passed over.
+    """
+    entries = table_for(device.name).plans.values() if device.backend != "interpreter" else ()
+    wanted = dataclasses.replace(key, B=bucket(key.B))
+
+    def distance(entry: Tuned) -> float:
+        return abs(math.log2(entry.key.H / wanted.H)) + abs(math.log2(entry.key.B / wanted.B))
+
+    alike = [e for e in entries if (e.key.backward, e.key.dtype) == (wanted.backward, wanted.dtype)]
+    for entry in sorted((e for e in alike if distance(e) <= NEAR), key=distance):
+        if why_not(device, itemsize, wanted.H, wanted.backward, entry.plan) is None:
+            return Choice(entry.plan.on(device, itemsize, key.B, wanted.H, wanted.backward), entry)
+    return Choice(make_plan(device, itemsize, key.B, key.H, key.backward), None)
