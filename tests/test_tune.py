@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("greenlet")
 import torch
 from interleave import concurrent_programs
+from triton.runtime.autotuner import Autotuner
 
 import triton_lstm
 import triton_lstm.kernels
@@ -190,6 +191,55 @@ class TestFirstCall:
         monkeypatch.setattr(tune, "measure", failing)
         plans = {autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
         assert plans == {make_plan(H200, 2, 16, 24, False)} and len(self.measured) == 1
+
+
+class TestTimesOnDisk:
+    """Triton's own cache, which the interpreter goes round; here its lookup is made up."""
+
+    @pytest.fixture(autouse=True)
+    def cache(self, monkeypatch):
+        self.keys, self.found = [], {}
+
+        def check(tuner, key, pruned, bench):
+            self.keys.append(key)
+            if key not in self.found:
+                bench()
+                self.found[key] = dict(tuner.configs_timings)
+                return False
+            tuner.configs_timings = self.found[key]
+            tuner.cache[key] = min(self.found[key], key=self.found[key].get)
+            return True
+
+        monkeypatch.setattr(Autotuner, "check_disk_cache", check)
+        always = property(lambda tuner: True, lambda *_: None)
+        monkeypatch.setattr(configs._Autotuner, "cache_results", always, raising=False)
+
+    def test_they_are_taken_and_nothing_is_measured(self):
+        clock = Clock(lambda plan: 0.5 if plan.block_h == 8 else 1.0)
+        first = measure(FORWARD, clock)
+        begun = len(clock.begun)
+        second = measure(FORWARD, clock)
+        assert len(clock.begun) == begun
+        assert [trial.us for trial in second if trial.us == trial.us] == [
+            trial.us for trial in first if trial.us == trial.us
+        ]
+
+    def test_what_failed_then_is_not_chosen_now(self):
+        clock = Clock()
+        measure(FORWARD, clock)
+        for times in self.found.values():
+            for config in times:
+                if config.kwargs["BLOCK_H"] == 8:
+                    times[config] = [math.inf] * 3
+        failed = [trial for trial in measure(FORWARD, clock) if trial.failed]
+        assert failed and all(t.reason == "it failed in an earlier run" and t.plan.block_h == 8 for t in failed)
+
+    def test_they_are_of_one_gpu(self, monkeypatch):
+        measure(FORWARD, Clock())
+        monkeypatch.setattr(configs, "device_facts", lambda device: dataclasses.replace(H200, name="NVIDIA H100"))
+        clock = Clock()
+        measure(FORWARD, clock)
+        assert clock.begun and len(set(self.keys)) == len(self.keys)
 
 
 def test_layer_times(monkeypatch):
