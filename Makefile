@@ -42,6 +42,7 @@ KERNEL_TESTS := tests/test_layer.py tests/test_exchange.py tests/test_autograd.p
 SMOKE_TESTS := tests/test_launch.py tests/test_interpreter.py tests/test_tune.py tests/test_codegen.py
 
 .triton/%: | $(READY)
+	rm -rf $@.new
 	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --no-deps --target $@.new triton==$*
 	mv $@.new $@
 
@@ -103,7 +104,7 @@ gpu-memcheck gpu-racecheck: gpu-there
 
 # Into the checkout, so that gpu-bench measures what would be shipped; goes on where it was stopped
 gpu-tune: gpu-there
-	$(GPU) -m triton_lstm tune $(SHAPES) --verbose --out $(TABLE) $(LOG)
+	$(GPU) -m triton_lstm tune $(SHAPES) --budget 450s --verbose --out $(TABLE) $(LOG)
 
 gpu-bench gpu-bench-quick gpu-bench-full: gpu-there
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)

@@ -1,5 +1,6 @@
 """Plans as configs of Triton's autotuner, which measures the most promising ones on a kernel's own arguments."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -10,15 +11,23 @@ import triton
 import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
+from triton.runtime.errors import AutotunerError
 
 from triton_lstm.cost import cost
 from triton_lstm.kernels.exchange import make_ready
-from triton_lstm.kernels.launch import constants, counter_for, device_facts, options, product_precision, tile
+from triton_lstm.kernels.launch import (
+    constants,
+    counter_for,
+    device_facts,
+    options,
+    precision_name,
+    product_precision,
+    tile,
+)
 from triton_lstm.limits import why_not
-from triton_lstm.plan import Exchange, Plan, space
+from triton_lstm.plan import EXCHANGES, Exchange, Plan, space
 
 BEST, BEST_OF_OTHERS = 6, 2  # how many configs of the planned exchange, and of each other one, are measured
-EXCHANGES: tuple[Exchange, ...] = ("none", "flag", "barrier")
 Clock = Callable[..., list[float]]
 
 
@@ -50,6 +59,14 @@ class _Autotuner(Autotuner):
         return found
 
 
+class _MeasuredError(Exception):
+    """Ends the autotuner's run before it launches the config it has chosen: nobody asked for that."""
+
+
+class _RefusedError(Exception):
+    """A config that is not to be run."""
+
+
 class Trials:
     """To be called as `launch`: measures, instead of the one plan, the best plans of the whole space.
 
@@ -78,7 +95,7 @@ class Trials:
         state: dict[str, torch.Tensor] = {
             name: arguments[name].clone() for name in ("c_ptr", "dc_ptr") if name in arguments
         }
-        for exchange in EXCHANGES:
+        for exchange in ("none", *EXCHANGES):
             best = BEST if exchange == plan.exchange else BEST_OF_OTHERS
             self.trials += _Group(self, kernel, plan, exchange, exchanged, arguments, state, reverse).run(best)
         planned = dataclasses.replace(plan, groups=1)
@@ -110,17 +127,21 @@ class _Group:
         self.hidden_size = arguments["w_hh_ptr"].shape[1]
         self.backward = width == 4 * self.hidden_size
         self.device = device_facts(exchanged.device)
-        precision = product_precision(exchanged.dtype, exchanged.device)
-        self.itemsize = 8 if precision == "tf32x3" else exchanged.element_size()
+        self.itemsize = self.device.itemsize(precision_name(exchanged.dtype, exchanged.device))
         self.counter = counter_for(exchange, exchanged, 16)
         self.constants = constants(
-            exchange, exchanged.dtype, self.hidden_size, reverse=reverse, precision=precision, limit=0
+            exchange,
+            exchanged.dtype,
+            self.hidden_size,
+            reverse=reverse,
+            precision=product_precision(exchanged.dtype, exchanged.device),
+            limit=0,
         )
         self.reasons: dict[Plan, str] = {}
         self.times: dict[Plan, float] = {}
         self.current: dict[str, Any] = {}  # what the running trial is launched with
         self.begun: set[Plan] = set()
-        self.measured = False
+        self.measuring = False
 
     def run(self, best: int) -> list[Trial]:
         plans = [p for p in space(*self._problem) if p.exchange == self.exchange]
@@ -137,8 +158,7 @@ class _Group:
             cache_results=isinstance(tl.cdiv, JITFunction) and not self.owner.again,
         )
         tuner.where = self.device.name, self.steps
-        self._before({})  # times from the cache on disk leave only the last launch, and no call before it
-        try:
+        with contextlib.suppress(_MeasuredError, AutotunerError):  # the latter where no config is left
             tuner[self._grid](
                 **self.arguments,
                 counter_ptr=self.counter,
@@ -150,14 +170,9 @@ class _Group:
                 launch_cooperative_grid=self.exchange != "none",
                 **self.constants,
             )
-        except Exception:  # no config is left, or the best one is one of those that failed
-            if self.measured or not _still_works(self.exchanged.device):
-                raise
-        for config, times in getattr(tuner, "configs_timings", {}).items():
-            plan = self._plan(config.all_kwargs())
-            self.times[plan] = times[0] * 1e3 / self.steps
-            if math.isinf(times[0]):
-                self.reasons.setdefault(plan, "it failed in an earlier run")
+        if not self.begun:  # they come from the cache on disk
+            for config, (ms, *_) in getattr(tuner, "configs_timings", {}).items():
+                self.times[self._plan(config.all_kwargs())] = ms * 1e3 / self.steps
         return [self._trial(plan) for plan in plans]
 
     @property
@@ -188,13 +203,19 @@ class _Group:
         )
 
     def _grid(self, meta: dict[str, Any]) -> tuple[int, int]:
-        plan = self._plan({"num_warps": self.current.get("num_warps", 8), **meta})
+        if not self.measuring:
+            raise _MeasuredError
+        plan = self._plan({"num_warps": self.current["num_warps"], **meta})
         return plan.on(self.device, *self._problem).grid(self.hidden_size)
 
     def _before(self, kwargs: dict[str, Any], reset_only: bool = False) -> None:
         """Triton calls this before every launch of a trial: what the kernel reads and writes is as at first."""
+        if reset_only:  # all is measured
+            if self.reasons.keys() & self.begun:  # kept for the next run are only times, not failures that may pass
+                raise _MeasuredError
+            return
         self.current = kwargs
-        if kwargs and (plan := self._plan(kwargs)) not in self.begun:
+        if (plan := self._plan(kwargs)) not in self.begun:
             self.begun.add(plan)
             if reason := self.owner.begin(plan):
                 raise _RefusedError(reason)
@@ -219,9 +240,14 @@ class _Group:
 
     def _bench(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
         """Triton's do_bench: inf for a config that fails or gives a wrong answer, with the reason."""
+        self.measuring = True
         try:
             call()
             reason = self.owner.wrong(self.arguments)
+            if reason is None:
+                times = self.owner.clock(call, quantiles=quantiles)
+                self.times[self._plan(self.current)] = times[0] * 1e3 / self.steps
+                return times
         except _RefusedError as refusal:
             reason = str(refusal)
         except Exception as error:
@@ -229,15 +255,10 @@ class _Group:
                 raise
             lines = str(error).strip().splitlines() or ["no message"]
             reason = f"{type(error).__name__}: {lines[0]}"[:200]
-        if reason:
-            self.reasons[self._plan(self.current)] = reason
-            return [math.inf] * len(quantiles)
-        self.measured = True
-        return self.owner.clock(call, quantiles=quantiles)
-
-
-class _RefusedError(Exception):
-    """A config that is not to be run."""
+        finally:
+            self.measuring = False
+        self.reasons[self._plan(self.current)] = reason
+        return [math.inf] * len(quantiles)
 
 
 def _still_works(device: torch.device) -> bool:

@@ -58,11 +58,6 @@ def product_precision(dtype: torch.dtype, device: torch.device) -> str:
     return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
 
 
-def bytes_on_chip(dtype: torch.dtype, device: torch.device) -> int:
-    """What an element of the recurrent product takes there: "tf32x3" keeps every number as two."""
-    return 8 if product_precision(dtype, device) == "tf32x3" else dtype.itemsize
-
-
 def precision_name(dtype: torch.dtype, device: torch.device) -> str:
     """What tables and benchmarks call it: bf16, fp16, tf32, fp32 or fp64."""
     if product_precision(dtype, device) == "tf32":
@@ -155,6 +150,11 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         )
 
 
+def refuses_cooperation(error: Exception) -> bool:
+    """Whether a device would not take a launch whose programs may wait for each other."""
+    return "ooperative" in str(error) or "not supported" in str(error)
+
+
 def _launch_steps(launcher: Any, plan: Plan, steps: int, arguments: dict[str, Any], device: torch.device) -> None:
     """All steps at once, or one by one where programs would have to wait for each other and cannot."""
     if plan.exchange == "none":
@@ -165,7 +165,7 @@ def _launch_steps(launcher: Any, plan: Plan, steps: int, arguments: dict[str, An
             launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
             return
         except (RuntimeError, AssertionError) as refusal:  # the latter on AMD
-            if "ooperative" not in str(refusal) and "not supported" not in str(refusal):
+            if not refuses_cooperation(refusal):
                 raise
             _refused.add((device, plan))
             warnings.warn(

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, require
+from triton_lstm.config import UsageError, interrupted_by_signals, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, watched
 
@@ -120,18 +119,17 @@ def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device:
     from triton_lstm.perf.machine import machine
     from triton_lstm.perf.store import Store
 
-    signals = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
-    before = {name: signal.signal(name, _interrupt) for name in signals}
     store = None
     try:
-        store = Store(path, machine())
-        if args.retry:
-            for case, provider, mode in wanted:
-                row = store.get(case.name, provider.name, mode)
-                if row is not None and row["status"] not in ("ok", "skipped"):
-                    store.measure_again(row)
-        with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
-            run(wanted, store, device)
+        with interrupted_by_signals():
+            store = Store(path, machine())
+            if args.retry:
+                for case, provider, mode in wanted:
+                    row = store.get(case.name, provider.name, mode)
+                    if row is not None and row["status"] not in ("ok", "skipped"):
+                        store.measure_again(row)
+            with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
+                run(wanted, store, device)
     except KeyboardInterrupt:
         if store:
             store.save()
@@ -139,13 +137,7 @@ def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device:
     finally:
         if store:
             store.end()  # only a death leaves it
-        for name, handler in before.items():
-            signal.signal(name, handler)
     return True
-
-
-def _interrupt(signum: int, stack: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import re
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -23,24 +25,20 @@ from triton_lstm.devices import GPUS
 from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
 from triton_lstm.kernels.launch import constants, options, tile
 from triton_lstm.limits import shared_bytes
+from triton_lstm.perf.cases import DTYPES
 from triton_lstm.perf.exchange_loop import WARPS, exchange_constants, exchange_kernel
 from triton_lstm.plan import Plan, make_plan
 
 TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
 HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
 BATCHES = (16, 32, 64, 256, 1024)
-DTYPES = {
-    "bf16": (torch.bfloat16, "ieee", 2),
-    "fp16": (torch.float16, "ieee", 2),
-    "tf32": (torch.float32, "tf32", 4),
-    "fp32": (torch.float32, "tf32x3", 8),
-}
+PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  # tl.dot's, on NVIDIA
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait."""
+    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. save: what backward needs."""
 
     gpu: str
     dtype: str
@@ -50,22 +48,20 @@ class Kernel:
     exchange: str | None = None
     limit: int = 0
     reverse: bool = False
+    save: bool = True
 
     def __post_init__(self) -> None:
-        device, (_, _, itemsize) = GPUS[self.gpu], DTYPES[self.dtype]
-        amd = device.backend == "hip"
-        object.__setattr__(self, "itemsize", min(itemsize, 4) if amd else itemsize)
-        plan = make_plan(device, self.itemsize, self.B, self.H, self.backward)
+        device = GPUS[self.gpu]
+        plan = make_plan(device, device.itemsize(self.dtype), self.B, self.H, self.backward)
         object.__setattr__(self, "plan", dataclasses.replace(plan, exchange=self.exchange or plan.exchange))
 
     plan: Plan = dataclasses.field(init=False, compare=False)
-    itemsize: int = dataclasses.field(init=False, compare=False)
 
 
 def every_kernel() -> list[Kernel]:
     """Every kernel that the plan can choose, once: batch sizes with the same tile share one."""
     chosen: dict[Any, Kernel] = {}
-    for gpu, dtype, H, B, backward in itertools.product(TARGETS, DTYPES, HIDDEN, BATCHES, (False, True)):
+    for gpu, dtype, H, B, backward in itertools.product(TARGETS, PRECISION, HIDDEN, BATCHES, (False, True)):
         if GPUS[gpu].backend == "hip" and dtype == "tf32":
             continue  # there is none
         kernel = Kernel(gpu, dtype, H, B, backward)
@@ -75,18 +71,20 @@ def every_kernel() -> list[Kernel]:
 
 def compile_kernel(kernel: Kernel) -> Any:
     """As `launch` would have it made."""
-    device, (dtype, precision, _) = GPUS[kernel.gpu], DTYPES[kernel.dtype]
+    device, dtype = GPUS[kernel.gpu], DTYPES[kernel.dtype]
     function = lstm_backward_kernel if kernel.backward else lstm_forward_kernel
     values = tile(kernel.plan) | constants(
         kernel.plan.exchange,
         dtype,
         kernel.H,
         reverse=kernel.reverse,
-        precision="ieee" if device.backend == "hip" else precision,
+        precision="ieee" if device.backend == "hip" else PRECISION[kernel.dtype],
         limit=kernel.limit,
     )
     if not kernel.limit:
         values["error_ptr"] = None
+    if not kernel.save:
+        values |= {"gates_ptr": None, "c_all_ptr": None}
     if kernel.plan.exchange != "barrier":
         values["counter_ptr"] = None
     element = "fp32" if dtype == torch.float32 else kernel.dtype
@@ -117,7 +115,7 @@ def report(kernel: Kernel) -> Row:
     compiled = compile_kernel(kernel)
     before, inside = inside_time_loop(compiled.asm["ttgir"])
     loads_before, loads_inside = weight_loads(before, inside)
-    problem = (kernel.itemsize, kernel.H, kernel.backward)
+    problem = (device.itemsize(kernel.dtype), kernel.H, kernel.backward)
     row: Row = {
         "arch": device.arch,
         "dtype": kernel.dtype,
@@ -153,7 +151,7 @@ def report(kernel: Kernel) -> Row:
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
         "polls": " ".join(sorted(set(re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])))),
-        "poll_bytes": plan.poll_bytes(DTYPES[kernel.dtype][0].itemsize, kernel.H, kernel.backward),
+        "poll_bytes": plan.poll_bytes(DTYPES[kernel.dtype].itemsize, kernel.H, kernel.backward),
     }
     return row | {"problems": problems(row)}
 
@@ -164,14 +162,16 @@ def problems(row: Row) -> list[str]:
     wrong = []
     if row["resident"] and not (row["weight_loads_in_loop"] == 0 < row["weight_loads_before"]):
         wrong.append(f"resident, but {row['weight_loads_in_loop']} loads of W_hh in the time loop")
+    if row["shared"] > row["shared_device"]:
+        wrong.append(f"shared memory {row['shared']}, there {row['shared_device']}")
     if amd:
         return wrong + ["the flag exchange on AMD, which drops `volatile`"] * (row["exchange"] == "flag")
     if row["local_in_loop"]:
         wrong.append(
             f"{row['local_in_loop']} local-memory instructions in the time loop, {row['stack']} bytes of stack"
         )
-    if not row["shared"] <= row["shared_planned"] <= row["shared_device"]:
-        wrong.append(f"shared memory {row['shared']}, planned {row['shared_planned']}, there {row['shared_device']}")
+    if row["shared"] > row["shared_planned"]:
+        wrong.append(f"shared memory {row['shared']}, planned {row['shared_planned']}")
     if not row["tensor_core"]:
         wrong.append("no matrix instruction in the time loop")
     if bool(row["wgmma"]) != row["wgmma_planned"]:
@@ -217,8 +217,12 @@ def main() -> int:
     parser.add_argument("--csv", required=True)
     kernels = every_kernel()
     arguments = parser.parse_args()
-    with ProcessPoolExecutor() as pool:
-        rows = list(tqdm(pool.map(report, kernels), total=len(kernels), unit="kernel"))
+    try:
+        with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+            rows = list(tqdm(pool.map(report, kernels), total=len(kernels), unit="kernel", disable=None))
+    except KeyboardInterrupt:
+        print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
+        os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)

@@ -70,7 +70,7 @@ def test_tables_are_found_or_named(tmp_path, monkeypatch):
     monkeypatch.setenv(tables.FOLDER, str(tmp_path))
     path = tmp_path / file_name(H200.name)
     assert any("none for NVIDIA H200" in finding.text for finding in doctor._tables())
-    update(path, {}, LayerTime("training", "bf16", 24, 16, 4.0, 6.0))
+    update(path, "x", LayerTime("training", "bf16", 24, 16, 4.0, 6.0))
     assert any(f"{path}: 0 configs, 1 layer times" in finding.text for finding in doctor._tables())
     path.write_text("?")
     assert any(finding.state == "BAD" and str(path) in finding.text for finding in doctor._tables())

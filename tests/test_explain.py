@@ -30,7 +30,7 @@ def test_a_plan_and_its_parts(module, capsys):
     assert explain(module, X, gpu="H200") is None
     out = capsys.readouterr().out
     assert "LSTM(512, 768, num_layers=2, bidirectional=True), input (10, 64, 512), bfloat16 on NVIDIA H200" in out
-    assert "Triton kernels, 4 time loops" in out and "no measurement near H=768, B=64" in out
+    assert "Triton kernels, 4 time loops" in out and "nothing near H=768, B=64 is measured" in out
     for backward in (False, True):
         plan = make_plan(H200, 2, 64, 768, backward)
         assert plan.describe(768) in out
@@ -42,10 +42,10 @@ def test_what_is_tuned_and_measured(module, folder, capsys):
     key = Key(False, "bf16", 768, 64)
     plan = make_plan(H200, 2, 64, 768, False)
     layer = LayerTime("inference", "bf16", 768, 64, 2.5, 2.0)
-    update(folder / file_name(H200.name), {}, Tuned(key, plan, 1.25, 1.5), layer)
+    update(folder / file_name(H200.name), "x", Tuned(key, plan, 1.25, 1.5, "today"), layer)
     explain(module, X, gpu="H200")
     out = capsys.readouterr().out
-    assert "tuned (measured): 1.25 us a step at H=768, B=64; 1.50 as planned" in out
+    assert "tuned (measured): 1.25 us a step at H=768, B=64, 1.50 as planned; today" in out
     assert "inference of a whole layer, measured: 2.50 us a step, SLOWER than PyTorch's 2.00" in out
     explain(triton_lstm.LSTM(512, 700, dtype=torch.bfloat16), X, gpu="H200")
     assert "tuned (a neighbour's)" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_batch_first_and_unbatched_and_autocast(capsys):
 @pytest.mark.parametrize(
     "args, kwargs, error, says",
     [
-        ((torch.nn.LSTM(3, 4), torch.zeros(2, 3)), {}, TypeError, "takes a triton_lstm.LSTM, got LSTM"),
+        ((torch.nn.LSTM(3, 4), torch.zeros(2, 3)), {}, TypeError, "takes a triton_lstm.LSTM, got torch.nn.LSTM"),
         ((triton_lstm.LSTM(3, 4), [1, 2]), {}, TypeError, "a tensor or PackedSequence, got list"),
         ((triton_lstm.LSTM(3, 4), torch.zeros(2, 5)), {}, ValueError, "with 3 features"),
         ((triton_lstm.LSTM(3, 4), torch.zeros(3)), {}, ValueError, "2-D or 3-D"),

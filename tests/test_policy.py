@@ -18,7 +18,7 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr("triton_lstm.kernels.precision_name", lambda dtype, device: "bf16")
     monkeypatch.delenv("TRITON_LSTM_BACKEND", raising=False)
     layers = [LayerTime("inference", "bf16", 24, B, 2.0, torch_us) for B, torch_us in ((16, 1.0), (32, 1.95))]
-    update(tmp_path / file_name(H200.name), {}, *layers)
+    update(tmp_path / file_name(H200.name), "x", *layers)
     tables.forget()
     yield
     tables.forget()
@@ -26,7 +26,7 @@ def table(tmp_path, monkeypatch):
 
 def reason(backend_name=None, batch=16, hidden=24, weights=4, **kwargs):
     params = [torch.zeros(4 * hidden, hidden, requires_grad=True)] * weights
-    return backend.why_torch_is_faster(X, backend_name, batch, params, True)
+    return backend.why_torch_is_faster(None, X, backend_name, batch, params, True)
 
 
 def test_a_call_without_gradients_goes_there():

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def put(folder, *entries, gpu="H200"):
     path = folder / file_name(GPUS[gpu].name)
-    update(path, {"gpu": GPUS[gpu].name}, *entries)
+    update(path, GPUS[gpu].name, *entries)
     tables.forget()
     return path
 
@@ -61,17 +61,17 @@ def test_a_table_comes_back_as_it_was_written(folder):
 
 
 def test_an_entry_wins_over_the_plan(folder):
-    before = choose(H200, 2, KEY)
+    before = choose(H200, KEY)
     assert before.tuned is None and before.plan == make_plan(H200, 2, 64, 512, False)
     put(folder, ENTRY)
-    choice = choose(H200, 2, KEY)
+    choice = choose(H200, KEY)
     assert choice.tuned == ENTRY and choice.exactly(KEY)
     assert choice.plan == PLAN.on(H200, 2, 64, 512, False) and choice.plan.groups == 4
 
 
 def test_batches_of_one_bucket_share_a_config_but_not_a_grid(folder):
     put(folder, ENTRY)
-    few, many = (choose(H200, 2, dataclasses.replace(KEY, B=B)) for B in (33, 64))
+    few, many = (choose(H200, dataclasses.replace(KEY, B=B)) for B in (33, 64))
     assert few.exactly(dataclasses.replace(KEY, B=33)) and few.plan.block_h == many.plan.block_h == 32
     assert (few.plan.groups, many.plan.groups) == (3, 4)
 
@@ -97,38 +97,38 @@ def test_buckets(B, expected):
 )
 def test_neighbours(key, near, folder):
     put(folder, ENTRY)
-    assert (choose(H200, 2, key).tuned == ENTRY) == near
+    assert (choose(H200, key).tuned == ENTRY) == near
 
 
 def test_the_nearest_neighbour_is_taken(folder):
     other = Tuned(dataclasses.replace(KEY, H=768), dataclasses.replace(PLAN, block_h=16), 2.0, 2.0)
     put(folder, ENTRY, other)
-    assert choose(H200, 2, dataclasses.replace(KEY, H=700)).tuned == other
-    assert choose(H200, 2, dataclasses.replace(KEY, H=520)).tuned == ENTRY
+    assert choose(H200, dataclasses.replace(KEY, H=700)).tuned == other
+    assert choose(H200, dataclasses.replace(KEY, H=520)).tuned == ENTRY
 
 
 def test_an_entry_that_this_device_cannot_run_is_passed_over(folder):
     large = dataclasses.replace(PLAN, block_h=64)
     put(folder, dataclasses.replace(ENTRY, plan=large))
-    assert choose(H200, 2, KEY).tuned is None  # it would not fit on chip
+    assert choose(H200, KEY).tuned is None  # it would not fit on chip
     put(folder, dataclasses.replace(ENTRY, plan=dataclasses.replace(PLAN, block_b=16)), gpu="MI300X")
-    assert choose(GPUS["MI300X"], 2, KEY).tuned is None  # no flag exchange there
+    assert choose(GPUS["MI300X"], KEY).tuned is None  # no flag exchange there
 
 
 def test_the_interpreter_asks_no_table(folder):
-    update(folder / file_name(INTERPRETER.name), {}, ENTRY)
-    assert choose(INTERPRETER, 2, KEY).tuned is None
+    update(folder / file_name(INTERPRETER.name), "x", ENTRY)
+    assert choose(INTERPRETER, KEY).tuned is None
 
 
 def test_a_users_table_wins_over_the_shipped_one(folder):
     path = folder / "shipped" / file_name(H200.name)
     shipped = dataclasses.replace(ENTRY, us=9.0)
-    update(path, {}, shipped, dataclasses.replace(shipped, key=dataclasses.replace(KEY, B=16)))
+    update(path, "x", shipped, dataclasses.replace(shipped, key=dataclasses.replace(KEY, B=16)))
     tables.forget()
-    assert choose(H200, 2, KEY).tuned == shipped
+    assert choose(H200, KEY).tuned == shipped
     put(folder, ENTRY)
-    assert choose(H200, 2, KEY).tuned == ENTRY
-    assert choose(H200, 2, dataclasses.replace(KEY, B=16)).tuned.us == 9.0
+    assert choose(H200, KEY).tuned == ENTRY
+    assert choose(H200, dataclasses.replace(KEY, B=16)).tuned.us == 9.0
 
 
 def content(**changes):
@@ -170,6 +170,7 @@ BROKEN = {
         "a negative time": {"planned_us": -1.0},
         "a time that is none": {"us": float("nan")},
         "an endless time": {"us": float("inf")},
+        "a time of 400 digits": {"us": 10**400},
     }.items()
 }
 
@@ -181,13 +182,13 @@ def test_a_broken_file_is_named_and_the_plan_taken(text, folder):
     with pytest.raises(TableError):
         read(path)
     with pytest.warns(UserWarning, match="tuned table .*nvidia_h200.json is ignored"):
-        choice = choose(H200, 2, KEY)
+        choice = choose(H200, KEY)
     assert choice.plan == make_plan(H200, 2, 64, 512, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        choose(H200, 2, dataclasses.replace(KEY, B=16))
+        choose(H200, dataclasses.replace(KEY, B=16))
     with pytest.raises(TableError):  # and it is not written over either
-        update(path, {}, ENTRY)
+        update(path, "x", ENTRY)
     assert path.read_bytes() == text
 
 
@@ -206,24 +207,57 @@ def test_a_file_that_is_too_large_is_not_read(folder, monkeypatch):
         read(path)
 
 
-def test_a_table_of_other_kernels_is_ignored_with_one_warning_and_replaced(folder):
+def test_a_table_of_older_kernels_is_ignored_with_one_warning_and_replaced(folder):
     path = folder / file_name(H200.name)
-    path.write_text(json.dumps(content() | {"kernels": KERNELS + 1}))
+    path.write_text(json.dumps(content() | {"kernels": KERNELS - 1}))
     with pytest.raises(OutdatedError):
         read(path)
-    with pytest.warns(UserWarning, match=r"for kernels .* Run `triton-lstm tune` again"):
-        choice = choose(H200, 2, KEY)
+    with pytest.warns(UserWarning, match=r"for kernels .* `triton-lstm tune` makes a new one"):
+        choice = choose(H200, KEY)
     assert choice.tuned is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose(H200, 2, dataclasses.replace(KEY, H=300)).tuned is None
-    update(path, {}, dataclasses.replace(ENTRY, us=1.0))
+        assert choose(H200, dataclasses.replace(KEY, H=300)).tuned is None
+    update(path, "x", dataclasses.replace(ENTRY, us=1.0))
     assert read(path).plans[KEY].us == 1.0
+
+
+def test_a_table_of_newer_kernels_is_left_alone(folder):
+    path = folder / file_name(H200.name)
+    path.write_text(json.dumps(content() | {"kernels": KERNELS + 1}))
+    with pytest.warns(UserWarning, match="for kernels"):
+        choose(H200, KEY)
+    with pytest.raises(TableError):
+        update(path, "x", ENTRY)
+
+
+def test_an_entry_without_the_plans_time_and_one_of_a_huge_batch_come_back(folder):
+    failed = dataclasses.replace(ENTRY, planned_us=None)
+    huge = dataclasses.replace(ENTRY, key=dataclasses.replace(KEY, B=bucket(3_000_000)))
+    assert set(read(put(folder, failed, huge)).plans.values()) == {failed, huge}
+
+
+def test_a_config_of_too_many_warps_or_no_kernel_is_passed_over(folder):
+    for changes in (
+        dict(warps=16),
+        dict(exchange="none", block_h=512, block_k=256),
+        dict(exchange="none", block_h=512, block_k=512, resident=False),
+    ):
+        put(folder, dataclasses.replace(ENTRY, plan=dataclasses.replace(PLAN, **changes)))
+        assert choose(H200, KEY).tuned is None
+
+
+def test_a_link_stays_a_link(folder):
+    target, link = folder / "real.json", folder / "link.json"
+    update(target, "x", ENTRY)
+    link.symlink_to(target)
+    update(link, "x", dataclasses.replace(ENTRY, us=1.0))
+    assert link.is_symlink() and read(target).plans[KEY].us == 1.0
 
 
 def _write_many(path, number):
     for k in range(10):
-        update(path, {}, dataclasses.replace(ENTRY, key=Key(False, "bf16", 1 + 10 * number + k, 64)))
+        update(path, "x", dataclasses.replace(ENTRY, key=Key(False, "bf16", 1 + 10 * number + k, 64)))
 
 
 def test_processes_that_write_at_once_lose_nothing(folder):
@@ -248,7 +282,7 @@ def test_a_write_that_fails_leaves_the_old_table(folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        update(path, {}, dataclasses.replace(ENTRY, us=1.0))
+        update(path, "x", dataclasses.replace(ENTRY, us=1.0))
     assert path.read_text() == before and not list(folder.glob("*.tmp"))
 
 

@@ -52,13 +52,16 @@ def measured(monkeypatch, tmp_path):
             Trial(others[1], 9.0, reason="not tried"),
         ]
 
+    def layer_times(dtype, H, B, device):
+        return [LayerTime(mode, dtype, H, B, 4.0, 6.0) for mode in ("inference", "training")]
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
     monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
     monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", lambda device: None)
-    monkeypatch.setattr(tune, "about", lambda device: {"gpu": H200.name, "torch": "2"})
+    monkeypatch.setattr(tune, "provenance", lambda: "torch 2, today")
     monkeypatch.setattr(tune, "measure", measure)
-    monkeypatch.setattr(tune, "layer_times", lambda d, H, B, device: [LayerTime("training", d, H, B, 4.0, 6.0)])
+    monkeypatch.setattr(tune, "layer_times", layer_times)
     monkeypatch.setenv(tables.FOLDER, str(tmp_path))
     tables.forget()
     yield keys
@@ -71,9 +74,9 @@ def test_it_writes_a_table_and_shows_the_gain(run, measured, tmp_path):
     assert status == 0 and measured == KEYS
     found = read(path)
     assert set(found.plans) == set(KEYS) and all(entry.plan.block_h == 8 for entry in found.plans.values())
-    assert found.about["gpu"] == H200.name and len(found.layers) == 2
+    assert found.about["gpu"] == H200.name and len(found.layers) == 4
     assert "gain" in out and " 2.5 " in out and " 1.5 " in out and f"table: {path}" in out
-    assert not path.with_suffix(".running").exists()
+    assert not path.with_suffix(".json.running").exists()
 
 
 def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):
@@ -104,7 +107,7 @@ def test_the_budget_lets_nothing_new_begin(run, measured, monkeypatch):
 
 def test_verbose_shows_every_config_and_its_reason(run, measured):
     _, out, _ = run("tune", *SHAPE, "--verbose")
-    assert "it fell over" in out and "not tried" in out and "bf16 24 16 forward" in out
+    assert "it fell over" in out and "not tried" in out and "bf16 H=24 B=16 forward" in out
 
 
 def test_what_failed_is_always_named(run, measured):
@@ -171,7 +174,7 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
 
 @pytest.mark.parametrize("text", ["", "[]", '{"died": 3}', "\x00"])
 def test_a_damaged_note_of_a_dead_run_stops_nothing(text, run, measured, tmp_path):
-    (tmp_path / file_name(H200.name)).with_suffix(".running").write_text(text)
+    (tmp_path / file_name(H200.name)).with_suffix(".json.running").write_text(text)
     assert run("tune", *SHAPE)[0] == 0
 
 
@@ -186,7 +189,11 @@ def test_a_damaged_note_of_a_dead_run_stops_nothing(text, run, measured, tmp_pat
         (["--budget", "soon"], "a time such as 300s"),
         (["--budget", "0s"], "a time such as 300s"),
         (["--budget", ""], "a time such as 300s"),
-        (["--gpu", "Z80"], "invalid choice"),
+        (["--budget", "9" * 400 + "s"], "a time such as 300s"),
+        (["--hidden", "9" * 5000], "whole numbers from 1"),
+        (["--dry-run", "--gpu", "H200", "--again"], "--dry-run measures and writes nothing"),
+        (["--dry-run", "--gpu", "MI300X", "--dtype", "tf32"], "has no tf32"),
+        (["--gpu", "Z80"], "There are A100"),
         (["--gpu", "H200"], "--gpu is for --dry-run"),
     ],
     ids=lambda value: "",
@@ -213,7 +220,7 @@ def test_two_tunes_do_not_fill_one_table(run, measured, tmp_path):
     import filelock
 
     path = tmp_path / file_name(H200.name)
-    with filelock.FileLock(path.with_suffix(".tuning.lock")):
+    with filelock.FileLock(f"{path}.tuning.lock"):
         status, _, err = run("tune", *SHAPE)
     assert status == 2 and "another tune is filling" in err
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from triton_lstm.backend import wants_tuning
+from triton_lstm.backend import wants_gradient, wants_tuning
 from triton_lstm.kernels import (
     accumulator,
-    bytes_on_chip,
     device_facts,
     lstm_backward,
     lstm_forward,
@@ -31,18 +30,15 @@ def plan_for(gates: torch.Tensor, *, backward: bool) -> Plan:
     return choice_for(gates.dtype, gates.device, gates.shape[1], gates.shape[2] // 4, backward).plan
 
 
-def choice_for(
-    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, tune: bool = True
-) -> Choice:
-    """The plan for a layer of this dtype and size, and where it is from. tune: with leave to measure it first."""
+def choice_for(dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool) -> Choice:
+    """The plan for a layer of this dtype and size, and where it is from; measured first if the user wants that."""
     key = Key(backward, precision_name(dtype, device), hidden_size, batch)
-    arguments = device_facts(device), bytes_on_chip(dtype, device), key
-    choice = choose(*arguments)
-    if tune and not choice.exactly(key) and wants_tuning(device):
+    choice = choose(device_facts(device), key)
+    if batch and not choice.exactly(key) and wants_tuning(device):
         from triton_lstm.tune import tune_now
 
         tune_now(key, device)
-        choice = choose(*arguments)
+        choice = choose(device_facts(device), key)
     return choice
 
 
@@ -51,7 +47,7 @@ def layer(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """LSTMFunction's inputs -> y, h_n, c_n; saves nothing where no gradient can be asked for."""
     # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    if transformed or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:-1])):
+    if transformed or wants_gradient(*(t for t in inputs[:-1] if t is not None)):
         return LSTMFunction.apply(*inputs)[:3]
     return layer_forward(inputs, save=False)[:3]
 

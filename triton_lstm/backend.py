@@ -32,28 +32,40 @@ def chosen_backend(backend: str | None) -> str:
 
 
 def why_torch_is_faster(
-    input: torch.Tensor, backend: str | None, batch: int, params: Sequence[torch.Tensor], has_biases: bool
+    gpu: str | None,
+    input: torch.Tensor,
+    backend: str | None,
+    batch: int,
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    hx: Sequence[torch.Tensor] | None = None,
 ) -> str | None:
     """The reason why a call that the kernels could take goes to PyTorch's LSTM all the same: a tuned table has measured
     it to be faster there. None unless that is known, and both do the same: one layer and direction, as measured, and no
     gradient, which the kernels give where cuDNN gives none (in eval mode, twice).
 
-    Under "auto" only; `params` as `lstm` takes them.
+    Under "auto" only. gpu: the name of the GPU, None for the input's own. params: as `lstm` takes them.
     """
-    if input.device.type != "cuda" or len(params) != (4 if has_biases else 2) or chosen_backend(backend) != "auto":
+    if len(params) != (4 if has_biases else 2) or chosen_backend(backend) != "auto":
         return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *params)):
+    if gpu is None and (input.device.type != "cuda" or torch.is_autocast_enabled("cuda")):
         return None
-    if torch.is_autocast_enabled("cuda") or torch._C._are_functorch_transforms_active():
+    if wants_gradient(input, *params, *(hx or ())) or torch._C._are_functorch_transforms_active():
         return None
     from triton_lstm.kernels import precision_name
     from triton_lstm.tables import layer_time
 
-    gpu, hidden_size = torch.cuda.get_device_name(input.device), params[1].shape[1]
-    time = layer_time(gpu, "inference", precision_name(input.dtype, input.device), hidden_size, batch)
+    device = torch.device("cuda") if gpu else input.device
+    name, hidden_size = gpu or torch.cuda.get_device_name(input.device), params[1].shape[1]
+    time = layer_time(name, "inference", precision_name(input.dtype, device), hidden_size, batch)
     if time is None or time.torch_us > (1 - MARGIN) * time.triton_us:
         return None
     return f"it was measured faster there: {time.torch_us:.2f} us a step, {time.triton_us:.2f} in the kernels"
+
+
+def wants_gradient(*tensors: torch.Tensor) -> bool:
+    """Whether a call on these may be followed by a backward pass."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def why_not_triton(input: torch.Tensor, backend: str | None, packed: bool = False) -> str | None:

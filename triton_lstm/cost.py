@@ -54,8 +54,9 @@ class Cost:
     def __str__(self) -> str:
         names = ("exchange", "rows", "weights", "product", "cell", "launch")
         parts = " + ".join(f"{name} {value:.2f}" for name in names if (value := getattr(self, name)))
-        shared = f", {self.sharing} programs a processor" if self.sharing > 1 else ""
-        return f"{self.us:.2f} us a step ({parts}{shared}{f', {self.rounds} rounds' if self.rounds > 1 else ''})"
+        rounds = f"{self.rounds} rounds of " if self.rounds > 1 else ""
+        shared = f", {self.sharing} programs sharing a processor" if self.sharing > 1 else ""
+        return f"{self.us:.2f} us a step ({rounds}{parts}{shared})"
 
 
 def cost(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> Cost:

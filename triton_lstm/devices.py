@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 KIB, MIB = 1 << 10, 1 << 20
+_ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Device:
 
     name: as PyTorch gives it. arch: what Triton compiles for, "sm_90" or "gfx942".
     processors: streaming multiprocessors or compute units. shared_bytes: on-chip memory one program may use.
-    registers: of one processor, 32 bits each. l2_bytes: of the cache that all processors share. warp_size: threads.
+    registers: of one processor, 32 bits each. l2_bytes: of the last cache before memory. warp_size: threads.
     """
 
     name: str
@@ -25,6 +26,17 @@ class Device:
     registers: int
     l2_bytes: int
     warp_size: int = 32
+
+    def itemsize(self, precision: str) -> int:
+        """Bytes that an element of the recurrent product takes on chip.
+
+        "fp32", float32 at its own precision, is two TF32 numbers an element on NVIDIA's tensor cores.
+        Raises ValueError where the GPU has no such products.
+        """
+        if precision == "tf32" and self.backend != "cuda":
+            raise ValueError(f"{self.name} has no tf32, which is NVIDIA's")
+        twice = precision == "fp32" and self.backend == "cuda"
+        return 8 if twice else _ITEMSIZE[precision]
 
 
 INTERPRETER = Device("Triton's interpreter", "interpreter", "", 1, 1 << 40, 1 << 40, 1 << 40)
@@ -46,3 +58,11 @@ GPUS = {
     "RTX 5090": _nvidia("NVIDIA GeForce RTX 5090", "sm_120", 170, 99, 96),
     "MI300X": Device("AMD Instinct MI300X", "hip", "gfx942", 304, 64 * KIB, 131072, 32 * MIB, 64),
 }
+
+
+def known_gpu(name: object) -> Device:
+    """A GPU by its short name or the one that PyTorch gives it, in any case. Raises ValueError for another."""
+    for short, device in GPUS.items():
+        if str(name).lower() in (short.lower(), device.name.lower()):
+            return device
+    raise ValueError(f"there is no {name!r}. There are {', '.join(GPUS)}")

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ import torch
 import triton_lstm
 from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning
 from triton_lstm.table_file import TableError, read
-from triton_lstm.tables import places, user_folder
+from triton_lstm.tables import FOLDER, places, user_folder
 
 OLDEST_TORCH, OLDEST_TRITON = (2, 9), (3, 5)
 
@@ -57,9 +58,11 @@ def findings() -> Iterator[Finding]:
     here = _triton()
     yield here
     yield _cudnn()
-    yield from _environment()
+    said = list(_environment())
+    yield from said
     yield from _tables()
-    if here.state == "BAD":
+    if "BAD" in [here.state, *(finding.state for finding in said)]:
+        yield Finding("forward, backward", "note", "not tried", "first mend what is BAD above")
         return
     for name, check in (("one launch", _cooperative), ("forward, backward", _answers)):
         begin = time.monotonic()
@@ -89,7 +92,12 @@ def _gpu() -> Finding:
         driver = machine()["driver"] if _importable("triton") else ""
         return Finding("GPU", "ok", f"{properties.name}, {memory}{f', driver {driver}' if driver else ''}")
     if torch.version.cuda is None and torch.version.hip is None:
-        return Finding("GPU", "note", "none: this torch is built for the CPU only", "on a GPU, install torch for it")
+        return Finding(
+            "GPU",
+            "note",
+            "none: this torch is built for the CPU only",
+            "if there is one, install the torch that is built for it",
+        )
     return Finding("GPU", "note", "torch finds none", "if there is one, look at its driver with nvidia-smi or rocm-smi")
 
 
@@ -133,6 +141,15 @@ def _environment() -> Iterator[Finding]:
                 yield Finding("environment", "ok", f"{name}={os.environ[name]}")
             except ValueError as error:
                 yield Finding("environment", "BAD", str(error), f"unset {name}")
+    folder = os.environ.get(FOLDER)
+    if folder:
+        tables = sorted(path.name for path in Path(folder).glob("*.json"))
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            yield Finding(
+                "environment", "BAD", f"{FOLDER}={folder} is no folder", "name the folder that holds the tables"
+            )
+        else:
+            yield Finding("environment", "ok", f"{FOLDER}={folder}: {', '.join(tables) or 'no tables yet'}")
     if os.environ.get("TRITON_INTERPRET") == "1" and torch.cuda.is_available():
         text = "TRITON_INTERPRET=1: no kernel runs on the GPU, every call goes to PyTorch's own LSTM"
         yield Finding("environment", "BAD", text, "unset TRITON_INTERPRET")
@@ -147,7 +164,7 @@ def _tables() -> Iterator[Finding]:
     for path in places(gpu):
         try:
             table = read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, TableError) as error:
             yield Finding("tuned tables", "BAD", f"{path}: {error}", "move the file away, or run `triton-lstm tune`")
@@ -164,8 +181,9 @@ def _cooperative(device: torch.device) -> Finding:
     """Whether programs that wait for each other may share a launch."""
     name = "one launch"
     if device.type != "cuda":
-        return Finding(name, "note", "not tried: the interpreter runs one program after another")
+        return Finding(name, "note", "a matter of GPUs; nothing to do")
     from triton_lstm.kernels import device_facts
+    from triton_lstm.kernels.launch import refuses_cooperation
     from triton_lstm.perf.exchange_loop import ExchangeLoop
 
     programs = device_facts(device).processors
@@ -173,7 +191,9 @@ def _cooperative(device: torch.device) -> Finding:
     try:
         loop.run()
     except (RuntimeError, AssertionError) as refusal:
-        text = f"refused: {str(refusal).splitlines()[0][:100]}; every step is launched by itself, which is slow"
+        if not refuses_cooperation(refusal):
+            raise
+        text = f"refused: {str(refusal)[:100]}; every step is launched by itself, which is slow"
         return Finding(name, "BAD", text, "a GPU shared through MPS, MIG or with another process is the usual reason")
     if not loop.complete():
         return Finding(name, "BAD", f"{programs} programs did not see each other's stores", REPORT)

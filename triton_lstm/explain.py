@@ -7,99 +7,114 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import chosen_backend
+from triton_lstm.backend import chosen_backend, wants_gradient, why_torch_is_faster
 from triton_lstm.cost import cost
-from triton_lstm.devices import GPUS, Device
+from triton_lstm.devices import Device, known_gpu
 from triton_lstm.module import LSTM
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose, layer_time
 
-_GPU_NAMES = {torch.bfloat16: ("bf16", 2), torch.float16: ("fp16", 2), torch.float32: ("tf32", 4)}
 
-
-def explain(module: LSTM, input: Any, *, gpu: str | None = None) -> None:
+def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None) -> None:
     """Prints what `module(input)` will do and why: kernels or PyTorch's path, configs, and times where they are known.
 
-    Runs nothing. What is printed is of one layer and direction; all of a stack's have one config for each dtype and H.
+    Runs nothing. What is printed is of one layer and direction; all of a stack have the same.
 
     Args:
         module: the LSTM.
         input: a tensor or PackedSequence as the module takes it; only its shape, dtype and device are looked at.
-        gpu: a name of triton_lstm.devices.GPUS, "H100" say, to ask what the call would do there.
+        hx: not looked at; there so that a call can be pasted.
+        gpu: "H100", say, to ask what the call would do there: see triton_lstm.devices.GPUS.
 
     Raises:
         TypeError: module is no triton_lstm.LSTM, or input no tensor or PackedSequence.
         ValueError: gpu is none of the known ones, or the input does not fit the module.
     """
-    print("\n".join(_lines(module, input, gpu)))
+    print("\n".join(_lines(module, input, None if gpu is None else known_gpu(gpu))))
 
 
-def _lines(module: LSTM, input: Any, gpu: str | None) -> list[str]:
+def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     if not isinstance(module, LSTM):
-        raise TypeError(f"explain takes a triton_lstm.LSTM, got {type(module).__name__}")
-    packed = isinstance(input, PackedSequence)
-    data = input.data if packed else input
+        kind = f"{type(module).__module__.removesuffix('.modules.rnn')}.{type(module).__qualname__}"
+        raise TypeError(f"explain takes a triton_lstm.LSTM, got {kind}")
+    data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, torch.Tensor):
         raise TypeError(f"explain takes the module's input, a tensor or PackedSequence, got {type(input).__name__}")
-    if gpu is not None and gpu not in GPUS:
-        raise ValueError(f"there is no {gpu!r}. There are {', '.join(GPUS)}")
-    if data.dim() not in (2, 3) or data.shape[-1] != module.input_size:
+    if data.dim() not in (2, 3) or data.shape[-1] != module.input_size or 0 in data.shape:
         raise ValueError(f"input must be 2-D or 3-D with {module.input_size} features, not {tuple(data.shape)}")
-    where = GPUS[gpu].name if gpu else str(data.device)
-    dtype = _compute_dtype(data)
+    dtype, weight = _compute_dtype(data), module.weight_hh_l0
+    if dtype == data.dtype != weight.dtype:
+        raise ValueError(f"input has dtype {data.dtype}, the module's weights {weight.dtype}. Convert one of them")
+    where = there.name if there else str(data.device)
     lines = [f"{module}, input {tuple(data.shape)}, {str(dtype).removeprefix('torch.')} on {where}"]
-    reason = module._why_not_triton(input) if gpu is None else _why_not_there(module, data, packed)
-    if reason:
-        return [*lines, f"PyTorch's own LSTM: {reason}"]
     batch = 1 if data.dim() == 2 else data.shape[0 if module.batch_first else 1]
+    reason = _why_not(module, input, data, batch, there)
+    if reason:
+        lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
+        if there is None and data.device.type == "cpu":
+            lines.append('That is as it should be without a GPU. gpu="H100" asks what the call would do on one.')
+        return lines
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} forward, as many backward; in each:")
-    for backward in (False, True):
-        device, itemsize, key, choice = _choice(dtype, data.device, batch, module.hidden_size, backward, gpu)
-        lines += _of(device, itemsize, key, choice)
+    lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
+    for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
+        lines += _of(*_choice(dtype, data.device, batch, module.hidden_size, backward, there))
     return lines
 
 
 def _compute_dtype(data: torch.Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(data.device.type) and data.dtype != torch.float64:
+    if (
+        data.device.type in ("cpu", "cuda")
+        and torch.is_autocast_enabled(data.device.type)
+        and data.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(data.device.type)
     return data.dtype
 
 
-def _why_not_there(module: LSTM, data: torch.Tensor, packed: bool) -> str | None:
-    if chosen_backend(module.backend) == "torch":
-        return "PyTorch's path was asked for"
-    if packed:
-        return "no kernel for a PackedSequence yet"
-    return None if data.dtype in _GPU_NAMES else f"no kernel for {data.dtype} on a GPU"
+def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: Device | None) -> str | None:
+    """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
+    try:
+        if there is None:
+            return module._why_not_triton(input)
+        if chosen_backend(module.backend) == "torch":
+            return "PyTorch's path was asked for"
+        reason = "no kernel for a PackedSequence yet" if isinstance(input, PackedSequence) else None
+        if data.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            reason = f"no kernel for {data.dtype} on a GPU"
+        if reason and chosen_backend(module.backend) == "triton":
+            return f'an error, since backend="triton" was asked for: {reason}'
+        weights = [getattr(module, name) for name in module._flat_weights_names]
+        return reason or why_torch_is_faster(there.name, data, module.backend, batch, weights, module.bias)
+    except RuntimeError as error:
+        return f"an error: {error}"
 
 
 def _choice(
-    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, gpu: str | None
-) -> tuple[Device, int, Key, Choice]:
-    if gpu is not None:
-        name, itemsize = _GPU_NAMES[dtype]
-        facts = GPUS[gpu]
-    else:
-        from triton_lstm.kernels import bytes_on_chip, device_facts, precision_name
+    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, there: Device | None
+) -> tuple[Device, Key, Choice]:
+    from triton_lstm.kernels import device_facts, precision_name
 
-        facts, itemsize, name = device_facts(device), bytes_on_chip(dtype, device), precision_name(dtype, device)
-    key = Key(backward, name, hidden_size, batch)
-    return facts, itemsize, key, choose(facts, itemsize, key)
+    facts = there or device_facts(device)
+    precision = precision_name(dtype, torch.device("cuda") if there else device)
+    if facts.backend == "hip" and precision == "tf32":
+        precision = "fp32"
+    key = Key(backward, precision, hidden_size, batch)
+    return facts, key, choose(facts, key)
 
 
-def _of(device: Device, itemsize: int, key: Key, choice: Choice) -> list[str]:
+def _of(device: Device, key: Key, choice: Choice) -> list[str]:
     """A loop's config, where it is from, and what it takes."""
-    plan = choice.plan
+    plan, itemsize = choice.plan, device.itemsize(key.dtype)
     lines = [f"{'backward' if key.backward else 'forward'} ({key.dtype}): {plan.describe(key.H)}"]
     if device.backend == "interpreter":
         return [*lines, "  in Triton's interpreter on the CPU: for tests, not for speed"]
     if choice.tuned is None:
-        lines.append(f"  planned: no measurement near H={key.H}, B={key.B} is known for {device.name}")
+        lines.append(f"  planned: nothing near H={key.H}, B={key.B} is measured; `triton-lstm tune` does that")
     else:
         of, tuned = "measured" if choice.exactly(key) else "a neighbour's", choice.tuned
-        times = f"{tuned.us:.2f} us a step at H={tuned.key.H}, B={tuned.key.B}; {tuned.planned_us:.2f} as planned"
-        lines.append(f"  tuned ({of}): {times}")
+        before = f", {tuned.planned_us:.2f} as planned" if tuned.planned_us else ""
+        times = f"{tuned.us:.2f} us a step at H={tuned.key.H}, B={tuned.key.B}{before}"
+        lines.append(f"  tuned ({of}): {times}; {tuned.measured}")
     if plan.exchange == "flag":
         lines.append(f"  rows are polled {plan.poll_bytes(min(itemsize, 4), key.H, key.backward)} bytes a load")
     lines.append(f"  predicted: {cost(device, itemsize, key.B, key.H, key.backward, plan)}")

@@ -52,7 +52,8 @@ def lstm(
         raise RuntimeError("lstm expects two hidden states")
     h0, c0 = (input.new_zeros(h_shape), input.new_zeros(c_shape)) if hx is None else hx
     _check_states(input, h0, c0, h_shape, c_shape)
-    if why_not_triton(input, backend) or why_torch_is_faster(input, backend, h_shape[1], params, has_biases):
+    reason = why_not_triton(input, backend)
+    if reason or why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx):
         return torch.lstm(
             input, [h0, c0], params, has_biases, num_layers, float(dropout), train, bidirectional, batch_first
         )

@@ -38,20 +38,37 @@ def co_resident(device: Device, itemsize: int, hidden_size: int, backward: bool,
 
 
 def why_not(device: Device, itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> str | None:
-    """None if `device` can run the plan, else the reason in words."""
+    """None if `device` can run the plan and should, else the reason in words."""
+    problem = (itemsize, hidden_size, backward, plan)
+    spills = _spills(*problem)
+    reason = why_impossible(device, *problem) or _narrow(device, *problem)
+    return reason or (f"it would spill registers: {spills}" if spills else None)
+
+
+def why_impossible(device: Device, itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> str | None:
+    """The reason why a plan cannot run at all, not even slowly."""
     if plan.exchange == "flag" and device.backend == "hip":
         return "the flag exchange needs volatile loads, which the compiler for AMD drops"
     if plan.exchange == "none" and plan.block_h < hidden_size:
         return f"one program of {plan.block_h} units cannot hold a layer of {hidden_size}"
+    if plan.exchange == "none" and not (plan.resident and plan.slices == 1 and plan.block_k == plan.block_h):
+        return "one program holds all weights, in one chunk"
     shared = shared_bytes(itemsize, hidden_size, backward, plan)
     if shared > device.shared_bytes:
         return f"it needs {shared / KIB:.0f} KiB of shared memory, a program has {device.shared_bytes / KIB:.0f} KiB"
-    spills = _spills(itemsize, hidden_size, backward, plan)
-    if spills:
-        return f"it would spill registers: {spills}"
+    if device.backend == "cuda" and (REGISTERS + 1) * plan.warps * device.warp_size > device.registers:
+        return f"{plan.warps} warps with {REGISTERS} registers a thread are more than a processor has"
     programs, room = plan.grid(hidden_size)[0], co_resident(device, itemsize, hidden_size, backward, plan)
     if plan.one_launch and plan.exchange != "none" and programs > room:
         return f"its {programs} programs wait for each other, and only {room} run at once"
+    return None
+
+
+def _narrow(device: Device, itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> str | None:
+    stored = min(itemsize, 4)
+    polled = plan.block_b * plan.block_k * stored // (device.warp_size * plan.warps)
+    if plan.exchange != "none" and polled < plan.poll_bytes(stored, hidden_size, backward):
+        return f"a chunk of {plan.block_k} has less than 16 bytes for each thread to load"
     return None
 
 

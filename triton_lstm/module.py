@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
+from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
 from triton_lstm.functional import lstm
 
 
@@ -52,6 +52,7 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
+        chosen_backend(backend)  # a wrong one is named here, not at the first call
         self.backend = backend
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
@@ -65,16 +66,17 @@ class LSTM(nn.RNNBase):
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
-            super().flatten_parameters()
+            with torch.inference_mode(False):  # or the weights would become inference tensors for good
+                super().flatten_parameters()
 
-    def _why_not_triton(self, input: Any) -> str | None:
+    def _why_not_triton(self, input: Any, hx: Any = None) -> str | None:
         """Why a call goes to PyTorch's own LSTM; None if the kernels take it."""
         if isinstance(input, PackedSequence):
             return why_not_triton(input.data, self.backend, True)
         batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
         weights = [getattr(self, name) for name in self._flat_weights_names]
         reason = why_not_triton(input, self.backend)
-        return reason or why_torch_is_faster(input, self.backend, batch, weights, self.bias)
+        return reason or why_torch_is_faster(None, input, self.backend, batch, weights, self.bias, hx)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the stack.
@@ -91,7 +93,7 @@ class LSTM(nn.RNNBase):
         """
         self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
         packed = isinstance(input, PackedSequence)
-        fallback = self._why_not_triton(input) is not None
+        fallback = self._why_not_triton(input, hx) is not None
         if fallback:
             self._flatten_for_cudnn()
         if packed:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from triton_lstm.cost import cost
 from triton_lstm.devices import Device
-from triton_lstm.limits import co_resident, why_not
+from triton_lstm.limits import co_resident, why_impossible, why_not
 
 Exchange = Literal["none", "flag", "barrier"]
 EXCHANGES: tuple[Exchange, ...] = ("flag", "barrier")  # between several programs
@@ -42,6 +42,14 @@ class Plan:
     def grid(self, hidden_size: int) -> tuple[int, int]:
         return (_ceil_div(hidden_size, self.block_h), self.groups)
 
+    def __str__(self) -> str:
+        """flag 16x8/256:4 w4: rows x units / chunk : slices, warps."""
+        notes = "" if self.resident else " streamed"
+        notes += "" if self.one_launch else " step by step"
+        groups = f" x{self.groups}" if self.groups > 1 else ""
+        tile = f"{self.block_b}x{self.block_h}/{self.block_k}:{self.slices}"
+        return f"{self.exchange} {tile} w{self.warps}{groups}{notes}"
+
     def describe(self, hidden_size: int) -> str:
         """In a line."""
         programs, groups = self.grid(hidden_size)
@@ -72,10 +80,12 @@ class Plan:
         return device.arch == "sm_90" and self.block_b >= 64 and self.slices == 1
 
     def poll_bytes(self, itemsize: int, hidden_size: int, backward: bool) -> int:
-        """How much of a row a thread looks at in one load: 16 bytes, or less where rows are not aligned to that or a
-        chunk has less for each thread. itemsize: in memory."""
+        """How much of a row a thread looks at in one load: 16 bytes, or less where rows are not aligned to that.
+
+        itemsize: in memory.
+        """
         row = itemsize * (4 * hidden_size if backward else hidden_size)
-        return min(16, row & -row, max(itemsize, itemsize * self.block_b * self.block_k // (32 * self.warps)))
+        return min(16, row & -row)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -88,7 +98,7 @@ def _power_of_2(n: int, least: int = 16) -> int:
 
 def space(itemsize: int, batch: int, hidden_size: int, backward: bool) -> Iterator[Plan]:
     """Every config there is for a layer, those included that a device cannot run; arguments as make_plan's."""
-    units, width = _power_of_2(hidden_size), _power_of_2(4 * hidden_size if backward else hidden_size)
+    units, width = _power_of_2(hidden_size), _power_of_2(4 * hidden_size if backward else hidden_size, least=64)
     chunks = sorted({min(width, max(16, size // itemsize)) for size in (128, 256, 512, 1024)}, reverse=True)
     for block_b in (n for n in (16, 32, 64) if n <= _power_of_2(batch)):
         for warps in (4, 8):
@@ -99,21 +109,24 @@ def space(itemsize: int, batch: int, hidden_size: int, backward: bool) -> Iterat
                     yield Plan(exchange, True, resident, block_b, block_h, block_k, slices, 1, warps)
 
 
-@functools.lru_cache(maxsize=4096)
 def candidates(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> tuple[Plan, ...]:
-    """The configs that `device` can run, the cheapest by the cost model first; arguments as make_plan's.
+    """The configs for `device`, the cheapest by the cost model first; arguments as make_plan's.
 
-    A launch per step is left only where no config's programs fit the device at once.
+    A launch per step is left only where no config's programs fit the device at once, and what spills or loads in small
+    pieces only where nothing else can run.
     """
     problem = (itemsize, batch, hidden_size, backward)
-    for one_launch in (True, False):
+    for dropped, one_launch in itertools.product((why_not, why_impossible), (True, False)):
         plans = [dataclasses.replace(plan, one_launch=one_launch) for plan in space(*problem)]
-        fitting = [p.on(device, *problem) for p in plans if why_not(device, itemsize, hidden_size, backward, p) is None]
+        fitting = [p.on(device, *problem) for p in plans if dropped(device, itemsize, hidden_size, backward, p) is None]
         if fitting:
             return tuple(sorted(fitting, key=lambda plan: cost(device, *problem, plan).us))
-    raise ValueError(f"no plan for {hidden_size} hidden units on {device.name}")  # every test of plans would see it
+    raise ValueError(
+        f"a program has {device.shared_bytes} bytes of shared memory on {device.name}, too few for a kernel"
+    )
 
 
+@functools.lru_cache(maxsize=4096)
 def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
     """The plan for a layer of `hidden_size` units and `batch` rows that nobody has measured.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from triton_lstm.plan import Exchange, Plan
 
 FORMAT = 1  # of the file
 KERNELS = 1  # raised by a change to the kernels or to Plan after which older measurements mislead
+LOCK_S = 30  # to wait for another process that writes
 LARGEST = 1 << 24  # bytes of a file; a table of thousands of entries takes one
 DType = Literal["bf16", "fp16", "tf32", "fp32"]
 DTYPES: tuple[DType, ...] = get_args(DType)
@@ -42,12 +42,16 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """The best plan measured for a key. us: a step of it; planned_us: of the plan that nobody had measured."""
+    """The best plan measured for a key.
+
+    us: a step of it. planned_us: of the plan that nobody had measured; None if that failed. measured: with what, when.
+    """
 
     key: Key
     plan: Plan
     us: float
-    planned_us: float
+    planned_us: float | None
+    measured: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +64,12 @@ class LayerTime:
     B: int
     triton_us: float
     torch_us: float
+    measured: str = ""
 
 
 @dataclasses.dataclass
 class Table:
-    """about: gpu, torch, triton, date, for the reader. plans and layers: see Tuned and LayerTime."""
+    """about: the gpu's name, for the reader. plans and layers: see Tuned and LayerTime."""
 
     about: dict[str, str]
     plans: dict[Key, Tuned] = dataclasses.field(default_factory=dict)
@@ -99,7 +104,7 @@ def read(path: Path) -> Table:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        raise TableError("it is no JSON. Delete it, and run `triton-lstm tune` again") from None
+        raise TableError("it is no JSON") from None
     return parse(content)
 
 
@@ -107,10 +112,8 @@ def parse(content: Any) -> Table:
     """A table from JSON's content; raises TableError naming the first thing that is wrong."""
     head = _fields(content, {"format": int, "kernels": int, "about": dict, "plans": list, "layers": list}, "the file")
     if (head["format"], head["kernels"]) != (FORMAT, KERNELS):
-        raise OutdatedError(
-            f"it is of format {head['format']} for kernels {head['kernels']}, these are format {FORMAT} and kernels "
-            f"{KERNELS}. Run `triton-lstm tune` again"
-        )
+        text = f"it is of format {head['format']} for kernels {head['kernels']}, these are {FORMAT} and {KERNELS}"
+        raise (OutdatedError if (head["format"], head["kernels"]) < (FORMAT, KERNELS) else TableError)(text)
     if not all(isinstance(value, str) for value in head["about"].values()):
         raise TableError("`about` must hold texts")
     table = Table(dict(head["about"]))
@@ -122,10 +125,15 @@ def parse(content: Any) -> Table:
 
 
 def _tuned(row: Any, where: str) -> Tuned:
-    fields = _fields(row, {"direction": str, **_SHAPE, **_PLAN, "us": float, "planned_us": float}, where)
+    planned = type(None) if isinstance(row, dict) and row.get("planned_us", 0) is None else float
+    types = {"direction": str, **_SHAPE, **_PLAN, "us": float, "planned_us": planned, "measured": str}
+    fields = _fields(row, types, where)
     direction = _one_of(fields.pop("direction"), ("forward", "backward"), where)
     key = Key(direction == "backward", *_shape(fields, where))
-    us, planned_us = (_above_0(fields.pop(name), where) for name in ("us", "planned_us"))
+    us = _above_0(fields.pop("us"), where)
+    planned_us = fields.pop("planned_us")
+    planned_us = None if planned_us is None else _above_0(planned_us, where)
+    measured = fields.pop("measured")
     _one_of(fields["exchange"], get_args(Exchange), where)
     for name, most in _MOST.items():
         least = 8 if name == "block_h" else 16 if name in ("block_b", "block_k") else 1
@@ -133,11 +141,11 @@ def _tuned(row: Any, where: str) -> Tuned:
             raise TableError(f"{where}: {name} must be a power of two from {least} to {most}, not {fields[name]}")
     if fields["block_k"] < 16 * fields["slices"] or fields["block_b"] * fields["block_h"] > 1 << 14:
         raise TableError(f"{where}: no kernel has such a tile")
-    return Tuned(key, Plan(**fields, one_launch=True, groups=1), us, planned_us)
+    return Tuned(key, Plan(**fields, one_launch=True, groups=1), us, planned_us, measured)
 
 
 def _layer_time(row: Any, where: str) -> LayerTime:
-    fields = _fields(row, {"mode": str, **_SHAPE, "triton_us": float, "torch_us": float}, where)
+    fields = _fields(row, {"mode": str, **_SHAPE, "triton_us": float, "torch_us": float, "measured": str}, where)
     _one_of(fields["mode"], get_args(Mode), where)
     _shape(dict(fields), where)
     for name in ("triton_us", "torch_us"):
@@ -153,8 +161,8 @@ _PLAN: dict[str, type] = {"exchange": str, "resident": bool} | dict.fromkeys(_MO
 def _shape(fields: dict[str, Any], where: str) -> tuple[str, int, int]:
     dtype, hidden_size, batch = (fields.pop(name) for name in _SHAPE)
     _one_of(dtype, DTYPES, where)
-    if not 1 <= hidden_size <= 1 << 20 or batch != bucket(batch) or batch > 1 << 20:
-        raise TableError(f"{where}: H must be from 1 to {1 << 20}, and B a power of two from 16 to {1 << 20}")
+    if not 1 <= hidden_size <= 1 << 20 or not 16 <= batch <= 1 << 40 or batch & (batch - 1):
+        raise TableError(f"{where}: H must be from 1 to {1 << 20}, and B a power of two from 16 up")
     return dtype, hidden_size, batch
 
 
@@ -174,8 +182,8 @@ def _one_of(value: str, names: Iterable[str], where: str) -> str:
 
 
 def _above_0(value: float, where: str) -> float:
-    if not 0 < value < math.inf:
-        raise TableError(f"{where}: times must be above 0, not {value}")
+    if not 0 < value < 1e9:
+        raise TableError(f"{where}: times must be us above 0 and below 1e9, not {str(value)[:20]}")
     return float(value)
 
 
@@ -185,7 +193,8 @@ def render(table: Table) -> str:
         {"direction": "backward" if entry.key.backward else "forward"}
         | {name: getattr(entry.key, name) for name in _SHAPE}
         | {name: getattr(entry.plan, name) for name in _PLAN}
-        | {"us": _short(entry.us), "planned_us": _short(entry.planned_us)}
+        | {"us": _short(entry.us), "planned_us": entry.planned_us and _short(entry.planned_us)}
+        | {"measured": entry.measured}
         for entry in sorted(table.plans.values(), key=lambda entry: dataclasses.astuple(entry.key))
     ]
     layers = [
@@ -205,24 +214,28 @@ def _lines(rows: list[dict[str, Any]]) -> str:
     return ",\n".join(json.dumps(row) for row in rows) + "\n" * bool(rows)
 
 
-def update(path: Path, about: dict[str, str], *entries: Tuned | LayerTime) -> None:
+def update(path: Path, gpu: str, *entries: Tuned | LayerTime) -> None:
     """Adds entries to the table in a file: whole or not at all, and one process at a time.
 
-    A table from other kernels is replaced. Raises OSError, and TableError for a file that is something else.
+    A table of older kernels is replaced. Raises OSError, also where another process holds the lock for LOCK_S, and
+    TableError for a file that is something else.
     """
     import filelock
 
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):
+    with filelock.FileLock(f"{path}.lock", timeout=LOCK_S):
         table = Table({})
         if path.exists():
             with contextlib.suppress(OutdatedError):
                 table = read(path)
-        table.about |= about
+        table.about = {"gpu": gpu}
         table.add(*entries)
         beside = Path(f"{path}.{os.getpid()}.tmp")
+        text = render(table)
+        parse(json.loads(text))  # what nobody could read is not written
         try:
-            beside.write_text(render(table))
+            beside.write_text(text)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)

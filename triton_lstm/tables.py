@@ -16,7 +16,7 @@ from pathlib import Path
 from triton_lstm.devices import Device
 from triton_lstm.limits import why_not
 from triton_lstm.plan import Plan, make_plan
-from triton_lstm.table_file import Key, LayerTime, Table, TableError, Tuned, bucket, file_name, read
+from triton_lstm.table_file import Key, LayerTime, OutdatedError, Table, TableError, Tuned, bucket, file_name, read
 
 SHIPPED = Path(__file__).parent / "tuned"
 FOLDER = "TRITON_LSTM_TUNED"  # the environment variable that names another folder than the platform's cache
@@ -39,7 +39,7 @@ def user_folder() -> Path | None:
     """Where a user's tables lie: TRITON_LSTM_TUNED, or the platform's cache folder; None where nobody can tell it."""
     named = os.environ.get(FOLDER)
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     try:
         import platformdirs
     except ImportError:
@@ -64,7 +64,10 @@ def table_for(gpu: str) -> Table:
             continue
         except (OSError, TableError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            warnings.warn(f"the tuned table {path} is ignored: {why}.", stacklevel=2)
+            remedy = (
+                "`triton-lstm tune` makes a new one" if isinstance(error, OutdatedError) else "Delete it, or mend it"
+            )
+            warnings.warn(f"the tuned table {path} is ignored: {why}. {remedy}.", stacklevel=2)
             continue
         merged.about |= found.about
         merged.add(*found.plans.values(), *found.layers.values())
@@ -76,9 +79,10 @@ def layer_time(gpu: str, mode: str, dtype: str, hidden_size: int, batch: int) ->
     return table_for(gpu).layers.get((mode, dtype, hidden_size, bucket(batch)))
 
 
-def remember(gpu: str, found: Tuned) -> None:
-    """Adds a measurement to what this process knows."""
-    table_for(gpu).add(found)
+def remember(gpu: str, *found: Tuned) -> None:
+    """Adds measurements to what this process knows."""
+    table = table_for(gpu)
+    table.plans = table.plans | {entry.key: entry for entry in found}  # another thread may be reading the old one
     choose.cache_clear()
 
 
@@ -89,14 +93,14 @@ def forget() -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(device: Device, itemsize: int, key: Key) -> Choice:
-    """The plan for a layer; key.B is the batch itself. itemsize as make_plan's.
+def choose(device: Device, key: Key) -> Choice:
+    """The plan for a layer; key.B is the batch itself.
 
     A neighbour has the same direction and dtype, and at most twice or half of H and B in all; entries that this device
     cannot run are passed over.
     """
     entries = table_for(device.name).plans.values() if device.backend != "interpreter" else ()
-    wanted = dataclasses.replace(key, B=bucket(key.B))
+    wanted, itemsize = dataclasses.replace(key, B=bucket(key.B)), device.itemsize(key.dtype)
 
     def distance(entry: Tuned) -> float:
         return abs(math.log2(entry.key.H / wanted.H)) + abs(math.log2(entry.key.B / wanted.B))

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from triton.testing import do_bench
 
 import triton_lstm.kernels as kernels
 from triton_lstm import tables
 from triton_lstm.kernels.configs import Clock, Trial, Trials
-from triton_lstm.kernels.launch import launch
 from triton_lstm.module import LSTM
+from triton_lstm.perf.cases import DTYPES
 from triton_lstm.plan import Plan, make_plan
-from triton_lstm.reference import lstm_reference
+from triton_lstm.reference import lstm_steps
 from triton_lstm.table_file import Key, LayerTime, Mode, TableError, Tuned, bucket, file_name, update
 from triton_lstm.tolerance import Allowance, Answer, draws
 
 STEPS, LARGEST = 128, 1 << 26  # time steps of a trial, fewer where (T, B, 4H) would have more elements
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+Data = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
 _one_at_a_time = threading.RLock()
-_tried: set[Key] = set()  # by first calls; a failure is not repeated at every one
+_tried: set[tuple[str, Key]] = set()  # by first calls, on which GPU; a failure is not repeated at every one
 
 
 def gpu_clock(call: Callable[[], Any], quantiles: tuple[float, ...]) -> list[float]:
     """ms of a call at each quantile."""
-    from triton.testing import do_bench
-
-    times: list[float] = do_bench(call, warmup=10, rep=50, quantiles=list(quantiles))
-    return times
+    times = do_bench(call, warmup=10, rep=50, quantiles=list(quantiles))
+    return times if isinstance(times, list) else [times]  # of a single quantile it makes a number
 
 
 def measure(
@@ -49,19 +49,49 @@ def measure(
 
     key.B is a bucket. float32 is measured as PyTorch's switches for TF32 stand. clock, begin, again: see Trials.
     """
-    facts, itemsize = kernels.device_facts(device), kernels.bytes_on_chip(DTYPES[key.dtype], device)
-    plans = {backward: make_plan(facts, itemsize, key.B, key.H, backward) for backward in (False, True)}
-    if not plans[key.backward].one_launch:
-        return [Trial(plans[key.backward], math.nan, reason="its programs do not fit the GPU at once")]
-    steps = max(4, min(steps, LARGEST // (key.B * 4 * key.H)))
-    generator = torch.Generator(device).manual_seed(0)
+    facts = kernels.device_facts(device)
+    plan = make_plan(facts, facts.itemsize(key.dtype), key.B, key.H, key.backward)
+    if not plan.one_launch:
+        return [Trial(plan, math.nan, reason="its programs do not fit the GPU at once")]
     dtype = DTYPES[key.dtype]
+    data = _draw(key, dtype, _steps(steps, key.B, key.H), device)
+    exact, same = ([_answer(d, wide, key.backward) for d in data] for wide in (torch.float64, dtype))
+    allowance = Allowance(exact, same, tf32=key.dtype == "tf32")
+
+    def wrong(arguments: dict[str, Any]) -> str | None:
+        for name in exact[0]:
+            share = allowance.share(name, arguments[f"{name}_ptr"])
+            if share > 1:
+                return f"its {name} has {share:.3g} times the error that is allowed"
+        return None
+
+    trials = Trials(clock, wrong, begin, again)
+    chosen = data[allowance.draw]
+    w_hh, c0 = chosen["w_hh"], chosen["c0"].to(kernels.accumulator(dtype))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        if key.backward:
+            gates, c_all = (t.contiguous() for t in _states(chosen, c0.dtype))
+            kernels.lstm_backward(
+                chosen["dy"], None, None, w_hh, c0, gates.to(dtype), c_all, plan=plan, reverse=False, run=trials
+            )
+        else:
+            kernels.lstm_forward(chosen["xg"], w_hh, chosen["h0"], c0, plan=plan, reverse=False, save=True, run=trials)
+    return trials.trials
+
+
+def _steps(most: int, batch: int, hidden_size: int) -> int:
+    return max(4, min(most, LARGEST // (batch * 4 * hidden_size)))
+
+
+def _draw(key: Key, dtype: torch.dtype, steps: int, device: torch.device) -> list[Data]:
+    """Random data, as often as the tolerance wants it, without touching PyTorch's own generators."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
     w_hh = draw(4 * key.H, key.H, scale=key.H**-0.5)
-    data = [
+    return [
         {
             "xg": draw(steps, key.B, 4 * key.H),
             "h0": draw(key.B, key.H, scale=0.5),
@@ -71,56 +101,50 @@ def measure(
         }
         for _ in range(draws(steps * key.B * key.H))
     ]
-    exact, same = ([_answer(d, wide, key.backward) for d in data] for wide in (torch.float64, dtype))
-    allowance = Allowance(exact, same, tf32=key.dtype == "tf32")
-    places = {"dgates": "dgates_ptr", "dc0": "dc_ptr"} if key.backward else {"y": "y_ptr", "c_n": "c_ptr"}
-
-    def wrong(arguments: dict[str, Any]) -> str | None:
-        for name, place in places.items():
-            share = allowance.share(name, arguments[place])
-            if share > 1:
-                return f"its {name} has {share:.3g} times the error that is allowed"
-        return None
-
-    trials = Trials(clock, wrong, begin, again)
-    chosen = data[allowance.draw]
-    xg, h0, c0 = chosen["xg"], chosen["h0"], chosen["c0"].to(kernels.accumulator(dtype))
-    run = launch if key.backward else trials
-    _, _, c_all = kernels.lstm_forward(xg, w_hh, h0, c0, plan=plans[False], reverse=False, save=True, run=run)
-    if not key.backward:
-        return trials.trials
-    assert c_all is not None  # and xg holds the gates
-    kernels.lstm_backward(chosen["dy"], None, None, w_hh, c0, xg, c_all, plan=plans[True], reverse=False, run=trials)
-    return trials.trials
 
 
-def _answer(data: dict[str, torch.Tensor], dtype: torch.dtype, backward: bool) -> Answer:
-    """What the kernels should say, by the reference in `dtype`."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(data["xg"].device.type, enabled=False):
+@contextlib.contextmanager
+def _plain_torch(device: torch.device) -> Iterator[None]:
+    """Whatever the call is in that is being tuned for."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _answer(data: Data, dtype: torch.dtype, backward: bool) -> Answer:
+    """What the kernels should store, by the reference in `dtype`, under the names of their arguments."""
+    with _plain_torch(data["xg"].device):
         xg, h0, c0, w_hh, dy = (data[name].to(dtype, copy=True) for name in ("xg", "h0", "c0", "w_hh", "dy"))
         if backward:
             xg.requires_grad_()
             c0.requires_grad_()
-        y, _, c_n = lstm_reference(xg, h0, c0, None, w_hh)
+        gates, c_all, y = map(torch.stack, zip(*lstm_steps(xg.unbind(0), h0, c0, None, w_hh), strict=True))
         if not backward:
-            return {"y": y, "c_n": c_n}
-        return dict(zip(("dgates", "dc0"), torch.autograd.grad(y, (xg, c0), dy), strict=True))
+            return {"y": y, "gates": gates, "c_all": c_all, "c": c_all[-1]}
+        return dict(zip(("dgates", "dc"), torch.autograd.grad(y, (xg, c0), dy), strict=True))
 
 
-def best(key: Key, trials: list[Trial]) -> Tuned | None:
-    """The fastest plan; None where not even the planned one could be measured, and nothing is known of a gain."""
-    measured = [trial for trial in trials if math.isfinite(trial.us)]
-    if not measured or trials[0] not in measured:
+def _states(data: Data, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a forward pass leaves to the backward pass: gates (T, B, 4H) and every c (T, B, H), by the reference."""
+    with _plain_torch(data["xg"].device):
+        xg, h0, c0, w_hh = (data[name].to(dtype, copy=True) for name in ("xg", "h0", "c0", "w_hh"))
+        gates, c_all, _ = map(torch.stack, zip(*lstm_steps(xg.unbind(0), h0, c0, None, w_hh), strict=True))
+        return gates, c_all
+
+
+def best(key: Key, trials: list[Trial], measured: str = "") -> Tuned | None:
+    """The fastest plan; None where none could be measured. measured: with what, and when."""
+    times = [trial for trial in trials if math.isfinite(trial.us)]
+    if not times:
         return None
-    fastest = min(measured, key=lambda trial: trial.us)
-    return Tuned(key, fastest.plan, fastest.us, trials[0].us)
+    fastest = min(times, key=lambda trial: trial.us)
+    return Tuned(key, fastest.plan, fastest.us, trials[0].us if trials[0] in times else None, measured)
 
 
 def layer_times(
     dtype: str, hidden_size: int, batch: int, device: torch.device, clock: Clock = gpu_clock, steps: int = STEPS
 ) -> list[LayerTime]:
-    """A whole layer by the kernels and by PyTorch's own path."""
-    steps = max(4, min(steps, LARGEST // (batch * 4 * hidden_size)))
+    """A whole layer by the kernels and by PyTorch's own path; gradients are of the input and of all weights."""
+    steps = _steps(steps, batch, hidden_size)
     times: dict[tuple[Mode, str], float] = {}
     torch_dtype = DTYPES[dtype]
     x = torch.randn(steps, batch, hidden_size, device=device).to(torch_dtype)
@@ -141,19 +165,26 @@ def layer_times(
         for mode, call in calls.items():
             times[mode, backend] = clock(call, quantiles=(0.5,))[0] * 1e3 / steps
     modes: tuple[Mode, ...] = ("inference", "training")
-    return [LayerTime(m, dtype, hidden_size, batch, times[m, "triton"], times[m, "torch"]) for m in modes]
+    when = provenance()
+    return [LayerTime(m, dtype, hidden_size, batch, times[m, "triton"], times[m, "torch"], when) for m in modes]
 
 
 def tune_now(key: Key, device: torch.device) -> None:
     """Tunes a key in the middle of a call, for this process and, where it can be written, the user's table."""
     key = Key(key.backward, key.dtype, key.H, bucket(key.B))
     facts = kernels.device_facts(device)
+    if (facts.name, key) in _tried:
+        return
     with _one_at_a_time:
-        if key in _tried:
+        if (facts.name, key) in _tried:
             return
-        _tried.add(key)
+        _tried.add((facts.name, key))
         log.info("tuning %s for %s", key, facts.name)
-        found = best(key, measure(key, device))
+        try:
+            found = best(key, measure(key, device), provenance())
+        except Exception as error:  # the call itself can do without
+            warnings.warn(f"{key} could not be tuned, and runs as planned: {error!r}", stacklevel=2)
+            return
         if found is None:
             return
         tables.remember(facts.name, found)
@@ -161,13 +192,15 @@ def tune_now(key: Key, device: torch.device) -> None:
         if folder is None:
             return
         try:
-            update(folder / file_name(facts.name), about(device), found)
+            update(folder / file_name(facts.name), facts.name, found)
         except (OSError, TableError) as error:
             warnings.warn(f"what was tuned is known to this process only: {error}", stacklevel=2)
 
 
-def about(device: torch.device) -> dict[str, str]:
-    """Where times are from."""
+def provenance() -> str:
+    """What times are measured with, and when: the date in UTC."""
     from triton_lstm.perf.machine import machine, now
 
-    return {name: str(value) for name, value in machine().items() if name != "sources"} | {"date": now()}
+    facts = machine()
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "triton", "cudnn", "driver") if facts[name])
+    return f"{versions}, {now()[:10]}"

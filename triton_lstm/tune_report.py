@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from triton_lstm.cost import cost
 from triton_lstm.devices import Device
 from triton_lstm.limits import why_not
 from triton_lstm.perf.report import print_table
-from triton_lstm.plan import candidates, space
+from triton_lstm.plan import Plan, candidates, space
 from triton_lstm.table_file import Key, Table
 
 if TYPE_CHECKING:
@@ -20,76 +21,75 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Shape = tuple[str, int, int]  # dtype, H, B
-_ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 8}
 
 
-def itemsize_on(device: Device, dtype: str) -> int:
-    """make_plan's, of a dtype on a known GPU."""
-    return _ITEMSIZE[dtype] if device.backend == "cuda" else min(4, _ITEMSIZE[dtype])
+def _loops(shapes: list[Shape]) -> list[tuple[Key, Row]]:
+    """Both time loops of every shape, and the columns that name them."""
+    names = {False: "forward", True: "backward"}
+    return [
+        (Key(backward, *shape), dict(zip(("dtype", "H", "B"), shape, strict=True)) | {"direction": names[backward]})
+        for shape, backward in itertools.product(shapes, (False, True))
+    ]
 
 
-def row_of(key: Key) -> Row:
-    return {"dtype": key.dtype, "H": key.H, "B": key.B, "direction": "backward" if key.backward else "forward"}
-
-
-def print_tuned(table: Table, shapes: list[Shape], device: Device, failed: list[Row]) -> None:
+def print_tuned(table: Table, shapes: list[Shape], device: Device) -> None:
+    """What the table has of the shapes, and what was gained over the plan that nobody had measured."""
     rows = []
-    for (dtype, hidden_size, batch), backward in itertools.product(shapes, (False, True)):
-        entry = table.plans.get(Key(backward, dtype, hidden_size, batch))
-        if entry:
-            times = {"us/step": entry.us, "planned us/step": entry.planned_us, "gain": entry.planned_us / entry.us}
-            plan = entry.plan.on(device, itemsize_on(device, dtype), batch, hidden_size, backward)
-            rows.append(row_of(entry.key) | times | {"config": plan.describe(hidden_size)})
+    for key, names in _loops(shapes):
+        if key in table.plans:
+            entry = table.plans[key]
+            planned_us = math.nan if entry.planned_us is None else entry.planned_us
+            times = {"us/step": entry.us, "planned us/step": planned_us, "gain": planned_us / entry.us}
+            rows.append(names | times | {"config": str(entry.plan)})
     if rows:
         print_table(pd.DataFrame(rows))
-    layers = [t for t in table.layers.values() if (t.dtype, t.H, t.B) in shapes]
+    layers = [dataclasses.asdict(t) for t in table.layers.values() if (t.dtype, t.H, t.B) in shapes]
     if layers:
-        print("a whole layer, us a step; ratio above 1: the kernels are faster than PyTorch's own path")
-        frame = pd.DataFrame([dataclasses.asdict(layer) for layer in layers])
+        print("a whole layer with as many inputs as hidden units, us a step; ratio above 1: faster than PyTorch's path")
+        frame = pd.DataFrame(layers).drop(columns="measured")
         print_table(frame.assign(ratio=frame["torch_us"] / frame["triton_us"]))
-    if failed:
-        print_table(pd.DataFrame(failed))
 
 
-def print_trials(key: Key, trials: list[Trial], every: bool) -> None:
-    """What failed or was wrong; if `every`, all configs."""
-    shown = [trial for trial in trials if every or trial.failed]
-    if not shown:
-        return
-    rows = [
-        {
-            "config": trial.plan.describe(key.H),
-            "predicted us": trial.predicted_us,
-            "us/step": trial.us,
-            "not measured because": trial.reason,
-        }
-        for trial in shown
-    ]
-    frame = pd.DataFrame(rows)
-    print_table(frame, " ".join(map(str, row_of(key).values())))
-    both = frame[["predicted us", "us/step"]].dropna()
-    if len(both) > 2:
-        order = both.corr(method="spearman").iloc[0, 1]
-        print(f"predicted and measured order: rank correlation {order:.2f} over {len(both)} configs")
+def print_trials(title: str, trials: list[Trial], every: bool) -> None:
+    """What failed or was wrong; if `every`, also what was measured, and the reasons of all that was not."""
+    chosen = [t for t in trials if t.failed or (every and math.isfinite(t.us))]
+    if chosen:
+        rows = [
+            {"config": str(t.plan), "predicted us": t.predicted_us, "us/step": t.us, "not measured because": t.reason}
+            for t in chosen
+        ]
+        print_table(pd.DataFrame(rows), title)
+    if every:
+        _print_reasons(title, [(t.plan, t.reason) for t in trials if t.reason and not t.failed])
+        both = pd.DataFrame([(t.predicted_us, t.us) for t in trials if math.isfinite(t.us)])
+        if len(both) > 2:
+            order = both.corr(method="spearman").iloc[0, 1]
+            print(f"predicted and measured order: rank correlation {order:.2f} over {len(both)} configs")
 
 
 def print_plans(device: Device, shapes: list[Shape], every: bool) -> None:
-    """The planned config of every shape, and if `every` all others: what they are predicted to take, or why not."""
-    print(f"{device.name}: planned and predicted, not measured")
+    """The planned config of every shape; if `every`, also the next best, and why the others cannot run."""
+    print(f"{device.name}: planned and predicted, not measured. Clock and caches count as an H100's: compare no GPUs.")
+    print("A config: exchange, rows x units of a program / chunk of the sum : slices, warps, x tiles side by side.")
     planned = []
-    for (dtype, hidden_size, batch), backward in itertools.product(shapes, (False, True)):
-        itemsize = itemsize_on(device, dtype)
-        problem = (itemsize, batch, hidden_size, backward)
-        row = row_of(Key(backward, dtype, hidden_size, batch))
+    for key, names in _loops(shapes):
+        problem = (device.itemsize(key.dtype), key.B, key.H, key.backward)
         plans = candidates(device, *problem)
-        best = cost(device, *problem, plans[0])
-        planned.append(row | {"config": plans[0].describe(hidden_size), "predicted": str(best)})
-        if not every:
-            continue
-        rows = [{"config": p.describe(hidden_size), "predicted us": cost(device, *problem, p).us} for p in plans]
-        for plan in dict.fromkeys(space(*problem)):
-            reason = why_not(device, itemsize, hidden_size, backward, plan)
-            if reason:
-                rows.append({"config": plan.describe(hidden_size), "dropped because": reason})
-        print_table(pd.DataFrame(rows), " ".join(map(str, row.values())))
-    print_table(pd.DataFrame(planned))
+        predicted = [{"config": str(p), "predicted us/step": cost(device, *problem, p)} for p in plans]
+        planned.append(names | predicted[0])
+        if every:
+            title = "{dtype} H={H} B={B} {direction}".format(**names)
+            print_table(pd.DataFrame(predicted[:10]).astype(str), f"{title}: the best 10 of {len(plans)} that can run")
+            reasons = [(p, why_not(device, problem[0], key.H, key.backward, p)) for p in space(*problem)]
+            _print_reasons(title, [(plan, reason) for plan, reason in reasons if reason])
+    print_table(pd.DataFrame(planned).astype(str))
+
+
+def _print_reasons(title: str, dropped: list[tuple[Plan, str]]) -> None:
+    """Every reason, and the configs that it is given for."""
+    rows: dict[str, list[str]] = {}
+    for plan, reason in dropped:
+        rows.setdefault(reason, []).append(str(dataclasses.replace(plan, groups=1)))
+    if rows:
+        frame = pd.DataFrame([{"dropped because": reason, "configs": ", ".join(p)} for reason, p in rows.items()])
+        print_table(frame, f"{title}: {len(dropped)} not measured")
