@@ -52,7 +52,8 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        chosen_backend(backend)  # a wrong one is named here, not at the first call
+        if backend is not None:
+            chosen_backend(backend)  # a wrong one is named here, not at the first call
         self.backend = backend
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
