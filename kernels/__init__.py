@@ -5,7 +5,7 @@ from triton.runtime import JITFunction
 
 from triton_lstm.kernels.backward import lstm_backward, lstm_backward_kernel
 from triton_lstm.kernels.forward import lstm_forward, lstm_forward_kernel
-from triton_lstm.kernels.launch import accumulator, device_facts, precision_name
+from triton_lstm.kernels.launch import accumulator, device_facts
 
 if isinstance(lstm_forward_kernel, JITFunction) != isinstance(tl.cdiv, JITFunction):
     raise ImportError("TRITON_INTERPRET changed after triton was imported; set it before, or not at all")
@@ -21,5 +21,4 @@ __all__ = [
     "lstm_backward_kernel",
     "lstm_forward",
     "lstm_forward_kernel",
-    "precision_name",
 ]

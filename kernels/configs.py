@@ -13,6 +13,7 @@ from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import AutotunerError
 
+from triton_lstm.backend import precision_name, product_precision
 from triton_lstm.cost import cost
 from triton_lstm.kernels.exchange import make_ready
 from triton_lstm.kernels.launch import (
@@ -20,8 +21,6 @@ from triton_lstm.kernels.launch import (
     counter_for,
     device_facts,
     options,
-    precision_name,
-    product_precision,
     tile,
 )
 from triton_lstm.limits import why_not

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
-from triton_lstm.backend import spin_limit
+from triton_lstm.backend import product_precision, spin_limit
 from triton_lstm.devices import INTERPRETER, Device
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
 from triton_lstm.limits import REGISTERS
@@ -46,23 +46,6 @@ def device_facts(device: torch.device) -> Device:
         l2_bytes=torch.cuda.get_device_properties(device).L2_cache_size,
         warp_size=target.warp_size,
     )
-
-
-def product_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """tl.dot's input_precision. On NVIDIA float32 follows the switch that cuDNN's RNNs follow: "tf32", or three tf32
-    products for about float32's own precision ("ieee" would leave the tensor cores, and spills)."""
-    if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
-        return "ieee"
-    # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
-    rnn: Any = torch.backends.cudnn.rnn
-    return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
-
-
-def precision_name(dtype: torch.dtype, device: torch.device) -> str:
-    """What tables and benchmarks call it: bf16, fp16, tf32, fp32 or fp64."""
-    if product_precision(dtype, device) == "tf32":
-        return "tf32"
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
 
 def tile(plan: Plan) -> dict[str, Any]:

@@ -74,3 +74,44 @@ def test_tables_are_found_or_named(tmp_path, monkeypatch):
     assert any(f"{path}: 0 configs, 1 layer times" in finding.text for finding in doctor._tables())
     path.write_text("?")
     assert any(finding.state == "BAD" and str(path) in finding.text for finding in doctor._tables())
+
+
+def test_the_tables_folder_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    update(tmp_path / "a_gpu.json", "a gpu", LayerTime("training", "bf16", 24, 16, 4.0, 6.0))
+    assert f"{tables.FOLDER}={tmp_path}: a_gpu.json" in run()[1]
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path / "a_gpu.json"))
+    status, out, _ = run()
+    assert status == 1 and "is no folder" in out
+
+
+@pytest.mark.parametrize("version, state", [("2.8.1", "BAD"), ("2.13.0+cpu", "ok")])
+def test_an_old_torch_is_red(version, state, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    assert doctor._torch().state == state
+
+
+@pytest.mark.parametrize(
+    "outcome, state, says",
+    [
+        (RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"), "BAD", "MPS"),
+        (None, "ok", "wait for each other"),
+    ],
+    ids=["refused", "accepted"],
+)
+def test_the_cooperative_launch(outcome, state, says, monkeypatch):
+    class Loop:
+        def __init__(self, programs, *args, **kwargs):
+            assert programs == H200.processors
+
+        def run(self):
+            if outcome:
+                raise outcome
+
+        def complete(self):
+            return True
+
+    monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
+    monkeypatch.setattr("triton_lstm.perf.exchange_loop.ExchangeLoop", Loop)
+    finding = doctor._cooperative(torch.device("cuda", 0))
+    assert finding.state == state and says in finding.text + finding.remedy

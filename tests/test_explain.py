@@ -93,3 +93,34 @@ def test_batch_first_and_unbatched_and_autocast(capsys):
 def test_bad_input(args, kwargs, error, says):
     with pytest.raises(error, match=says):
         explain(*args, **kwargs)
+
+
+def test_without_gradients_there_is_no_backward_pass(capsys):
+    with torch.no_grad():
+        explain(triton_lstm.LSTM(3, 512), torch.zeros(2, 5, 3), gpu="H100")
+    out = capsys.readouterr().out
+    assert "forward (" in out and "backward" not in out
+
+
+@pytest.mark.parametrize("allowed, name", [(True, "tf32"), (False, "fp32")])
+def test_float32_follows_the_switch(allowed, name, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    explain(triton_lstm.LSTM(3, 512), torch.zeros(2, 5, 3), gpu="NVIDIA h100 80GB HBM3")
+    assert f"forward ({name})" in capsys.readouterr().out
+    explain(triton_lstm.LSTM(3, 512), torch.zeros(2, 5, 3), gpu="mi300x")
+    assert "forward (fp32)" in capsys.readouterr().out
+
+
+def test_what_would_raise_is_no_kernel(capsys):
+    module = triton_lstm.LSTM(3, 4, dtype=torch.float64, backend="triton")
+    explain(module, torch.zeros(2, 5, 3, dtype=torch.float64), gpu="H100")
+    assert 'an error, since backend="triton" was asked for: no kernel for torch.float64' in capsys.readouterr().out
+    for x in (torch.zeros(2, 5, 3), torch.zeros(0, 5, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"has dtype|2-D or 3-D"):
+            explain(module, x, gpu="H100")
+
+
+def test_a_call_may_be_pasted_and_shapes_are_enough(capsys):
+    h = torch.zeros(1, 5, 4, device="meta")
+    explain(triton_lstm.LSTM(3, 4, device="meta"), torch.zeros(2, 5, 3, device="meta"), (h, h))
+    assert "no kernel for meta tensors" in capsys.readouterr().out

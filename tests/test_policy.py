@@ -15,7 +15,7 @@ X = type("X", (), dict(device=torch.device("cuda", 0), dtype=torch.bfloat16, req
 def table(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
     monkeypatch.setenv(tables.FOLDER, str(tmp_path))
-    monkeypatch.setattr("triton_lstm.kernels.precision_name", lambda dtype, device: "bf16")
+    monkeypatch.setattr("triton_lstm.backend.precision_name", lambda dtype, device: "bf16")
     monkeypatch.delenv("TRITON_LSTM_BACKEND", raising=False)
     layers = [LayerTime("inference", "bf16", 24, B, 2.0, torch_us) for B, torch_us in ((16, 1.0), (32, 1.95))]
     update(tmp_path / file_name(H200.name), "x", *layers)
@@ -42,6 +42,12 @@ def test_only_where_that_is_known_and_both_do_the_same(monkeypatch):
         assert reason(batch=32) is None  # within the noise
         assert reason(batch=64) is None and reason(hidden=40) is None  # not measured
         assert reason(weights=8) is None  # two layers
+    with torch.enable_grad():
+        state = torch.zeros(1, 16, 24, requires_grad=True)
+        frozen = [torch.zeros(96, 24)] * 4
+        for hx, expected in (((state, state), True), ((state.detach(), state.detach()), False)):
+            assert (backend.why_torch_is_faster(None, X, None, 16, frozen, True, hx) is None) == expected
+    with torch.no_grad():
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
         assert reason() is None
 
@@ -70,3 +76,14 @@ def test_importing_and_calling_reads_no_table_and_tunes_nothing_off_a_gpu(monkey
     monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", "1")
     monkeypatch.setattr("triton_lstm.tables.read", lambda path: pytest.fail("a table was read"))
     triton_lstm.LSTM(3, 4)(torch.zeros(2, 1, 3))
+
+
+def test_explain_says_so_for_another_machine(capsys):
+    import triton_lstm
+
+    module, x = triton_lstm.LSTM(24, 24, dtype=torch.bfloat16), torch.zeros(5, 16, 24, dtype=torch.bfloat16)
+    with torch.no_grad():
+        triton_lstm.explain(module, x, gpu="H200")
+    assert "PyTorch's own LSTM: it was measured faster there" in capsys.readouterr().out
+    triton_lstm.explain(module, x, gpu="H200")  # with gradients the kernels stay
+    assert "backward (bf16)" in capsys.readouterr().out

@@ -293,6 +293,7 @@ def test_without_platformdirs_there_are_no_users_tables(monkeypatch):
 
 
 def test_the_cache_folder_is_the_platforms(monkeypatch, tmp_path):
+    pytest.importorskip("platformdirs")
     monkeypatch.delenv(tables.FOLDER)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tables.user_folder() == tmp_path / "triton_lstm" / "tuned"

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from triton_lstm.backend import wants_gradient, wants_tuning
+from triton_lstm.backend import precision_name, wants_gradient, wants_tuning
 from triton_lstm.kernels import (
     accumulator,
     device_facts,
     lstm_backward,
     lstm_forward,
-    precision_name,
 )
 from triton_lstm.plan import Plan
 from triton_lstm.reference import lstm_reference

@@ -1,10 +1,10 @@
-"""Which way a call goes: the Triton kernels, or PyTorch's own LSTM; and what the environment says about it."""
+"""Which way a call goes, kernels or PyTorch's own LSTM, in which precision; what switches and the environment say."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -52,7 +52,6 @@ def why_torch_is_faster(
         return None
     if wants_gradient(input, *params, *(hx or ())) or torch._C._are_functorch_transforms_active():
         return None
-    from triton_lstm.kernels import precision_name
     from triton_lstm.tables import layer_time
 
     device = torch.device("cuda") if gpu else input.device
@@ -113,6 +112,23 @@ def _interpreting() -> bool:
     from triton.runtime import JITFunction
 
     return not isinstance(cdiv, JITFunction)  # triton itself looks at the variable when it is imported
+
+
+def product_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """tl.dot's input_precision. On NVIDIA float32 follows the switch that cuDNN's RNNs follow: "tf32", or three tf32
+    products for about float32's own precision ("ieee" would leave the tensor cores, and spills)."""
+    if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
+        return "ieee"
+    # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
+    rnn: Any = torch.backends.cudnn.rnn
+    return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
+
+
+def precision_name(dtype: torch.dtype, device: torch.device) -> str:
+    """What tables and benchmarks call it: bf16, fp16, tf32, fp32 or fp64."""
+    if product_precision(dtype, device) == "tf32":
+        return "tf32"
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
 
 def wants_tuning(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import chosen_backend, wants_gradient, why_torch_is_faster
+from triton_lstm.backend import chosen_backend, precision_name, wants_gradient, why_torch_is_faster
 from triton_lstm.cost import cost
 from triton_lstm.devices import Device, known_gpu
 from triton_lstm.module import LSTM
@@ -52,7 +52,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     if reason:
         lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
         if there is None and data.device.type == "cpu":
-            lines.append('That is as it should be without a GPU. gpu="H100" asks what the call would do on one.')
+            lines.append('Off a GPU, gpu="H100" asks what the call would do on one.')
         return lines
     layers = module.num_layers * (2 if module.bidirectional else 1)
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
@@ -92,7 +92,8 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
 def _choice(
     dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, there: Device | None
 ) -> tuple[Device, Key, Choice]:
-    from triton_lstm.kernels import device_facts, precision_name
+    if there is None:
+        from triton_lstm.kernels import device_facts
 
     facts = there or device_facts(device)
     precision = precision_name(dtype, torch.device("cuda") if there else device)

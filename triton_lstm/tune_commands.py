@@ -151,7 +151,10 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     except KeyboardInterrupt:
         stopped = "interrupted"
     failed = {item: why for item, why in progress.results.items() if why}
-    progress.stop() if stopped else progress.end()
+    if stopped:
+        progress.stop()
+    else:
+        progress.end()
     print_tuned(read(path), shapes, gpu)
     for name, why in failed.items():
         print(f"not measured: {name}: {why}")
