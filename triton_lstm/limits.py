@@ -14,9 +14,10 @@ RESERVED_BYTES = 1024  # of a processor's shared memory, for each program on it
 
 
 def shared_bytes(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> int:
-    """Upper estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts.
+    """Estimate of the on-chip memory of one program: weights, one chunk of rows, and room to change layouts.
 
-    One program alone has the gradients of all four gates for rows, each of them a chunk.
+    An upper bound in all compiled kernels on NVIDIA; on AMD weights may lie in registers instead. One program alone has
+    the gradients of all four gates for rows, each of them a chunk.
     """
     alone = plan.exchange == "none"
     columns = plan.block_h * (1 if backward else 4)
