@@ -91,12 +91,10 @@ class Trials:
         arguments = dict(arguments)
         if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
             arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
-        state: dict[str, torch.Tensor] = {
-            name: arguments[name].clone() for name in ("c_ptr", "dc_ptr") if name in arguments
-        }
+        state = {name: tensor.clone() for name, tensor in arguments.items() if name in ("c_ptr", "dc_ptr")}
         for exchange in ("none", *EXCHANGES):
             best = BEST if exchange == plan.exchange else BEST_OF_OTHERS
-            self.trials += _Group(self, kernel, plan, exchange, exchanged, arguments, state, reverse).run(best)
+            self.trials += _Group(self, kernel, exchange, exchanged, arguments, state, reverse).run(best)
         planned = dataclasses.replace(plan, groups=1)
 
         def order(trial: Trial) -> tuple[bool, bool, float]:
@@ -113,7 +111,6 @@ class _Group:
         self,
         owner: Trials,
         kernel: Any,
-        planned: Plan,
         exchange: Exchange,
         exchanged: torch.Tensor,
         arguments: dict[str, Any],
