@@ -65,6 +65,7 @@ def test_only_where_that_is_known_and_both_do_the_same(monkeypatch):
 def test_a_first_call_tunes_only_if_it_may(value, device, capturing, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.delenv("TRITON_LSTM_AUTOTUNE", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if value is not None:
         monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", value)
     assert backend.wants_tuning(torch.device(device)) == expected

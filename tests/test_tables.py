@@ -170,6 +170,9 @@ BROKEN = {
         "a negative time": {"planned_us": -1.0},
         "a time that is none": {"us": float("nan")},
         "an endless time": {"us": float("inf")},
+        "2 warps": {"warps": 2},
+        "slices of no config": {"slices": 2},
+        "an escape sequence": {"measured": "\x1b[2J"},
         "a time of 400 digits": {"us": 10**400},
     }.items()
 }
@@ -239,7 +242,6 @@ def test_an_entry_without_the_plans_time_and_one_of_a_huge_batch_come_back(folde
 
 def test_a_config_of_too_many_warps_or_no_kernel_is_passed_over(folder):
     for changes in (
-        dict(warps=16),
         dict(exchange="none", block_h=512, block_k=256),
         dict(exchange="none", block_h=512, block_k=512, resident=False),
     ):

@@ -15,6 +15,7 @@ import triton_lstm.kernels
 import triton_lstm.kernels.configs as configs
 from triton_lstm import autograd, tables, tune
 from triton_lstm.devices import GPUS
+from triton_lstm.kernels.exchange import fill_with_sentinel
 from triton_lstm.perf.clock import timing
 from triton_lstm.plan import make_plan, space
 from triton_lstm.table_file import Key, LayerTime, file_name, read
@@ -95,22 +96,45 @@ def test_each_config_is_checked_before_it_is_timed(monkeypatch):
     assert len(calls) == 2 * len(measured) and len(clock.begun) == len(measured)
 
 
-@pytest.mark.parametrize("key, name", [(FORWARD, "y"), (BACKWARD, "dgates")], ids=["forward", "backward"])
-def test_a_wrong_answer_is_named_and_never_chosen(key, name, monkeypatch):
-    """The flag's buffers hold zeros: nobody waits, and what is read is too early more often than not."""
+def _nobody_waits(kind):
+    """make_ready without what one exchange waits for: a buffer of zeros, or a counter that has arrived long ago."""
 
-    def not_ready(exchange, buffer, counter):
-        if exchange == "flag":
+    def make_ready(exchange, buffer, counter):
+        if exchange == "flag" != kind:
+            fill_with_sentinel(buffer)
+        elif exchange == "flag":
             buffer.zero_()
-        elif counter is not None:
-            counter.zero_()
+        if counter is not None:
+            counter.fill_(1 << 20 if kind == "barrier" else 0)
 
-    monkeypatch.setattr(configs, "make_ready", not_ready)
-    trials = measure(key, Clock(lambda plan: 0.1 if plan.exchange == "flag" else 1.0))
-    wrong = [trial for trial in trials if f"its {name} has" in trial.reason]
+    return make_ready
+
+
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+@pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_a_wrong_answer_is_named_and_never_chosen(key, kind, monkeypatch):
+    """What is read is too early more often than not; and what the trial before has written cannot make up for it."""
+    monkeypatch.setattr(configs, "make_ready", _nobody_waits(kind))
+    trials = measure(key, Clock(lambda plan: 0.1 if plan.exchange == kind else 1.0))
+    wrong = [trial for trial in trials if "times the error that is allowed" in trial.reason]
     assert wrong and wrong == [trial for trial in trials if trial.failed]
-    assert all(trial.plan.exchange == "flag" for trial in wrong)
+    assert all(trial.plan.exchange == kind for trial in wrong)
     assert tune.best(key, trials).plan not in [trial.plan for trial in wrong]
+
+
+def test_an_output_that_nobody_writes_is_no_right_answer(monkeypatch):
+    """Not even where the trial before has left the right one."""
+    planned = make_plan(H200, 2, 16, 24, False)
+    shipped = triton_lstm.kernels.lstm_forward_kernel.run
+
+    def run(*args, **kwargs):
+        lost = kwargs["num_warps"] != planned.warps  # this one's gates go elsewhere
+        gates = torch.empty_like(kwargs["gates_ptr"]) if lost else kwargs["gates_ptr"]
+        return shipped(*args, **kwargs | {"gates_ptr": gates})
+
+    monkeypatch.setattr(triton_lstm.kernels.lstm_forward_kernel, "run", run, raising=False)
+    failed = [trial for trial in measure(FORWARD, Clock()) if trial.failed]
+    assert failed and all("its gates has" in t.reason and t.plan.warps != planned.warps for t in failed)
 
 
 def test_a_config_that_fails_is_named_and_never_chosen(monkeypatch):

@@ -39,6 +39,7 @@ def measured(monkeypatch, tmp_path):
     keys = []
 
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("TRITON_INTERPRET")
 
     def measure(key, device, begin, again):
         keys.append(key)
@@ -170,6 +171,50 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
     monkeypatch.setattr(tune, "measure", measure)
     assert run("tune", *SHAPE, "--again")[0] == 0
     assert refused == ["the process died while measuring it"] and measured == KEYS
+
+
+def test_a_full_disk_is_no_configs_fault(run, measured, monkeypatch):
+    shipped = tune_commands.update
+
+    def full(path, gpu, *entries):
+        if entries:
+            raise OSError(28, "No space left on device")
+        shipped(path, gpu)
+
+    monkeypatch.setattr(tune_commands, "update", full)
+    status, _, err = run("tune", *SHAPE)
+    assert status == 2 and "No space left on device" in err
+    refused = []
+    measure = tune.measure
+
+    def looking(key, *args, begin, **kwargs):
+        refused.append(begin(make_plan(H200, 2, key.B, key.H, key.backward)))
+        return measure(key, *args, begin=begin, **kwargs)
+
+    monkeypatch.setattr(tune_commands, "update", shipped)
+    monkeypatch.setattr(tune, "measure", looking)
+    assert run("tune", *SHAPE)[0] == 0 and refused == [None] * 4
+
+
+def test_another_commands_failures_are_not_this_ones(run, measured, monkeypatch):
+    shipped = tune.measure
+
+    def failing(key, *args, **kwargs):
+        if key.H == 40:
+            raise KeyboardInterrupt
+        raise RuntimeError("of 24")
+
+    monkeypatch.setattr(tune, "measure", failing)
+    assert run("tune", *SHAPE)[0] == 130
+    monkeypatch.setattr(tune, "measure", shipped)
+    status, out, _ = run("tune", "--hidden", "40", "--batch", "16", "--dtype", "bf16")
+    assert status == 0 and "of 24" not in out
+
+
+def test_interpreted_times_are_nobodys(run, measured, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    status, _, err = run("tune", *SHAPE)
+    assert status == 2 and "TRITON_INTERPRET=1 keeps the kernels off the GPU" in err and not measured
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"died": 3}', "\x00"])

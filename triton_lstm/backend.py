@@ -48,7 +48,7 @@ def why_torch_is_faster(
     """
     if len(params) != (4 if has_biases else 2) or chosen_backend(backend) != "auto":
         return None
-    if gpu is None and (input.device.type != "cuda" or torch.is_autocast_enabled("cuda")):
+    if (gpu is None and input.device.type != "cuda") or torch.is_autocast_enabled("cuda"):
         return None
     if wants_gradient(input, *params, *(hx or ())) or torch._C._are_functorch_transforms_active():
         return None
@@ -132,14 +132,16 @@ def precision_name(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def wants_tuning(device: torch.device) -> bool:
-    """Whether a first call may tune: on a GPU, if TRITON_LSTM_AUTOTUNE=1, and not while a CUDA graph is captured.
+    """Whether a first call may tune: compiled on a GPU, if TRITON_LSTM_AUTOTUNE=1, not while a CUDA graph is captured.
 
     Raises ValueError for another value than 0 or 1.
     """
     chosen = os.environ.get("TRITON_LSTM_AUTOTUNE") or "0"
     if chosen not in ("0", "1"):
         raise ValueError(f"TRITON_LSTM_AUTOTUNE must be 0 or 1, got {chosen!r}")
-    if chosen == "0" or device.type != "cuda" or torch._C._are_functorch_transforms_active():
+    if chosen == "0" or device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return False
+    if torch._C._are_functorch_transforms_active():
         return False
     return not torch.cuda.is_current_stream_capturing()
 

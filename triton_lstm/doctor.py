@@ -151,7 +151,7 @@ def _environment() -> Iterator[Finding]:
         else:
             yield Finding("environment", "ok", f"{FOLDER}={folder}: {', '.join(tables) or 'no tables yet'}")
     if os.environ.get("TRITON_INTERPRET") == "1" and torch.cuda.is_available():
-        text = "TRITON_INTERPRET=1: no kernel runs on the GPU, every call goes to PyTorch's own LSTM"
+        text = "TRITON_INTERPRET=1: the kernels run in Triton's interpreter, not on the GPU"
         yield Finding("environment", "BAD", text, "unset TRITON_INTERPRET")
 
 

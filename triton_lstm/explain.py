@@ -42,7 +42,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
         raise TypeError(f"explain takes the module's input, a tensor or PackedSequence, got {type(input).__name__}")
     if data.dim() not in (2, 3) or data.shape[-1] != module.input_size or 0 in data.shape:
         raise ValueError(f"input must be 2-D or 3-D with {module.input_size} features, not {tuple(data.shape)}")
-    dtype, weight = _compute_dtype(data), module.weight_hh_l0
+    dtype, weight = _compute_dtype(data, there), module.weight_hh_l0
     if dtype == data.dtype != weight.dtype:
         raise ValueError(f"input has dtype {data.dtype}, the module's weights {weight.dtype}. Convert one of them")
     where = there.name if there else str(data.device)
@@ -61,13 +61,11 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     return lines
 
 
-def _compute_dtype(data: torch.Tensor) -> torch.dtype:
-    if (
-        data.device.type in ("cpu", "cuda")
-        and torch.is_autocast_enabled(data.device.type)
-        and data.dtype != torch.float64
-    ):
-        return torch.get_autocast_dtype(data.device.type)
+def _compute_dtype(data: torch.Tensor, there: Device | None) -> torch.dtype:
+    """Autocast's where one is on: of a GPU or, asked from a laptop, of the CPU."""
+    for kind in ("cuda", data.device.type) if there else (data.device.type,):
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and data.dtype != torch.float64:
+            return torch.get_autocast_dtype(kind)
     return data.dtype
 
 
@@ -83,8 +81,10 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
             reason = f"no kernel for {data.dtype} on a GPU"
         if reason and chosen_backend(module.backend) == "triton":
             return f'an error, since backend="triton" was asked for: {reason}'
+        if reason or _compute_dtype(data, there) != data.dtype:  # a call under autocast takes the kernels
+            return reason
         weights = [getattr(module, name) for name in module._flat_weights_names]
-        return reason or why_torch_is_faster(there.name, data, module.backend, batch, weights, module.bias)
+        return why_torch_is_faster(there.name, data, module.backend, batch, weights, module.bias)
     except RuntimeError as error:
         return f"an error: {error}"
 

@@ -139,7 +139,8 @@ def _tuned(row: Any, where: str) -> Tuned:
         least = 8 if name == "block_h" else 16 if name in ("block_b", "block_k") else 1
         if not least <= fields[name] <= most or fields[name] & (fields[name] - 1):
             raise TableError(f"{where}: {name} must be a power of two from {least} to {most}, not {fields[name]}")
-    if fields["block_k"] < 16 * fields["slices"] or fields["block_b"] * fields["block_h"] > 1 << 14:
+    odd = fields["warps"] not in (4, 8) or fields["slices"] not in (1, fields["warps"])
+    if odd or fields["block_k"] < 16 * fields["slices"] or fields["block_b"] * fields["block_h"] > 1 << 14:
         raise TableError(f"{where}: no kernel has such a tile")
     return Tuned(key, Plan(**fields, one_launch=True, groups=1), us, planned_us, measured)
 
@@ -170,6 +171,8 @@ def _fields(row: Any, types: dict[str, type], where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or row.keys() != types.keys():
         raise TableError(f"{where} must have the fields {', '.join(types)}")
     for name, kind in types.items():
+        if name == "measured" and not (isinstance(row[name], str) and row[name].isprintable() and len(row[name]) < 200):
+            raise TableError(f"{where}: measured must be a short printable text")
         if type(row[name]) is not kind and not (kind is float and type(row[name]) is int):
             raise TableError(f"{where}: {name} must be {kind.__name__}, not {str(row[name])[:40]!r}")
     return dict(row)

@@ -102,6 +102,8 @@ def tune(args: argparse.Namespace) -> int:
             "no GPU that PyTorch can use was found, and nothing was measured. `triton-lstm tune --dry-run --gpu H200` "
             "shows plans for another machine"
         )
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UsageError("TRITON_INTERPRET=1 keeps the kernels off the GPU, and nothing was measured. Unset it")
     require("filelock", "triton")
     import filelock
 
@@ -150,7 +152,10 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
         start_again(args, f"this process cannot go on with the GPU ({lost})")
     except KeyboardInterrupt:
         stopped = "interrupted"
-    failed = {item: why for item, why in progress.results.items() if why}
+    except BaseException:  # no config's fault
+        progress.stop()
+        raise
+    failed = {item: why for item in map(str, items) if (why := progress.results.get(item))}
     if stopped:
         progress.stop()
     else:

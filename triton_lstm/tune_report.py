@@ -79,7 +79,10 @@ def print_plans(device: Device, shapes: list[Shape], every: bool) -> None:
         planned.append(names | predicted[0])
         if every:
             title = "{dtype} H={H} B={B} {direction}".format(**names)
-            print_table(pd.DataFrame(predicted[:10]).astype(str), f"{title}: the best 10 of {len(plans)} that can run")
+            print_table(
+                pd.DataFrame(predicted[:10]).astype(str),
+                f"{title}: the best {min(10, len(plans))} of {len(plans)} that can run",
+            )
             reasons = [(p, why_not(device, problem[0], key.H, key.backward, p)) for p in space(*problem)]
             _print_reasons(title, [(plan, reason) for plan, reason in reasons if reason])
     print_table(pd.DataFrame(planned).astype(str))
