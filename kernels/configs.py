@@ -238,10 +238,9 @@ class _Group:
         """Triton's do_bench: inf for a config that fails or gives a wrong answer, with the reason."""
         self.measuring = True
         try:
+            # Or the right answer of the trial before would pass for this one's
             for name in ("dgates_ptr",) if self.backward else ("y_ptr", "gates_ptr", "c_all_ptr"):
-                self.arguments[name].fill_(
-                    math.nan
-                )  # or the right answer of the trial before would pass for this one's
+                self.arguments[name].fill_(math.nan)
             call()
             reason = self.owner.wrong(self.arguments)
             if reason is None:

@@ -176,7 +176,7 @@ class TestCost:
         assert far == pytest.approx(3 * near)
 
 
-def test_a_device_that_is_here_is_described_like_the_known_ones():
+def test_the_known_gpus_are_plausible():
     for name, device in GPUS.items():
         assert name.replace("RTX ", "") in device.name and device.warp_size in (32, 64)
         assert device.arch.startswith(("sm_", "gfx")) and device.l2_bytes > 1 << 20

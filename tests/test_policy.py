@@ -71,9 +71,12 @@ def test_a_first_call_tunes_only_if_it_may(value, device, capturing, expected, m
     assert backend.wants_tuning(torch.device(device)) == expected
 
 
-def test_importing_and_calling_reads_no_table_and_tunes_nothing_off_a_gpu(monkeypatch):
+def test_a_call_off_a_gpu_reads_no_table_and_tunes_nothing(monkeypatch):
     import triton_lstm
+    import triton_lstm.tune
 
+    tables.forget()
+    monkeypatch.setattr("triton_lstm.tune.tune_now", lambda key, device: pytest.fail("something was tuned"))
     monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", "1")
     monkeypatch.setattr("triton_lstm.tables.read", lambda path: pytest.fail("a table was read"))
     triton_lstm.LSTM(3, 4)(torch.zeros(2, 1, 3))

@@ -33,7 +33,7 @@ def choice_for(dtype: torch.dtype, device: torch.device, batch: int, hidden_size
     """The plan for a layer of this dtype and size, and where it is from; measured first if the user wants that."""
     key = Key(backward, precision_name(dtype, device), hidden_size, batch)
     choice = choose(device_facts(device), key)
-    if batch and not choice.exactly(key) and wants_tuning(device):
+    if batch and wants_tuning(device) and not choice.exactly(key):
         from triton_lstm.tune import tune_now
 
         tune_now(key, device)

@@ -15,8 +15,8 @@ import torch
 
 import triton_lstm
 from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning
-from triton_lstm.table_file import TableError, read
-from triton_lstm.tables import FOLDER, places, user_folder
+from triton_lstm.table_file import TableError
+from triton_lstm.tables import FOLDER, tables_of, user_folder
 
 OLDEST_TORCH, OLDEST_TRITON = (2, 9), (3, 5)
 
@@ -160,18 +160,13 @@ def _tables() -> Iterator[Finding]:
     if gpu is None:
         yield Finding("tuned tables", "note", "looked up by the GPU's name: without one, none")
         return
-    found = False
-    for path in places(gpu):
-        try:
-            table = read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, TableError) as error:
-            yield Finding("tuned tables", "BAD", f"{path}: {error}", "move the file away, or run `triton-lstm tune`")
+    known = list(tables_of(gpu))
+    for path, found in known:
+        if isinstance(found, TableError):
+            yield Finding("tuned tables", "BAD", f"{path}: {found}", "move the file away, or run `triton-lstm tune`")
         else:
-            yield Finding("tuned tables", "ok", f"{path}: {len(table.plans)} configs, {len(table.layers)} layer times")
-        found = True
-    if not found:
+            yield Finding("tuned tables", "ok", f"{path}: {len(found.plans)} configs, {len(found.layers)} layer times")
+    if not known:
         yield Finding("tuned tables", "note", f"none for {gpu}: configs are planned", "run `triton-lstm tune`")
     if user_folder() is None:
         yield Finding("tuned tables", "note", "platformdirs is not installed: no user's tables", "install platformdirs")

@@ -73,7 +73,7 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
     """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
     try:
         if there is None:
-            return module._why_not_triton(input)
+            return module._why_not_triton(input, module._params)
         if chosen_backend(module.backend) == "torch":
             return "PyTorch's path was asked for"
         reason = "no kernel for a PackedSequence yet" if isinstance(input, PackedSequence) else None
@@ -83,8 +83,7 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
             return f'an error, since backend="triton" was asked for: {reason}'
         if reason or _compute_dtype(data, there) != data.dtype:  # a call under autocast takes the kernels
             return reason
-        weights = [getattr(module, name) for name in module._flat_weights_names]
-        return why_torch_is_faster(there.name, data, module.backend, batch, weights, module.bias)
+        return why_torch_is_faster(there.name, data, module.backend, batch, module._params, module.bias)
     except RuntimeError as error:
         return f"an error: {error}"
 

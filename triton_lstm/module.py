@@ -65,19 +65,22 @@ class LSTM(nn.RNNBase):
 
     def _flatten_for_cudnn(self) -> None:
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = self._params
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
             with torch.inference_mode(False):  # or the weights would become inference tensors for good
                 super().flatten_parameters()
 
-    def _why_not_triton(self, input: Any, hx: Any = None) -> str | None:
+    @property
+    def _params(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _why_not_triton(self, input: Any, params: list[torch.Tensor], hx: Any = None) -> str | None:
         """Why a call goes to PyTorch's own LSTM; None if the kernels take it."""
         if isinstance(input, PackedSequence):
             return why_not_triton(input.data, self.backend, True)
         batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
-        weights = [getattr(self, name) for name in self._flat_weights_names]
         reason = why_not_triton(input, self.backend)
-        return reason or why_torch_is_faster(None, input, self.backend, batch, weights, self.bias, hx)
+        return reason or why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the stack.
@@ -94,7 +97,8 @@ class LSTM(nn.RNNBase):
         """
         self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
         packed = isinstance(input, PackedSequence)
-        fallback = self._why_not_triton(input, hx) is not None
+        params = self._params
+        fallback = self._why_not_triton(input, params, hx) is not None
         if fallback:
             self._flatten_for_cudnn()
         if packed:
@@ -122,7 +126,7 @@ class LSTM(nn.RNNBase):
         output, h_n, c_n = lstm(
             input,
             hx,
-            [getattr(self, name) for name in self._flat_weights_names],
+            params,
             self.bias,
             self.num_layers,
             self.dropout,

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from triton_lstm.devices import Device
@@ -53,24 +54,30 @@ def places(gpu: str) -> list[Path]:
     return [folder / file_name(gpu) for folder in folders if folder]
 
 
+def tables_of(gpu: str) -> Iterator[tuple[Path, Table | TableError]]:
+    """Every file there is for `gpu`, in the order of `places`: its table, or what is wrong with it."""
+    for path in places(gpu):
+        try:
+            yield path, read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            yield path, TableError(error.strerror)
+        except TableError as error:
+            yield path, error
+
+
 @functools.lru_cache(maxsize=64)
 def table_for(gpu: str) -> Table:
     """All that is known of `gpu`; empty if nothing. A file that cannot be used is named in one warning."""
     merged = Table({"gpu": gpu})
-    for path in places(gpu):
-        try:
-            found = read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, TableError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            remedy = (
-                "`triton-lstm tune` makes a new one" if isinstance(error, OutdatedError) else "Delete it, or mend it"
-            )
-            warnings.warn(f"the tuned table {path} is ignored: {why}. {remedy}.", stacklevel=2)
-            continue
-        merged.about |= found.about
-        merged.add(*found.plans.values(), *found.layers.values())
+    for path, found in tables_of(gpu):
+        if isinstance(found, TableError):
+            old = isinstance(found, OutdatedError)
+            remedy = "`triton-lstm tune` makes a new one" if old else "Delete it, or mend it"
+            warnings.warn(f"the tuned table {path} is ignored: {found}. {remedy}.", stacklevel=2)
+        else:
+            merged.add(*found.plans.values(), *found.layers.values())
     return merged
 
 

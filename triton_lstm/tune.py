@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,9 +70,10 @@ def measure(
     w_hh, c0 = chosen["w_hh"], chosen["c0"].to(kernels.accumulator(dtype))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if key.backward:
-            gates, c_all = (t.contiguous() for t in _states(chosen, c0.dtype))
+            saved = _answer(chosen, c0.dtype, backward=False)
+            gates, c_all = saved["gates"].to(dtype), saved["c_all"]
             kernels.lstm_backward(
-                chosen["dy"], None, None, w_hh, c0, gates.to(dtype), c_all, plan=plan, reverse=False, run=trials
+                chosen["dy"], None, None, w_hh, c0, gates, c_all, plan=plan, reverse=False, run=trials
             )
         else:
             kernels.lstm_forward(chosen["xg"], w_hh, chosen["h0"], c0, plan=plan, reverse=False, save=True, run=trials)
@@ -103,16 +104,9 @@ def _draw(key: Key, dtype: torch.dtype, steps: int, device: torch.device) -> lis
     ]
 
 
-@contextlib.contextmanager
-def _plain_torch(device: torch.device) -> Iterator[None]:
-    """Whatever the call is in that is being tuned for."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
 def _answer(data: Data, dtype: torch.dtype, backward: bool) -> Answer:
     """What the kernels should store, by the reference in `dtype`, under the names of their arguments."""
-    with _plain_torch(data["xg"].device):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(data["xg"].device.type, enabled=False):
         xg, h0, c0, w_hh, dy = (data[name].to(dtype, copy=True) for name in ("xg", "h0", "c0", "w_hh", "dy"))
         if backward:
             xg.requires_grad_()
@@ -121,14 +115,6 @@ def _answer(data: Data, dtype: torch.dtype, backward: bool) -> Answer:
         if not backward:
             return {"y": y, "gates": gates, "c_all": c_all, "c": c_all[-1]}
         return dict(zip(("dgates", "dc"), torch.autograd.grad(y, (xg, c0), dy), strict=True))
-
-
-def _states(data: Data, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a forward pass leaves to the backward pass: gates (T, B, 4H) and every c (T, B, H), by the reference."""
-    with _plain_torch(data["xg"].device):
-        xg, h0, c0, w_hh = (data[name].to(dtype, copy=True) for name in ("xg", "h0", "c0", "w_hh"))
-        gates, c_all, _ = map(torch.stack, zip(*lstm_steps(xg.unbind(0), h0, c0, None, w_hh), strict=True))
-        return gates, c_all
 
 
 def best(key: Key, trials: list[Trial], measured: str = "") -> Tuned | None:
