@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import triton_lstm
-from triton_lstm import explain, tables
+from triton_lstm import explain
 from triton_lstm.devices import GPUS
 from triton_lstm.plan import make_plan
 from triton_lstm.table_file import Key, LayerTime, Tuned, file_name, update
@@ -14,11 +14,8 @@ X = torch.zeros(10, 64, 512, dtype=torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
-    tables.forget()
-    yield tmp_path
-    tables.forget()
+def folder(tables_folder):
+    return tables_folder
 
 
 @pytest.fixture

@@ -12,16 +12,12 @@ X = type("X", (), dict(device=torch.device("cuda", 0), dtype=torch.bfloat16, req
 
 
 @pytest.fixture(autouse=True)
-def table(tmp_path, monkeypatch):
+def table(tables_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
-    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
     monkeypatch.setattr("triton_lstm.backend.precision_name", lambda dtype, device: "bf16")
     monkeypatch.delenv("TRITON_LSTM_BACKEND", raising=False)
     layers = [LayerTime("inference", "bf16", 24, B, 2.0, torch_us) for B, torch_us in ((16, 1.0), (32, 1.95))]
-    update(tmp_path / file_name(H200.name), "x", *layers)
-    tables.forget()
-    yield
-    tables.forget()
+    update(tables_folder / file_name(H200.name), "x", *layers)
 
 
 def reason(backend_name=None, batch=16, hidden=24, weights=4, **kwargs):

@@ -4,61 +4,25 @@ import dataclasses
 import math
 
 import pytest
-
-pytest.importorskip("greenlet")
 import torch
-from interleave import concurrent_programs
 from triton.runtime.autotuner import Autotuner
+from tuned import BACKWARD, FORWARD, H200, Clock
 
 import triton_lstm
 import triton_lstm.kernels
 import triton_lstm.kernels.configs as configs
-from triton_lstm import autograd, tables, tune
-from triton_lstm.devices import GPUS
+from triton_lstm import autograd, tune
 from triton_lstm.kernels.exchange import fill_with_sentinel
 from triton_lstm.perf.clock import timing
 from triton_lstm.plan import make_plan, space
-from triton_lstm.table_file import Key, LayerTime, file_name, read
+from triton_lstm.table_file import LayerTime
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real clock is at hand")
-H200 = GPUS["H200"]
+pytestmark = pytest.mark.usefixtures("as_on_a_gpu")
 CPU = torch.device("cpu")
-MEASURE = tune.measure
-FORWARD, BACKWARD = Key(False, "bf16", 24, 16), Key(True, "bf16", 24, 16)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch, tmp_path):
-    """Plans are an H200's; the programs of a launch run concurrently. Tables lie in a folder of the test's own."""
-    monkeypatch.setattr(configs, "device_facts", lambda device: H200)
-    monkeypatch.setattr(triton_lstm.kernels, "device_facts", lambda device: H200)
-    monkeypatch.setattr(autograd, "device_facts", lambda device: H200)
-    monkeypatch.setattr(tune, "provenance", lambda: "today")
-    monkeypatch.setattr(tune, "_tried", set())
-    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
-    tables.forget()
-    with concurrent_programs(seed=0):
-        yield
-    tables.forget()
-
-
-class Clock:
-    """ms by a function of the plan, which `begin` tells."""
-
-    def __init__(self, ms=lambda plan: 1.0):
-        self.ms = ms
-        self.begun = []
-
-    def begin(self, plan):
-        self.begun.append(plan)
-
-    def __call__(self, call, quantiles):
-        call()
-        return [self.ms(self.begun[-1])] * len(quantiles)
 
 
 def measure(key, clock, **kwargs):
-    return MEASURE(key, CPU, clock=clock, steps=4, begin=clock.begin, **kwargs)
+    return tune.measure(key, CPU, clock=clock, steps=4, begin=clock.begin, **kwargs)
 
 
 @pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
@@ -168,7 +132,7 @@ def test_a_config_that_is_refused_beforehand_does_not_run(monkeypatch):
         raise AssertionError("it ran")
 
     monkeypatch.setattr(triton_lstm.kernels.lstm_forward_kernel, "run", run, raising=False)
-    trials = MEASURE(FORWARD, CPU, clock=run, steps=4, begin=lambda plan: "no")
+    trials = tune.measure(FORWARD, CPU, clock=run, steps=4, begin=lambda plan: "no")
     assert all(math.isnan(trial.us) for trial in trials) and trials[0].reason == "no"
 
 
@@ -176,63 +140,6 @@ def test_tuning_leaves_the_random_numbers_alone():
     before = torch.random.get_rng_state()
     measure(FORWARD, Clock())
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-class TestFirstCall:
-    """TRITON_LSTM_AUTOTUNE=1; `wants_tuning` itself asks for a GPU."""
-
-    @pytest.fixture(autouse=True)
-    def wanted(self, monkeypatch):
-        self.clock = Clock(lambda plan: 0.1 if plan.block_h == 8 else 1.0)
-        self.measured = []
-        monkeypatch.setattr(autograd, "wants_tuning", lambda device: True)
-
-        def measure_now(key, device):
-            self.measured.append(key)
-            return measure(key, self.clock)
-
-        monkeypatch.setattr(tune, "measure", measure_now)
-
-    def test_it_tunes_once_and_is_remembered(self, tmp_path):
-        for batch in (16, 9):  # of one bucket
-            plan = autograd.choice_for(torch.bfloat16, CPU, batch, 24, False).plan
-            assert plan.block_h == 8
-        assert self.measured == [FORWARD]
-        assert read(tmp_path / file_name(H200.name)).plans[FORWARD].plan.block_h == 8
-        autograd.choice_for(torch.bfloat16, CPU, 17, 24, False)
-        assert self.measured == [FORWARD, dataclasses.replace(FORWARD, B=32)]
-
-    def test_a_folder_that_cannot_be_written_is_no_failure(self, tmp_path, monkeypatch):
-        blocked = tmp_path / "file"
-        blocked.touch()
-        monkeypatch.setenv(tables.FOLDER, str(blocked))
-        with pytest.warns(UserWarning, match="known to this process only"):
-            assert autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan.block_h == 8
-        autograd.choice_for(torch.bfloat16, CPU, 16, 24, False)
-        assert len(self.measured) == 1
-
-    @pytest.mark.parametrize("error", [torch.OutOfMemoryError("too much"), ValueError("no draw"), RuntimeError("?")])
-    def test_a_failure_is_no_failure_of_the_call(self, error, monkeypatch):
-        def failing(key, device):
-            raise error
-
-        monkeypatch.setattr(tune, "measure", failing)
-        with pytest.warns(UserWarning, match="could not be tuned, and runs as planned"):
-            plan = autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan
-        assert plan == make_plan(H200, 2, 16, 24, False)
-
-    def test_an_empty_batch_is_not_tuned(self):
-        autograd.choice_for(torch.bfloat16, CPU, 0, 24, False)
-        assert not self.measured
-
-    def test_what_cannot_be_tuned_is_not_tried_again(self, monkeypatch):
-        def failing(key, device):
-            self.measured.append(key)
-            return [configs.Trial(make_plan(H200, 2, 16, 24, False), 1.0, reason="broken")]
-
-        monkeypatch.setattr(tune, "measure", failing)
-        plans = {autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
-        assert plans == {make_plan(H200, 2, 16, 24, False)} and len(self.measured) == 1
 
 
 class TestTimesOnDisk:
@@ -270,7 +177,7 @@ class TestTimesOnDisk:
         def refusing(plan):
             return "the GPU is busy" if plan.exchange == "flag" else None
 
-        first = MEASURE(FORWARD, CPU, clock=lambda call, quantiles: [1.0] * 3, steps=4, begin=refusing)
+        first = tune.measure(FORWARD, CPU, clock=lambda call, quantiles: [1.0] * 3, steps=4, begin=refusing)
         assert any(trial.failed for trial in first)
         second = measure(FORWARD, Clock())
         assert not any(trial.failed for trial in second)

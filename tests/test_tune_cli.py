@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pandas")
 import torch
 
-from triton_lstm import cli, tables, tune, tune_commands
+from triton_lstm import cli, tune, tune_commands
 from triton_lstm.devices import GPUS
 from triton_lstm.kernels.configs import Trial
 from triton_lstm.perf.failures import DeviceLostError
@@ -34,7 +34,7 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
+def measured(monkeypatch, tables_folder):
     """A GPU by name, and measurements made up: half of what is planned for each config of 8 units."""
     keys = []
 
@@ -63,10 +63,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(tune, "provenance", lambda: "torch 2, today")
     monkeypatch.setattr(tune, "measure", measure)
     monkeypatch.setattr(tune, "layer_times", layer_times)
-    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
-    tables.forget()
-    yield keys
-    tables.forget()
+    return keys
 
 
 def test_it_writes_a_table_and_shows_the_gain(run, measured, tmp_path):

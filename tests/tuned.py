@@ -1,0 +1,57 @@
+"""Tables of the test's own, and tuning without a GPU: the concurrent interpreter and a clock that the test sets."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triton_lstm import tables
+from triton_lstm.devices import GPUS
+from triton_lstm.plan import Plan
+from triton_lstm.table_file import Key
+
+H200 = GPUS["H200"]
+FORWARD, BACKWARD = Key(False, "bf16", 24, 16), Key(True, "bf16", 24, 16)
+
+
+@pytest.fixture
+def tables_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the user's tables lie; nothing is shipped."""
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path))
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
+    tables.forget()
+    yield tmp_path
+    tables.forget()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tables_folder: Path) -> Iterator[None]:
+    """Plans are an H200's; the programs of a launch run concurrently."""
+    pytest.importorskip("greenlet")
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU the real clock is at hand")
+    from interleave import concurrent_programs
+
+    for module in ("kernels.configs", "kernels", "autograd"):
+        monkeypatch.setattr(f"triton_lstm.{module}.device_facts", lambda device: H200)
+    monkeypatch.setattr("triton_lstm.tune.provenance", lambda: "today")
+    monkeypatch.setattr("triton_lstm.tune._tried", set())
+    with concurrent_programs(seed=0):
+        yield
+
+
+class Clock:
+    """ms by a function of the plan, which `begin` tells."""
+
+    def __init__(self, ms: Callable[[Plan], float] = lambda plan: 1.0) -> None:
+        self.ms = ms
+        self.begun: list[Plan] = []
+
+    def begin(self, plan: Plan) -> None:
+        self.begun.append(plan)
+
+    def __call__(self, call: Callable[[], Any], quantiles: tuple[float, ...]) -> list[float]:
+        call()
+        return [self.ms(self.begun[-1])] * len(quantiles)
