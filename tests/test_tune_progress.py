@@ -1,0 +1,35 @@
+"""What a run of tune leaves for the next process: blame for what killed it, and for nothing else."""
+
+import pytest
+
+from triton_lstm.tune_progress import Progress
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "table.json.running"
+
+
+def test_what_a_process_died_of_is_refused_from_then_on(path):
+    Progress(path).begin("a: plan")
+    for _ in range(2):
+        assert "died" in Progress(path).begin("a: plan")
+    assert Progress(path).begin("a: other plan") is None
+
+
+@pytest.mark.parametrize("ended", [lambda p: p.done("a", None), lambda p: p.stop()], ids=["done", "stopped"])
+def test_what_came_to_its_end_killed_nobody(ended, path):
+    progress = Progress(path)
+    progress.begin("a: plan")
+    ended(progress)
+    assert Progress(path).begin("a: plan") is None
+
+
+def test_results_outlive_the_process_and_not_the_run(path):
+    progress = Progress(path)
+    progress.done("a", None)
+    progress.done("b", "out of memory")
+    progress = Progress(path)
+    assert progress.results == {"a": None, "b": "out of memory"}
+    progress.end()
+    assert not path.exists() and Progress(path).results == {}
