@@ -1,7 +1,7 @@
-"""Back-propagation through time for one LSTM layer and direction: one launch for all time steps, in reverse.
+"""Back-propagation through time for one LSTM layer, both directions of time: one launch for all steps, in reverse.
 
 dh[t] = dy[t] + dgates[t+1] @ W_hh      (B, H); dgates (B, 4H) are the pre-activations' gradients, i, f, g, o
-then the cell of cell.py, backwards
+then the cell of cell.py, backwards; against time dgates[t-1] is in dgates[t+1]'s place
 """
 
 from collections.abc import Callable
@@ -13,27 +13,33 @@ import triton.language as tl
 from triton_lstm.kernels.cell import cell_backward
 from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.steps import rows_of
 from triton_lstm.plan import Plan
 
 
-@triton.jit(do_not_specialize=["step_begin", "step_end", "T", "B"])
+@triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
 def lstm_backward_kernel(
-    dy_ptr,  # (T, B, H) or None
-    dh_n_ptr,  # (B, H) or None
-    dc_ptr,  # (B, H) accumulator dtype; in: dL/dc after step_begin, out: dL/dc before step_end
-    w_hh_ptr,  # (4H, H)
-    c0_ptr,  # (B, H) accumulator dtype
-    gates_ptr,  # (T, B, 4H)
-    c_all_ptr,  # (T, B, H) accumulator dtype
-    dgates_ptr,  # (T, B, 4H)
-    counter_ptr,  # (batch tiles,) int32, zero
+    dy_ptr,  # (N, D, H) or None
+    dh_n_ptr,  # (B, D, H) or None
+    dc_ptr,  # (B, D, H) accumulator dtype; in: dL/dc after step_begin, out: dL/dc before step_end
+    dact_ptr,  # (N, D, 4H), the loss's own gradients of i, f, g, o, or None
+    dc_all_ptr,  # (N, D, H), the loss's own gradients of every c, or None
+    w_hh_ptr,  # (D, 4H, H)
+    c0_ptr,  # (B, D, H) accumulator dtype
+    gates_ptr,  # (N, D, 4H)
+    c_all_ptr,  # (N, D, H) accumulator dtype
+    dgates_ptr,  # (N, D, 4H)
+    starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
+    lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
+    counter_ptr,  # (D, batch tiles) int32, zero
     error_ptr,  # (1,) int32, zero
     step_begin,
     step_end,
+    first_direction,
     T,
     B,
     H: tl.constexpr,
-    REVERSE: tl.constexpr,
+    D: tl.constexpr,
     EXCHANGE: tl.constexpr,
     RESIDENT: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -46,6 +52,26 @@ def lstm_backward_kernel(
     INT: tl.constexpr,
     SPIN_LIMIT: tl.constexpr,
 ):
+    PACKED: tl.constexpr = starts_ptr is not None
+    tiles = tl.cdiv(B, BLOCK_B)
+    if D == 2:
+        direction = tl.program_id(2) + first_direction  # of the forward pass; 1: against time
+        w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
+        dc_ptr += direction * H
+        c0_ptr += direction * H
+        gates_ptr += direction * 4 * H
+        c_all_ptr += direction * H
+        dgates_ptr += direction * 4 * H
+        if dy_ptr is not None:
+            dy_ptr += direction * H
+        if dh_n_ptr is not None:
+            dh_n_ptr += direction * H
+        if dact_ptr is not None:
+            dact_ptr += direction * 4 * H
+        if dc_all_ptr is not None:
+            dc_all_ptr += direction * H
+        if counter_ptr is not None:
+            counter_ptr += direction * tiles
     offs_b = tl.arange(0, BLOCK_B)
     offs_h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask_n = offs_h < H
@@ -60,57 +86,77 @@ def lstm_backward_kernel(
 
     dtype = dgates_ptr.dtype.element_ty
     gave_up = 0
-    for tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & mask_n[None, :]
-        offs = offs_b[:, None] * H + offs_h[None, :]
+        offs = offs_b[:, None] * (D * H) + offs_h[None, :]
         pair = tl.arange(0, 2)
         offs_gates = (
-            offs_b[:, None, None, None] * (4 * H)
+            offs_b[:, None, None, None] * (4 * D * H)
             + offs_h[None, :, None, None]
             + pair[None, None, :, None] * (2 * H)
             + pair[None, None, None, :] * H
         )
-        mask_gates = mask[:, :, None, None]
-        dc = tl.load(dc_ptr + row * H + offs, mask=mask, other=0.0)
+        dc = tl.load(dc_ptr + row * (D * H) + offs, mask=mask, other=0.0)
         dh = tl.zeros((BLOCK_B, BLOCK_H), ACC)
-        for step in range(step_begin, step_end):
+        length = T
+        if PACKED:
+            length = tl.load(lengths_ptr + row)
+        for step in range(step_begin, tl.minimum(step_end, length) if PACKED else step_end):
             # Against the forward pass's time: t_next was handled before, t_prev holds the c that t started from
-            if REVERSE:
-                t = tl.cast(step, tl.int64)
-                t_next = t - 1
-                t_prev = t + 1
-            else:
-                t = T - 1 - tl.cast(step, tl.int64)
-                t_next = t + 1
-                t_prev = t - 1
-            gates = gates_ptr + (t * B + row) * (4 * H) + offs_gates
-            ig, fo = tl.split(tl.load(gates, mask=mask_gates, other=0.0).to(ACC))
+            t = length - 1 - tl.cast(step, tl.int64)
+            t_next = t + 1
+            t_prev = t - 1
+            if D == 2:
+                t = tl.where(direction == 0, t, tl.cast(step, tl.int64))
+                t_next = tl.where(direction == 0, t + 1, t - 1)
+                t_prev = tl.where(direction == 0, t - 1, t + 1)
+            start, count = rows_of(starts_ptr, t, B)
+            start_next, count_next = rows_of(starts_ptr, t_next, B)
+            start_prev, count_prev = rows_of(starts_ptr, t_prev, B)
+            mask_t = mask
+            mask_next = mask_b & (step > 0)
+            if PACKED:
+                mask_t = mask & (row + offs_b < count)[:, None]
+                mask_next = (row + offs_b < tl.minimum(count, count_next)) & (step > 0)
+            mask_gates = mask_t[:, :, None, None]
+            ig, fo = tl.split(
+                tl.load(gates_ptr + (start + row) * (4 * D * H) + offs_gates, mask=mask_gates, other=0.0).to(ACC)
+            )
             i, g = tl.split(ig)
             f, o = tl.split(fo)
-            c = tl.load(c_all_ptr + (t * B + row) * H + offs, mask=mask, other=0.0)
-            c_prev_ptr = c_all_ptr + (t_prev * B + row) * H
-            if step == T - 1:
-                c_prev_ptr = c0_ptr + row * H
-            c_prev = tl.load(c_prev_ptr + offs, mask=mask, other=0.0)
+            c = tl.load(c_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
+            c_prev_ptr = c_all_ptr + (start_prev + row) * (D * H)
+            if PACKED:
+                has_prev = (t_prev >= 0) & (row + offs_b < count_prev)[:, None]
+                c_prev = tl.load(c_prev_ptr + offs, mask=mask_t & has_prev, other=0.0)
+                c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=mask_t & (has_prev == 0), other=0.0)
+            else:
+                if step == T - 1:
+                    c_prev_ptr = c0_ptr + row * (D * H)
+                c_prev = tl.load(c_prev_ptr + offs, mask=mask, other=0.0)
             own = tl.zeros((BLOCK_B, BLOCK_H), ACC)
             if dy_ptr is not None:
-                own += tl.load(dy_ptr + (t * B + row) * H + offs, mask=mask, other=0.0).to(ACC)
+                own += tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(ACC)
             if dh_n_ptr is not None:
-                own += tl.load(dh_n_ptr + row * H + offs, mask=mask & (step == 0), other=0.0).to(ACC)
+                begins = (mask_next == 0)[:, None] if PACKED else step == 0
+                own += tl.load(dh_n_ptr + row * (D * H) + offs, mask=mask_t & begins, other=0.0).to(ACC)
+            dc_t = dc
+            if dc_all_ptr is not None:
+                dc_t += tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(ACC)
             if EXCHANGE != "none":
                 dh, late = recurrent_product(
-                    dgates_ptr + (t_next * B + row) * (4 * H),
-                    mask_b & (step > 0),
+                    dgates_ptr + (start_next + row) * (4 * D * H),
+                    mask_next,
                     weights,
                     w_cols,
                     mask_n,
-                    counter_ptr,
-                    tile,
+                    counter_ptr + tile if EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     4 * H,
+                    4 * D * H,
                     H,
                     BLOCK_H,
                     BLOCK_B,
@@ -126,8 +172,18 @@ def lstm_backward_kernel(
                 )
                 if SPIN_LIMIT:
                     gave_up |= late
-            da_i, da_f, da_g, da_o, dc = cell_backward(i, f, g, o, c, c_prev, own + dh, dc)
-            dgates = dgates_ptr + (t * B + row) * (4 * H) + offs_gates
+            da_i, da_f, da_g, da_o, dc_before = cell_backward(i, f, g, o, c, c_prev, own + dh, dc_t)
+            if dact_ptr is not None:
+                dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
+                d_ig, d_fo = tl.split(tl.load(dact, mask=mask_gates, other=0.0).to(ACC))
+                d_i, d_g = tl.split(d_ig)
+                d_f, d_o = tl.split(d_fo)
+                da_i += d_i * i * (1.0 - i)
+                da_f += d_f * f * (1.0 - f)
+                da_g += d_g * (1.0 - g * g)
+                da_o += d_o * o * (1.0 - o)
+            dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
+            dgates = dgates_ptr + (start + row) * (4 * D * H) + offs_gates
             da = tl.join(tl.join(da_i, da_g), tl.join(da_f, da_o))
             if EXCHANGE == "flag":
                 store_unlike_sentinel(dgates, da, mask_gates, SENTINEL, INT)
@@ -136,16 +192,16 @@ def lstm_backward_kernel(
             if EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
             if EXCHANGE == "none":
-                if H != BLOCK_H:  # units beyond H hold inf * 0 = NaN after an overflow, and must not reach the product
-                    da_i = tl.where(mask, da_i, 0.0)
-                    da_f = tl.where(mask, da_f, 0.0)
-                    da_g = tl.where(mask, da_g, 0.0)
-                    da_o = tl.where(mask, da_o, 0.0)
+                if PACKED or H != BLOCK_H:  # rows and units of nobody may hold inf * 0 = NaN; not for the product
+                    da_i = tl.where(mask_t, da_i, 0.0)
+                    da_f = tl.where(mask_t, da_f, 0.0)
+                    da_g = tl.where(mask_t, da_g, 0.0)
+                    da_o = tl.where(mask_t, da_o, 0.0)
                 dh = tl.dot(da_i.to(dtype), weights[0], input_precision=PRECISION, out_dtype=ACC)
                 dh = tl.dot(da_f.to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC)
                 dh = tl.dot(da_g.to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC)
                 dh = tl.dot(da_o.to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC)
-        tl.store(dc_ptr + row * H + offs, dc, mask=mask)
+        tl.store(dc_ptr + row * (D * H) + offs, dc, mask=mask)
     if SPIN_LIMIT:
         if gave_up != 0:
             tl.store(error_ptr, 1)
@@ -159,17 +215,20 @@ def lstm_backward(
     c0: torch.Tensor,
     gates: torch.Tensor,
     c_all: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
     *,
+    dact: torch.Tensor | None = None,
+    dc_all: torch.Tensor | None = None,
     plan: Plan,
-    reverse: bool,
     run: Callable[..., None] = launch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the reverse-time loop.
+    """Runs the reverse-time loop, with the names and shapes of lstm_forward; D directions of time.
 
-    dy (T, B, H), dh_n (B, H), dc_n (B, H): gradients of the outputs, None for zero; w_hh (4H, H) and gates (T, B, 4H);
-    c0 (B, H) and c_all (T, B, H) of the accumulator's dtype. All but dc_n contiguous.
-    run: called in the place of `launch`.
-    Returns dgates (T, B, 4H) and dc0 (B, H), the latter in the accumulator's dtype.
+    dy (like y), dh_n, dc_n (B, D*H), dact (like gates), dc_all (like c_all): gradients of the outputs, None for zero;
+    w_hh (D, 4H, H), gates (T, B, D*4H) or packed (N, D*4H); c0 (B, D*H) and c_all of the accumulator's dtype. All but
+    dc_n contiguous. run: called in the place of `launch`.
+    Returns dgates (like gates) and dc0 (B, D*H), the latter in the accumulator's dtype.
     """
     dgates = torch.empty_like(gates)
     dc = torch.zeros_like(c0) if dc_n is None else torch.empty_like(c0).copy_(dc_n)
@@ -177,11 +236,15 @@ def lstm_backward(
         dy_ptr=dy,
         dh_n_ptr=dh_n,
         dc_ptr=dc,
+        dact_ptr=dact,
+        dc_all_ptr=dc_all,
         w_hh_ptr=w_hh,
         c0_ptr=c0,
         gates_ptr=gates,
         c_all_ptr=c_all,
         dgates_ptr=dgates,
+        starts_ptr=starts,
+        lengths_ptr=lengths,
     )
-    run(lstm_backward_kernel, plan, dgates, arguments, reverse=reverse)
+    run(lstm_backward_kernel, plan, dgates, arguments)
     return dgates, dc

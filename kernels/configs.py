@@ -17,6 +17,7 @@ from triton_lstm.backend import precision_name, product_precision
 from triton_lstm.cost import cost
 from triton_lstm.kernels.exchange import make_ready
 from triton_lstm.kernels.launch import (
+    Size,
     constants,
     counter_for,
     device_facts,
@@ -85,16 +86,14 @@ class Trials:
         self.clock, self.wrong, self.begin, self.again = clock, wrong, begin, again
         self.trials: list[Trial] = []
 
-    def __call__(
-        self, kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool
-    ) -> None:
+    def __call__(self, kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
         arguments = dict(arguments)
         if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
             arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
         state = {name: tensor.clone() for name, tensor in arguments.items() if name in ("c_ptr", "dc_ptr")}
         for exchange in ("none", *EXCHANGES):
             best = BEST if exchange == plan.exchange else BEST_OF_OTHERS
-            self.trials += _Group(self, kernel, exchange, exchanged, arguments, state, reverse).run(best)
+            self.trials += _Group(self, kernel, exchange, exchanged, arguments, state).run(best)
         planned = dataclasses.replace(plan, groups=1)
 
         def order(trial: Trial) -> tuple[bool, bool, float]:
@@ -115,21 +114,20 @@ class _Group:
         exchanged: torch.Tensor,
         arguments: dict[str, Any],
         state: dict[str, torch.Tensor],
-        reverse: bool,
     ) -> None:
         self.owner, self.kernel, self.exchange = owner, kernel, exchange
         self.exchanged, self.arguments, self.state = exchanged, arguments, state
-        self.steps, self.batch, width = exchanged.shape
-        self.hidden_size = arguments["w_hh_ptr"].shape[1]
-        self.backward = width == 4 * self.hidden_size
+        size = Size.of(exchanged, arguments)
+        self.steps, self.batch, self.hidden_size = size.T, size.B, size.H
+        self.backward = "dgates_ptr" in arguments
         self.device = device_facts(exchanged.device)
         self.itemsize = self.device.itemsize(precision_name(exchanged.dtype, exchanged.device))
-        self.counter = counter_for(exchange, exchanged, 16)
+        self.counter = counter_for(exchange, size, 16, exchanged.device)
         self.constants = constants(
             exchange,
             exchanged.dtype,
             self.hidden_size,
-            reverse=reverse,
+            directions=size.D,
             precision=product_precision(exchanged.dtype, exchanged.device),
             limit=0,
         )
@@ -145,7 +143,7 @@ class _Group:
             self.kernel,
             self.kernel.arg_names,
             [triton.Config(tile(plan), **options(plan, self.device.backend)) for plan in plans],
-            key=["B", "H", "REVERSE", "EXCHANGE", "PRECISION"],
+            key=["B", "H", "D", "EXCHANGE", "PRECISION"],
             reset_to_zero=None,
             restore_value=None,
             pre_hook=self._before,
@@ -161,6 +159,7 @@ class _Group:
                 error_ptr=None,
                 step_begin=0,
                 step_end=self.steps,
+                first_direction=0,
                 T=self.steps,
                 B=self.batch,
                 launch_cooperative_grid=self.exchange != "none",

@@ -81,6 +81,7 @@ def _load_rows(
     mask_b,
     k,
     K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
@@ -96,7 +97,7 @@ def _load_rows(
         PART: tl.constexpr = BLOCK_K // SLICES
         col = k * BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
         return tl.load(
-            ptr + offs_b[None, :, None] * K + col,
+            ptr + offs_b[None, :, None] * ROW_STRIDE + col,
             mask=mask_b[None, :, None] & (col < K),
             other=0.0,
             volatile=VOLATILE,
@@ -105,7 +106,7 @@ def _load_rows(
     else:
         col = k * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
         return tl.load(
-            ptr + offs_b[:, None] * K + col,
+            ptr + offs_b[:, None] * ROW_STRIDE + col,
             mask=mask_b[:, None] & (col < K),
             other=0.0,
             volatile=VOLATILE,
@@ -121,6 +122,7 @@ def _multiply(
     w_cols,
     mask_n,
     K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
     STRIDE_K: tl.constexpr,
     N: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -138,11 +140,11 @@ def _multiply(
         acc = tl.zeros((BLOCK_B, N), ACC)
     if RESIDENT:
         for k in tl.static_range(CHUNKS):
-            a = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
+            a = _load_rows(rows_ptr, mask_b, k, K, ROW_STRIDE, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
             acc = tl.dot(a, weights[k], acc, input_precision=PRECISION, out_dtype=ACC)
     else:
         for k in range(CHUNKS):
-            a = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
+            a = _load_rows(rows_ptr, mask_b, k, K, ROW_STRIDE, BLOCK_B, BLOCK_K, SLICES, VOLATILE)
             w = load_weights(w_cols, mask_n, k, K, STRIDE_K, BLOCK_K, SLICES)
             acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC)
     if SLICES > 1:
@@ -156,6 +158,7 @@ def missing(
     rows_ptr,
     mask_b,
     K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SENTINEL: tl.constexpr,
@@ -164,7 +167,7 @@ def missing(
     """1 if an element of the A operand is still the sentinel, else 0."""
     found = 0
     for k in range((K + BLOCK_K - 1) // BLOCK_K):
-        bits = _load_rows(rows_ptr, mask_b, k, K, BLOCK_B, BLOCK_K, 1, True).to(INT, bitcast=True)
+        bits = _load_rows(rows_ptr, mask_b, k, K, ROW_STRIDE, BLOCK_B, BLOCK_K, 1, True).to(INT, bitcast=True)
         found |= tl.max((bits == SENTINEL).to(tl.int32))
     return found
 
@@ -177,10 +180,10 @@ def recurrent_product(
     w_cols,
     mask_n,
     counter_ptr,
-    tile,
     target,
     gave_up,
     K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
     STRIDE_K: tl.constexpr,
     N: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -200,7 +203,7 @@ def recurrent_product(
     gave_up: 1 after a wait that ran out, and nothing is waited for any more; else 0.
     """
     if EXCHANGE == "barrier":
-        late = wait(counter_ptr + tile, target, gave_up, SPIN_LIMIT)
+        late = wait(counter_ptr, target, gave_up, SPIN_LIMIT)
         product = _multiply(
             rows_ptr,
             mask_b,
@@ -208,6 +211,7 @@ def recurrent_product(
             w_cols,
             mask_n,
             K,
+            ROW_STRIDE,
             STRIDE_K,
             N,
             BLOCK_B,
@@ -232,6 +236,7 @@ def recurrent_product(
                 w_cols,
                 mask_n,
                 K,
+                ROW_STRIDE,
                 STRIDE_K,
                 N,
                 BLOCK_B,
@@ -246,6 +251,6 @@ def recurrent_product(
             if complete == 0:
                 late = tl.max((product != product).to(tl.int32))
                 if late != 0:
-                    complete = 1 - missing(rows_ptr, mask_b, K, BLOCK_B, BLOCK_K, SENTINEL, INT)
+                    complete = 1 - missing(rows_ptr, mask_b, K, ROW_STRIDE, BLOCK_B, BLOCK_K, SENTINEL, INT)
             n = tl.where(late != 0, n + (1 if SPIN_LIMIT else 0), LAST)
     return product, late

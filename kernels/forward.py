@@ -1,6 +1,6 @@
-"""Forward pass of one LSTM layer and direction: one launch for all time steps, W_hh on chip.
+"""Forward pass of one LSTM layer, both directions of time: one launch for all time steps, W_hh on chip.
 
-a[t] = xg[t] + h[t-1] @ W_hh.T      (B, 4H), gates i, f, g, o along 4H
+a[t] = xg[t] + h[t-1] @ W_hh.T      (B, 4H), gates i, f, g, o along 4H; against time h[t+1] is in h[t-1]'s place
 then the cell of cell.py; h[t] is y[t]
 """
 
@@ -13,26 +13,30 @@ import triton.language as tl
 from triton_lstm.kernels.cell import cell_forward
 from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.steps import rows_of
 from triton_lstm.plan import Plan
 
 
-@triton.jit(do_not_specialize=["step_begin", "step_end", "T", "B"])
+@triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
 def lstm_forward_kernel(
-    xg_ptr,  # (T, B, 4H)
-    w_hh_ptr,  # (4H, H)
-    h0_ptr,  # (B, H)
-    c_ptr,  # (B, H) accumulator dtype; in: c before step_begin, out: c after step_end
-    y_ptr,  # (T, B, H)
-    gates_ptr,  # (T, B, 4H) or None
-    c_all_ptr,  # (T, B, H) accumulator dtype, or None
-    counter_ptr,  # (batch tiles,) int32, zero
+    xg_ptr,  # (N, D, 4H)
+    w_hh_ptr,  # (D, 4H, H)
+    h0_ptr,  # (B, D, H), or None for zeros
+    c_ptr,  # (B, D, H) accumulator dtype; in: c before step_begin, out: c after step_end
+    y_ptr,  # (N, D, H)
+    gates_ptr,  # (N, D, 4H) or None
+    c_all_ptr,  # (N, D, H) accumulator dtype, or None
+    starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
+    lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
+    counter_ptr,  # (D, batch tiles) int32, zero
     error_ptr,  # (1,) int32, zero
     step_begin,
     step_end,
+    first_direction,
     T,
     B,
     H: tl.constexpr,
-    REVERSE: tl.constexpr,
+    D: tl.constexpr,
     EXCHANGE: tl.constexpr,
     RESIDENT: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -45,7 +49,23 @@ def lstm_forward_kernel(
     INT: tl.constexpr,
     SPIN_LIMIT: tl.constexpr,
 ):
+    PACKED: tl.constexpr = starts_ptr is not None
+    tiles = tl.cdiv(B, BLOCK_B)
     first_unit = tl.program_id(0) * BLOCK_H
+    if D == 2:
+        direction = tl.program_id(2) + first_direction  # 1: against time
+        xg_ptr += direction * 4 * H
+        w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
+        c_ptr += direction * H
+        y_ptr += direction * H
+        if h0_ptr is not None:
+            h0_ptr += direction * H
+        if gates_ptr is not None:
+            gates_ptr += direction * 4 * H
+        if c_all_ptr is not None:
+            c_all_ptr += direction * H
+        if counter_ptr is not None:
+            counter_ptr += direction * tiles
     # Column 4 * unit + gate: one conversion of the product then gives a thread all four gates of its units
     column = tl.arange(0, 4 * BLOCK_H)
     unit = first_unit + column // 4
@@ -60,44 +80,58 @@ def lstm_forward_kernel(
     offs_h = first_unit + tl.arange(0, BLOCK_H)
     dtype = y_ptr.dtype.element_ty
     gave_up = 0
-    for tile in range(tl.program_id(1), tl.cdiv(B, BLOCK_B), tl.num_programs(1)):
+    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & (offs_h < H)[None, :]
-        offs = offs_b[:, None] * H + offs_h[None, :]
-        offs_gates = offs_b[:, None] * (4 * H) + offs_h[None, :]
-        c = tl.load(c_ptr + row * H + offs, mask=mask, other=0.0)
+        offs = offs_b[:, None] * (D * H) + offs_h[None, :]
+        offs_gates = offs_b[:, None] * (4 * D * H) + offs_h[None, :]
+        c = tl.load(c_ptr + row * (D * H) + offs, mask=mask, other=0.0)
         if EXCHANGE == "none":
-            h = tl.load(h0_ptr + row * H + offs, mask=mask, other=0.0)
-        for step in range(step_begin, step_end):
-            if REVERSE:
-                t = T - 1 - tl.cast(step, tl.int64)
-                t_prev = t + 1
+            if h0_ptr is None:
+                h = tl.zeros((BLOCK_B, BLOCK_H), dtype)
             else:
-                t = tl.cast(step, tl.int64)
-                t_prev = t - 1
-            xg = xg_ptr + (t * B + row) * (4 * H) + offs_gates
-            x_i = tl.load(xg, mask=mask, other=0.0)
-            x_f = tl.load(xg + H, mask=mask, other=0.0)
-            x_g = tl.load(xg + 2 * H, mask=mask, other=0.0)
-            x_o = tl.load(xg + 3 * H, mask=mask, other=0.0)
+                h = tl.load(h0_ptr + row * (D * H) + offs, mask=mask, other=0.0)
+        length = T
+        if PACKED:
+            length = tl.load(lengths_ptr + row)
+        for step in range(step_begin, tl.minimum(step_end, length) if PACKED else step_end):
+            t = tl.cast(step, tl.int64)
+            t_prev = t - 1
+            if D == 2:
+                t = tl.where(direction == 0, t, length - 1 - t)
+                t_prev = tl.where(direction == 0, t - 1, t + 1)
+            start, count = rows_of(starts_ptr, t, B)
+            start_prev, count_prev = rows_of(starts_ptr, t_prev, B)
+            mask_t = mask
+            mask_prev = mask_b
+            if PACKED:
+                mask_t = mask & (row + offs_b < count)[:, None]
+                mask_prev = row + offs_b < tl.minimum(count, count_prev)
+            xg = xg_ptr + (start + row) * (4 * D * H) + offs_gates
+            x_i = tl.load(xg, mask=mask_t, other=0.0)
+            x_f = tl.load(xg + H, mask=mask_t, other=0.0)
+            x_g = tl.load(xg + 2 * H, mask=mask_t, other=0.0)
+            x_o = tl.load(xg + 3 * H, mask=mask_t, other=0.0)
             if EXCHANGE == "none":
                 a = tl.dot(h, weights[0], input_precision=PRECISION, out_dtype=ACC)
             else:
-                rows = y_ptr + (t_prev * B + row) * H
-                if step == 0:
-                    rows = h0_ptr + row * H
+                rows = y_ptr + (start_prev + row) * (D * H)
+                if h0_ptr is None:
+                    mask_prev = mask_prev & (step > 0)
+                elif step == 0:
+                    rows = h0_ptr + row * (D * H)
                 a, late = recurrent_product(
                     rows,
-                    mask_b,
+                    mask_prev,
                     weights,
                     w_cols,
                     mask_n,
-                    counter_ptr,
-                    tile,
+                    counter_ptr + tile if EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     H,
+                    D * H,
                     1,
                     4 * BLOCK_H,
                     BLOCK_B,
@@ -116,30 +150,33 @@ def lstm_forward_kernel(
             a_ig, a_fo = tl.split(tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2)))
             a_i, a_g = tl.split(a_ig)
             a_f, a_o = tl.split(a_fo)
-            i, f, g, o, c, h_new = cell_forward(
+            i, f, g, o, c_new, h_new = cell_forward(
                 a_i + x_i.to(ACC), a_f + x_f.to(ACC), a_g + x_g.to(ACC), a_o + x_o.to(ACC), c
             )
-            y = y_ptr + (t * B + row) * H + offs
+            c = tl.where(mask_t, c_new, c) if PACKED else c_new
+            y = y_ptr + (start + row) * (D * H) + offs
             if EXCHANGE == "flag":
-                store_unlike_sentinel(y, h_new, mask, SENTINEL, INT)
+                store_unlike_sentinel(y, h_new, mask_t, SENTINEL, INT)
             else:
-                tl.store(y, h_new.to(dtype), mask=mask)
+                tl.store(y, h_new.to(dtype), mask=mask_t)
             if EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
             if EXCHANGE == "none":
-                if (
-                    H != BLOCK_H
-                ):  # units beyond H hold inf * 0 = NaN after an infinite h0, and must not reach the product
-                    h_new = tl.where(mask, h_new, 0.0)
-                h = h_new.to(dtype)
+                if PACKED:
+                    h = tl.where(mask_t, h_new.to(dtype), h)
+                elif H != BLOCK_H:  # units beyond H hold inf * 0 = NaN after an infinite h0; not for the product
+                    h = tl.where(mask, h_new, 0.0).to(dtype)
+                else:
+                    h = h_new.to(dtype)
             if gates_ptr is not None:
-                gates = gates_ptr + (t * B + row) * (4 * H) + offs_gates
-                tl.store(gates, i.to(dtype), mask=mask)
-                tl.store(gates + H, f.to(dtype), mask=mask)
-                tl.store(gates + 2 * H, g.to(dtype), mask=mask)
-                tl.store(gates + 3 * H, o.to(dtype), mask=mask)
-                tl.store(c_all_ptr + (t * B + row) * H + offs, c, mask=mask)
-        tl.store(c_ptr + row * H + offs, c, mask=mask)
+                gates = gates_ptr + (start + row) * (4 * D * H) + offs_gates
+                tl.store(gates, i.to(dtype), mask=mask_t)
+                tl.store(gates + H, f.to(dtype), mask=mask_t)
+                tl.store(gates + 2 * H, g.to(dtype), mask=mask_t)
+                tl.store(gates + 3 * H, o.to(dtype), mask=mask_t)
+            if c_all_ptr is not None:
+                tl.store(c_all_ptr + (start + row) * (D * H) + offs, c, mask=mask_t)
+        tl.store(c_ptr + row * (D * H) + offs, c, mask=mask)
     if SPIN_LIMIT:
         if gave_up != 0:
             tl.store(error_ptr, 1)
@@ -148,27 +185,38 @@ def lstm_forward_kernel(
 def lstm_forward(
     xg: torch.Tensor,
     w_hh: torch.Tensor,
-    h0: torch.Tensor,
+    h0: torch.Tensor | None,
     c0: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
     *,
     plan: Plan,
-    reverse: bool,
-    save: bool,
+    save_gates: bool,
+    save_c: bool,
     run: Callable[..., None] = launch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Runs the time loop.
+    """Runs the time loop. D directions of time; the second half of every row's features is of the one against time.
 
-    xg (T, B, 4H), w_hh (4H, H), h0 (B, H): contiguous, of one dtype; c0 (B, H) of the accumulator's dtype.
-    Returns y (T, B, H), the last c (B, H) and, if `save`, every c (T, B, H); both c in the accumulator's dtype.
-    run: called in the place of `launch`.
-    With `save`, xg holds the gates afterwards: each program reads its part of a step before it writes there.
+    xg (T, B, D*4H), or packed (N, D*4H) with starts and lengths (see triton_lstm/packing.py); w_hh (D, 4H, H); h0
+    (B, D*H), None for zeros, which packed rows must start from: contiguous, of one dtype.
+    c0 (B, D*H), of the accumulator's dtype.
+    Returns y (like xg, with D*H features), the last c (B, D*H) and, if `save_c`, every c; both c in the accumulator's
+    dtype. run: called in the place of `launch`.
+    With `save_gates`, xg holds the gates afterwards: each program reads its part of a step before it writes there.
     """
-    steps, batch, _ = xg.shape
-    y = torch.empty(steps, batch, w_hh.shape[1], dtype=xg.dtype, device=xg.device)
+    y = xg.new_empty(*xg.shape[:-1], c0.shape[-1])
     c = c0.clone(memory_format=torch.contiguous_format)
-    c_all = torch.empty(y.shape, dtype=c.dtype, device=xg.device) if save else None
+    c_all = torch.empty_like(y, dtype=c.dtype) if save_c else None
     arguments = dict(
-        xg_ptr=xg, w_hh_ptr=w_hh, h0_ptr=h0, c_ptr=c, y_ptr=y, gates_ptr=xg if save else None, c_all_ptr=c_all
+        xg_ptr=xg,
+        w_hh_ptr=w_hh,
+        h0_ptr=h0,
+        c_ptr=c,
+        y_ptr=y,
+        gates_ptr=xg if save_gates else None,
+        c_all_ptr=c_all,
+        starts_ptr=starts,
+        lengths_ptr=lengths,
     )
-    run(lstm_forward_kernel, plan, y, arguments, reverse=reverse)
+    run(lstm_forward_kernel, plan, y, arguments)
     return y, c, c_all

@@ -1,5 +1,8 @@
 """Launches a time-loop kernel: all steps at once where its programs can wait for each other, else step by step."""
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 import threading
 import warnings
@@ -12,7 +15,7 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
-from triton_lstm.backend import product_precision, spin_limit
+from triton_lstm.backend import precision_name, product_precision, spin_limit
 from triton_lstm.devices import INTERPRETER, Device
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
 from triton_lstm.limits import REGISTERS
@@ -60,12 +63,12 @@ def tile(plan: Plan) -> dict[str, Any]:
 
 
 def constants(
-    exchange: str, dtype: torch.dtype, hidden_size: int, *, reverse: bool, precision: str, limit: int
+    exchange: str, dtype: torch.dtype, hidden_size: int, *, directions: int, precision: str, limit: int
 ) -> dict[str, Any]:
     """What a kernel is compiled for besides a plan's tile."""
     return dict(
         H=hidden_size,
-        REVERSE=reverse,
+        D=directions,
         EXCHANGE=exchange,
         PRECISION=precision,
         ACC=_TRITON_TYPE[accumulator(dtype)],
@@ -83,49 +86,74 @@ def options(plan: Plan, backend: str) -> dict[str, int]:
     return chosen
 
 
-def counter_for(exchange: str, exchanged: torch.Tensor, block_b: int) -> torch.Tensor | None:
-    """The barrier's counters, one for each batch tile; None where there is no barrier."""
-    tiles = -(-exchanged.shape[1] // block_b)
-    return torch.empty(tiles, dtype=torch.int32, device=exchanged.device) if exchange == "barrier" else None
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of the problem that a time loop's arguments describe: directions of time, steps, batch, hidden units."""
+
+    D: int
+    T: int
+    B: int
+    H: int
+
+    @classmethod
+    def of(cls, exchanged: torch.Tensor, arguments: dict[str, Any]) -> Size:
+        D, _, H = arguments["w_hh_ptr"].shape
+        B = arguments["c_ptr" if "c_ptr" in arguments else "dc_ptr"].shape[0]
+        starts = arguments["starts_ptr"]
+        return cls(D, exchanged.shape[0] if starts is None else starts.shape[0] - 2, B, H)
 
 
-def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any], *, reverse: bool) -> None:
-    """Runs all steps of `kernel` on `arguments`, whose exchange buffer `exchanged` is (T, B, H or 4H).
+def counter_for(exchange: str, size: Size, block_b: int, device: torch.device) -> torch.Tensor | None:
+    """The barrier's counters, one for each batch tile and direction; None where there is no barrier."""
+    if exchange != "barrier":
+        return None
+    return torch.empty(size.D, -(-size.B // block_b), dtype=torch.int32, device=device)
+
+
+def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
+    """Runs all steps of `kernel` on `arguments`, in both directions of time if there are two.
+
+    exchanged: the buffer, among the arguments, through which programs see each other's rows.
 
     Raises RuntimeError where a wait ran out of TRITON_LSTM_SPIN_LIMIT looks.
     """
-    steps, batch, _ = exchanged.shape
     if exchanged.numel() == 0:
         return
     device = exchanged.device
-    hidden_size = arguments["w_hh_ptr"].shape[1]
+    facts = device_facts(device)
+    size = Size.of(exchanged, arguments)
     limit = spin_limit()
     error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
-    counter = counter_for(plan.exchange, exchanged, plan.block_b)
+    counter = counter_for(plan.exchange, size, plan.block_b, device)
     make_ready(plan.exchange, exchanged, counter)
     precision = product_precision(exchanged.dtype, device)
     arguments = dict(
         **arguments,
         counter_ptr=counter,
         error_ptr=error,
-        T=steps,
-        B=batch,
-        **constants(plan.exchange, exchanged.dtype, hidden_size, reverse=reverse, precision=precision, limit=limit),
+        T=size.T,
+        B=size.B,
+        **constants(plan.exchange, exchanged.dtype, size.H, directions=size.D, precision=precision, limit=limit),
         **tile(plan),
-        **options(plan, device_facts(device).backend),
+        **options(plan, facts.backend),
     )
-    grid = plan.grid(hidden_size)
+    itemsize = facts.itemsize(precision_name(exchanged.dtype, device))
+    beside = size.D if plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments) else 1
+    grid = (*plan.grid(size.H), beside)
     compiled = isinstance(tl.cdiv, JITFunction)
     with torch.cuda.device(device) if compiled else nullcontext(), nullcontext() if compiled else _one_at_a_time:
-        try:
-            _launch_steps(kernel[grid], plan, steps, arguments, device)
-        except OutOfResources as shortage:  # nothing ran
-            smaller = streamed(plan, exchanged.element_size())
-            if not plan.resident or plan.exchange == "none":
-                raise
-            warnings.warn(f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2)
-            arguments |= tile(smaller)
-            _launch_steps(kernel[grid], smaller, steps, arguments, device)
+        for first in range(0, size.D, beside):
+            arguments["first_direction"] = first
+            try:
+                _launch_steps(kernel[grid], plan, size.T, arguments, device)
+            except OutOfResources as shortage:  # nothing ran
+                smaller = streamed(plan, exchanged.element_size())
+                if not plan.resident or plan.exchange == "none":
+                    raise
+                warnings.warn(
+                    f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2
+                )
+                _launch_steps(kernel[grid], smaller, size.T, arguments | tile(smaller), device)
     if error is not None and error.item():
         raise RuntimeError(
             f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "

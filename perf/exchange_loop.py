@@ -43,11 +43,11 @@ def exchange_kernel(
             if FLAG:
                 n = late * (SPIN_LIMIT - 1)
                 while n < SPIN_LIMIT:
-                    late = missing(before_ptr, mask_b, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
+                    late = missing(before_ptr, mask_b, W, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
                     n = tl.where(late != 0, n + 1, SPIN_LIMIT)
             else:
                 late |= wait(counter_ptr, tl.num_programs(0) * t, late, SPIN_LIMIT)
-                late |= missing(before_ptr, mask_b, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
+                late |= missing(before_ptr, mask_b, W, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
         # What was seen goes into what is stored: no step can begin before the last one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
         if not FLAG:

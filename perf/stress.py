@@ -35,8 +35,8 @@ def stress_case(
     kind: Any, precision: str, B: int, H: int, launches: int, *, T: int, device: torch.device
 ) -> dict[str, Any]:
     """One exchange on one shape: how many of the launches, forward and backward, gave other bits."""
-    from triton_lstm.autograd import plan_for
     from triton_lstm.kernels import lstm_backward, lstm_forward
+    from triton_lstm.layer import plan_for
 
     torch.manual_seed(0)
     options: Any = dict(device=device, dtype=DTYPES[precision])
@@ -45,7 +45,7 @@ def stress_case(
     dy = torch.randn(T, B, H, **options)
     plans = []
     for reverse_time in (False, True):
-        plan = plan_for(xg, backward=reverse_time)
+        plan = plan_for(xg, B, H, backward=reverse_time)
         if kind != "none" and plan.exchange == "none":  # two programs and more are what is to be tried
             plan = dataclasses.replace(plan, block_h=16, block_k=64, groups=1, warps=4)
         if kind != "none" and not plan.one_launch:
@@ -54,17 +54,17 @@ def stress_case(
 
     def forward(plan: Any) -> tuple[Any, ...]:
         gates = xg.clone()
-        y, c, c_all = lstm_forward(gates, w_hh, h0, c0, plan=plan, reverse=False, save=True)
+        y, c, c_all = lstm_forward(gates, w_hh[None], h0, c0, plan=plan, save_gates=True, save_c=True)
         return y, c, c_all, gates
 
     def backward(plan: Any) -> tuple[Any, ...]:
-        return lstm_backward(dy, None, None, *saved, plan=plan, reverse=False)
+        return lstm_backward(dy, None, None, *saved, plan=plan)
 
     def step_by_step(plan: Any) -> Any:
         return dataclasses.replace(plan, one_launch=False)
 
     expected = forward(step_by_step(plans[0]))
-    saved = (w_hh, c0, expected[3], expected[2])
+    saved = (w_hh[None], c0, expected[3], expected[2])
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
     keep_busy = _other_stream(device)

@@ -38,7 +38,9 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. save: what backward needs."""
+    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
+
+    save: what backward needs."""
 
     gpu: str
     dtype: str
@@ -47,12 +49,14 @@ class Kernel:
     backward: bool
     exchange: str | None = None
     limit: int = 0
-    reverse: bool = False
+    directions: int = 1
+    packed: bool = False
     save: bool = True
 
     def __post_init__(self) -> None:
         device = GPUS[self.gpu]
-        plan = make_plan(device, device.itemsize(self.dtype), self.B, self.H, self.backward)
+        problem = device.itemsize(self.dtype), self.B, self.H, self.backward, self.directions
+        plan = make_plan(device, *problem)
         object.__setattr__(self, "plan", dataclasses.replace(plan, exchange=self.exchange or plan.exchange))
 
     plan: Plan = dataclasses.field(init=False, compare=False)
@@ -77,12 +81,18 @@ def compile_kernel(kernel: Kernel) -> Any:
         kernel.plan.exchange,
         dtype,
         kernel.H,
-        reverse=kernel.reverse,
+        directions=kernel.directions,
         precision="ieee" if device.backend == "hip" else PRECISION[kernel.dtype],
         limit=kernel.limit,
     )
     if not kernel.limit:
         values["error_ptr"] = None
+    if not kernel.packed:
+        values |= {"starts_ptr": None, "lengths_ptr": None}
+    elif not kernel.backward:
+        values["h0_ptr"] = None
+    if kernel.backward:
+        values |= {"dact_ptr": None, "dc_all_ptr": None}
     if not kernel.save:
         values |= {"gates_ptr": None, "c_all_ptr": None}
     if kernel.plan.exchange != "barrier":
@@ -96,7 +106,8 @@ def compile_kernel(kernel: Kernel) -> Any:
             signature[name] = "i32"
         else:
             wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr")
-            signature[name] = "*i32" if name in ("counter_ptr", "error_ptr") else "*fp32" if wide else f"*{element}"
+            integer = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
+            signature[name] = integer.get(name, "*fp32" if wide else f"*{element}")
             attributes[(position,)] = [["tt.divisibility", 16]]
     indices = {(function.arg_names.index(name),): value for name, value in values.items()}
     source = ASTSource(function, signature, indices, attributes)

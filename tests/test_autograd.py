@@ -68,7 +68,9 @@ def test_nothing_is_saved_without_gradients(device, monkeypatch):
     saves = []
     shipped = triton_lstm.autograd.layer_forward
     monkeypatch.setattr(
-        triton_lstm.autograd, "layer_forward", lambda inputs, save: saves.append(save) or shipped(inputs, save=save)
+        triton_lstm.autograd,
+        "layer_forward",
+        lambda *inputs, **kwargs: saves.append(kwargs["save_c"]) or shipped(*inputs, **kwargs),
     )
     module = triton_lstm.LSTM(3, 5, backend="triton").to(device).requires_grad_(False)
     y, (h_n, c_n) = module(torch.randn(4, 2, 3, device=device))

@@ -21,14 +21,15 @@ USUAL += [dict(gpu="H100", dtype=dtype, H=768, B=64) for dtype in ("tf32", "fp32
 USUAL = [case | dict(backward=backward) for case in USUAL for backward in BOTH]
 YARDSTICK = dict(gpu="H100", dtype="bf16", H=768, B=16)
 TWINS = [
-    YARDSTICK | dict(backward=backward, exchange=exchange, limit=limit, reverse=reverse)
+    YARDSTICK | dict(backward=backward, exchange=exchange, limit=limit)
     for backward in BOTH
-    for exchange, limit, reverse in [
-        ("barrier", 0, False),
-        ("barrier", 9, False),
-        ("flag", 9, False),
-        ("flag", 0, True),
-    ]
+    for exchange, limit in [("barrier", 0), ("barrier", 9), ("flag", 9)]
+]
+TWINS += [
+    dict(gpu=gpu, dtype="bf16", H=H, B=B, backward=backward, directions=directions, packed=packed)
+    for gpu, H, B in (("H100", 512, 16), ("H100", 768, 64), ("A100", 256, 16))
+    for backward in BOTH
+    for directions, packed in ((2, False), (1, True), (2, True))
 ]
 TWINS += [YARDSTICK | dict(backward=False, save=False), dict(gpu="L4", dtype="bf16", H=512, B=16, backward=False)]
 EXCHANGES = [dict(gpu=g, programs=n, flag=f) for g in ("A100", "H100") for n in (2, 32, 128) for f in BOTH]

@@ -69,8 +69,8 @@ def test_any_order_gives_the_answer(kind, B, H, passes, monkeypatch):
         fields = dict(slices=1 + seed % 2, resident=seed % 3 > 0, block_h=8 if seed % 5 == 0 else 16)
         concurrent = plan(kind, **fields)
         monkeypatch.setattr(
-            "triton_lstm.autograd.plan_for",
-            lambda gates, backward, c=concurrent: c if backward == (passes == "backward") else alone,
+            "triton_lstm.layer.plan_for",
+            lambda *_, backward, c=concurrent: c if backward == (passes == "backward") else alone,
         )
         got = run(module, x, cotangents, **{f"{passes}_seed": seed})
         assert mismatch(got, expected) < 1e-5, f"seed {seed}"
@@ -82,7 +82,7 @@ def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
     """The proof that the test above can fail: the same run, its readers told that everything has arrived."""
     module, twin, x, cotangents = problem(3, 33)
     expected = run(twin, x, cotangents)
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan(kind))
     correct = dict(forward_seed=0, backward_seed=0)
     assert mismatch(run(module, x, cotangents, **correct), expected) < 1e-5
     monkeypatch.setattr(exchange, "missing" if kind == "flag" else "wait", lambda *_: 0)
@@ -124,14 +124,14 @@ def test_the_stress_run_counts_what_differs(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["flag", "barrier"])
 def test_groups_take_tiles_in_turn(kind, monkeypatch):
     module, twin, x, cotangents = problem(40, 24, T=3)
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind, groups=2))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan(kind, groups=2))
     assert mismatch(run(module, x, cotangents, 1, 2), run(twin, x, cotangents)) < 2e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_widths_of_the_flag(dtype, monkeypatch):
     module, twin, x, cotangents = problem(3, 33, dtype=dtype)
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("flag"))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan("flag"))
     tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-12}[dtype]
     for seed in range(3):
         assert mismatch(run(module, x, cotangents, seed, seed), run(twin, x, cotangents)) < tolerance
@@ -144,7 +144,7 @@ def test_nonfinite_values_hang_nobody(kind, value, monkeypatch):
     module, twin, x, cotangents = problem(3, 33)
     x[1, 0, 0] = value
     cotangents[0][2, 1, 5] = value
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan(kind))
     got, expected = run(module, x, cotangents, 3, 4), run(twin, x, cotangents)
     torch.testing.assert_close(got[0], expected[0], equal_nan=True)
     torch.testing.assert_close(got[3][:, 2], expected[3][:, 2])  # dx of the row that holds nothing special
@@ -176,7 +176,7 @@ def test_nobody_waits_for_h0(monkeypatch):
     module, _, x, _ = problem(1, 32)
     h0 = torch.zeros(1, 1, 32)
     h0.view(torch.int32)[0, 0, 3] = exchange.SENTINEL[4]
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("flag"))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan("flag"))
     with torch.no_grad(), concurrent_programs(0):
         assert module(x, (h0, torch.zeros(1, 1, 32)))[0].isnan().all()
 
@@ -184,7 +184,7 @@ def test_nobody_waits_for_h0(monkeypatch):
 def test_a_deadlock_is_seen(monkeypatch):
     """Without `arrive` everybody waits for ever, and the scheduler says so."""
     module, _, x, cotangents = problem(1, 32)
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan("barrier"))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan("barrier"))
     monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
     with pytest.raises(DeadlockError):
         run(module, x, cotangents, forward_seed=0)
@@ -194,7 +194,7 @@ def test_a_deadlock_is_seen(monkeypatch):
 def test_a_bounded_wait_gives_up_and_says_so(kind, monkeypatch):
     module, _, x, cotangents = problem(1, 32)
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "5000")
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan(kind))
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan(kind))
     run(module, x, cotangents, forward_seed=0, backward_seed=0)  # in time
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "50")
     if kind == "barrier":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tuned import FORWARD, H200, Clock
 
-from triton_lstm import autograd, tables, tune
+from triton_lstm import layer, tables, tune
 from triton_lstm.kernels.configs import Trial
 from triton_lstm.plan import make_plan
 from triton_lstm.table_file import file_name, read
@@ -24,18 +24,18 @@ def first_calls(as_on_a_gpu, monkeypatch):
         measured.append(key)
         return measure(key, device, clock=clock, steps=4, begin=clock.begin)
 
-    monkeypatch.setattr(autograd, "wants_tuning", lambda device: True)
+    monkeypatch.setattr(layer, "wants_tuning", lambda device: True)
     monkeypatch.setattr(tune, "measure", measure_now)
     return SimpleNamespace(clock=clock, measured=measured)
 
 
 def test_it_tunes_once_and_is_remembered(first_calls, tmp_path):
     for batch in (16, 9):  # of one bucket
-        plan = autograd.choice_for(torch.bfloat16, CPU, batch, 24, False).plan
+        plan = layer.choice_for(torch.bfloat16, CPU, batch, 24, False).plan
         assert plan.block_h == 8
     assert first_calls.measured == [FORWARD]
     assert read(tmp_path / file_name(H200.name)).plans[FORWARD].plan.block_h == 8
-    autograd.choice_for(torch.bfloat16, CPU, 17, 24, False)
+    layer.choice_for(torch.bfloat16, CPU, 17, 24, False)
     assert first_calls.measured == [FORWARD, dataclasses.replace(FORWARD, B=32)]
 
 
@@ -44,8 +44,8 @@ def test_a_folder_that_cannot_be_written_is_no_failure(first_calls, tmp_path, mo
     blocked.touch()
     monkeypatch.setenv(tables.FOLDER, str(blocked))
     with pytest.warns(UserWarning, match="known to this process only"):
-        assert autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan.block_h == 8
-    autograd.choice_for(torch.bfloat16, CPU, 16, 24, False)
+        assert layer.choice_for(torch.bfloat16, CPU, 16, 24, False).plan.block_h == 8
+    layer.choice_for(torch.bfloat16, CPU, 16, 24, False)
     assert len(first_calls.measured) == 1
 
 
@@ -56,12 +56,12 @@ def test_a_failure_is_no_failure_of_the_call(first_calls, error, monkeypatch):
 
     monkeypatch.setattr(tune, "measure", failing)
     with pytest.warns(UserWarning, match="could not be tuned, and runs as planned"):
-        plan = autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan
+        plan = layer.choice_for(torch.bfloat16, CPU, 16, 24, False).plan
     assert plan == make_plan(H200, 2, 16, 24, False)
 
 
 def test_an_empty_batch_is_not_tuned(first_calls):
-    autograd.choice_for(torch.bfloat16, CPU, 0, 24, False)
+    layer.choice_for(torch.bfloat16, CPU, 0, 24, False)
     assert not first_calls.measured
 
 
@@ -71,5 +71,5 @@ def test_what_cannot_be_tuned_is_not_tried_again(first_calls, monkeypatch):
         return [Trial(make_plan(H200, 2, 16, 24, False), 1.0, reason="broken")]
 
     monkeypatch.setattr(tune, "measure", failing)
-    plans = {autograd.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
+    plans = {layer.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
     assert plans == {make_plan(H200, 2, 16, 24, False)} and len(first_calls.measured) == 1

@@ -58,7 +58,7 @@ def test_another_error_is_not_swallowed():
 def test_too_large_a_plan_is_streamed(device, monkeypatch):
     """The compiler may need more than the plan's estimate: the weights leave the chip, the answer stays."""
     plan = Plan("flag", torch.cuda.is_available(), True, 16, 16, 32, 2, 1, 4)
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan)
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan)
     shipped, seen = launch._launch_steps, []
 
     def short(launcher, plan, steps, arguments, device):

@@ -73,7 +73,7 @@ def test_several_programs(case, device, monkeypatch):
     """Every field of a plan; in the interpreter a launch per step, on a GPU all steps in one."""
     fields = ("exchange", "resident", "block_b", "block_h", "block_k", "slices", "groups", "warps")
     plan = Plan(**{name: case[name] for name in fields}, one_launch=device.type == "cuda")
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", lambda gates, backward: plan)
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan)
     torch.manual_seed(0)
     kwargs = dict(bidirectional=case["reverse"])
     module = enlarge(triton_lstm.LSTM(3, case["H"], **kwargs, backend="triton")).to(device, case["dtype"])
@@ -146,11 +146,11 @@ def test_empty_batch(device):
 def test_beyond_what_fits_at_once(device_facts, B, H, monkeypatch):
     """Batch tiles taken in turn, weights loaded in every step, more programs than the device holds."""
 
-    def plan(gates, backward):
-        made = make_plan(device_facts, gates.element_size(), B, H, backward)
+    def plan(like, *_, backward):
+        made = make_plan(device_facts, like.element_size(), B, H, backward)
         return dataclasses.replace(made, one_launch=made.exchange == "none")
 
-    monkeypatch.setattr("triton_lstm.autograd.plan_for", plan)
+    monkeypatch.setattr("triton_lstm.layer.plan_for", plan)
     torch.manual_seed(0)
     module = triton_lstm.LSTM(4, H, backend="triton")
     assert_like_nn_lstm(module, lambda: (torch.randn(2, B, 4), None))

@@ -11,7 +11,7 @@ from tuned import BACKWARD, FORWARD, H200, Clock
 import triton_lstm
 import triton_lstm.kernels
 import triton_lstm.kernels.configs as configs
-from triton_lstm import autograd, tune
+from triton_lstm import layer, tune
 from triton_lstm.kernels.exchange import fill_with_sentinel
 from triton_lstm.perf.clock import timing
 from triton_lstm.plan import make_plan, space
@@ -205,7 +205,7 @@ def test_layer_times(monkeypatch):
         call()
         return [next(ms)]
 
-    monkeypatch.setattr(autograd, "plan_for", lambda gates, backward: make_plan(H200, 2, 3, 24, backward))
+    monkeypatch.setattr(layer, "plan_for", lambda *_, backward: make_plan(H200, 2, 3, 24, backward))
     times = tune.layer_times("bf16", 24, 3, CPU, clock, steps=4)
     assert times == [
         LayerTime("inference", "bf16", 24, 3, 250.0, 750.0, "today"),

@@ -34,7 +34,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tables_folder: Path) -> Iterato
         pytest.skip("on a GPU the real clock is at hand")
     from interleave import concurrent_programs
 
-    for module in ("kernels.configs", "kernels", "autograd"):
+    for module in ("kernels.configs", "kernels", "layer"):
         monkeypatch.setattr(f"triton_lstm.{module}.device_facts", lambda device: H200)
     monkeypatch.setattr("triton_lstm.tune.provenance", lambda: "today")
     monkeypatch.setattr("triton_lstm.tune._tried", set())

@@ -59,10 +59,12 @@ class Cost:
         return f"{self.us:.2f} us a step ({rounds}{parts}{shared})"
 
 
-def cost(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan) -> Cost:
-    """The expected cost of `plan`; arguments as make_plan's."""
+def cost(
+    device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan, beside: int = 1
+) -> Cost:
+    """The expected cost of `plan`, with `beside` directions of time running at once; arguments as make_plan's."""
     tiles = -(-batch // plan.block_b)
-    programs = plan.grid(hidden_size)[0] * plan.groups
+    programs = plan.grid(hidden_size)[0] * plan.groups * beside
     stored = min(itemsize, 4)  # bytes of an element in memory; "tf32x3" makes two of it on chip
     width = plan.sum_length(hidden_size, backward)
     weight_bytes = 4 * plan.block_h * hidden_size

@@ -1,16 +1,30 @@
-"""lstm(): layers, directions, dropout and projection on top of one layer's autograd function."""
+"""lstm(): layers, dropout and projection on top of one layer's autograd function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
+from triton_lstm.packing import last_rows, starts_and_lengths
 
 # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; each of the last three may be None
 Group = list[Any]
+
+
+class LayerStates(NamedTuple):
+    """What a layer computed at every step: c[t] and the activated gates i, f, g, o.
+
+    Each has the output's rows and D*H features, the directions side by side; gradients flow through all of them.
+    """
+
+    c: Any
+    i: Any
+    f: Any
+    g: Any
+    o: Any
 
 
 def lstm(
@@ -24,87 +38,134 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     *,
+    batch_sizes: torch.Tensor | None = None,
+    recompute: bool = False,
+    return_states: bool = False,
     backend: Backend | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Any, ...]:
     """A stack of LSTM layers, with torch.lstm's arguments in torch.lstm's order.
 
     Args:
-        input: (T, B, I), or (B, T, I) with `batch_first`; float32, bfloat16, float16 (float64 off the kernels).
+        input: (T, B, I), or (B, T, I) with `batch_first`; float32, bfloat16, float16 (float64 off the kernels). With
+            `batch_sizes` a PackedSequence's data (N, I).
         hx: h0 (L*D, B, P or H) and c0 (L*D, B, H), or None for zeros. L layers, D directions.
         params: nn.LSTM's weights in nn.LSTM's order: for each layer, for each direction inside it, weight_ih (4H, ..),
             weight_hh (4H, P or H), if `has_biases` bias_ih and bias_hh (4H,), and with a projection weight_hr (P, H).
         dropout: probability for every layer's output but the last one's; only if `train`.
+        batch_sizes: a PackedSequence's, (T,) int64 on the CPU; hx and its results are in the order of the packed rows.
+        recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
+        return_states: also return every layer's c and gates.
         backend: "auto", "triton" or "torch"; None reads TRITON_LSTM_BACKEND.
 
     Returns:
-        output (T, B, D*(P or H)) or its transpose with `batch_first`, h_n and c_n (shaped as h0 and c0).
+        output (T, B, D*(P or H)), its transpose with `batch_first` or packed (N, D*(P or H)); h_n and c_n (shaped as h0
+        and c0); with `return_states` a list with the LayerStates of every layer.
 
     Raises:
         TypeError: params that are no tensors.
         ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast.
-        RuntimeError: input or hx of a wrong shape, T = 0, or backend="triton" where the kernels cannot run.
+        RuntimeError: input, hx or batch_sizes of a wrong shape, T = 0, or backend="triton" where no kernel can run.
     """
     directions = 2 if bidirectional else 1
     params = list(params)
     weights = _by_layer(params, num_layers * directions, has_biases)
-    h_shape, c_shape = _check_weights(input, weights, directions, batch_first)
-    if hx is not None and len(hx) != 2:
-        raise RuntimeError("lstm expects two hidden states")
-    h0, c0 = (input.new_zeros(h_shape), input.new_zeros(c_shape)) if hx is None else hx
-    _check_states(input, h0, c0, h_shape, c_shape)
-    reason = why_not_triton(input, backend)
-    if reason or why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx):
-        return torch.lstm(
-            input, [h0, c0], params, has_biases, num_layers, float(dropout), train, bidirectional, batch_first
-        )
+    h_shape, c_shape = _check_shapes(input, weights, directions, batch_first, batch_sizes)
+    if hx is not None:
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        _check_states(input, hx[0], hx[1], h_shape, c_shape)
+    faster = None
+    torch_path = why_not_triton(input, backend) is not None
+    if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
+        faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
+    if (torch_path or faster) and not return_states:
+        states = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
+        flags = has_biases, num_layers, float(dropout), train, bidirectional
+        if batch_sizes is not None:
+            return torch.lstm(input, batch_sizes, states, params, *flags)
+        return torch.lstm(input, states, params, *flags, batch_first)
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
-        input, h0, c0 = input.to(dtype), h0.to(dtype), c0.to(dtype)
+        input, hx = input.to(dtype), None if hx is None else [state.to(dtype) for state in hx]
         weights = [[None if w is None else w.to(dtype) for w in group] for group in weights]
     with torch.autocast(input.device.type, enabled=False):
-        x = input.transpose(0, 1) if batch_first else input
-        h_n: list[torch.Tensor] = []
-        c_n: list[torch.Tensor] = []
-        for layer in range(num_layers):
-            outputs = []
-            for direction in range(directions):
-                k = layer * directions + direction
-                y, h, c = _layer(x, h0[k], c0[k], weights[k], reverse=direction == 1)
-                outputs.append(y)
-                h_n.append(h)
-                c_n.append(c)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-            if train and dropout and layer < num_layers - 1:
+        x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
+        packed = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
+        layers = []
+        for k in range(num_layers):
+            rows = slice(k * directions, (k + 1) * directions)
+            h0 = None if hx is None else _side_by_side(hx[0][rows])
+            c0 = input.new_zeros(c_shape[1], directions * c_shape[2]) if hx is None else _side_by_side(hx[1][rows])
+            layers.append(_layer(x, h0, c0, weights[rows], *packed, recompute=recompute, kernels=not torch_path))
+            x = layers[-1][0]
+            if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
-    return x.transpose(0, 1) if batch_first else x, _stack(h_n), _stack(c_n)
+        h_n, c_n = (torch.cat([_stacked(result[n], directions) for result in layers]) for n in (1, 2))
+
+    def as_input(t: torch.Tensor) -> torch.Tensor:
+        return t.transpose(0, 1) if batch_first and batch_sizes is None else t
+
+    if not return_states:
+        return as_input(x), h_n, c_n
+    return as_input(x), h_n, c_n, [_states(gates, c, directions, as_input) for _, _, _, gates, c in layers]
+
+
+def _side_by_side(state: torch.Tensor) -> torch.Tensor:
+    """(D, B, F) -> (B, D*F)."""
+    return state.transpose(0, 1).flatten(1)
+
+
+def _stacked(state: torch.Tensor, directions: int) -> torch.Tensor:
+    """(B, D*F) -> (D, B, F)."""
+    return state.unflatten(1, (directions, -1)).transpose(0, 1)
+
+
+def _states(gates: torch.Tensor, c: torch.Tensor, directions: int, as_input: Any) -> LayerStates:
+    """A layer's gates (.., D*4H) and c (.., D*H) as the user gets them."""
+    by_name = gates.unflatten(-1, (directions, 4, -1)).unbind(-2)
+    return LayerStates(*(as_input(t) for t in (c.to(gates.dtype), *(gate.flatten(-2) for gate in by_name))))
 
 
 def _layer(
-    x: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, group: Group, reverse: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One layer and direction: x (T, B, I), h0 (B, P or H), c0 (B, H) -> y, h_n, c_n.
+    x: torch.Tensor,
+    h0: torch.Tensor | None,
+    c0: torch.Tensor,
+    groups: list[Group],
+    starts: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    *,
+    recompute: bool,
+    kernels: bool,
+) -> tuple[torch.Tensor, ...]:
+    """One layer: x (T, B, I) or packed, h0 (B, D*(P or H)), c0 (B, D*H) -> y, h_n, c_n, gates, every c.
 
     A projection is folded away: h = W_hr m makes W_hh h[t-1] = (W_hh W_hr) m[t-1], so the loop runs on m from 0, with
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
     """
-    from triton_lstm.autograd import accumulator, layer
+    from triton_lstm.autograd import layer, layer_by_torch
 
-    w_ih, w_hh, b_ih, b_hh, w_hr = group
+    directions = len(groups)
+    w_ih, w_hh, b_ih, b_hh, w_hr = (None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True))
+    bias = None if b_ih is None else b_ih + b_hh
     r0 = None
     if w_hr is not None:
-        wide = accumulator(w_hr.dtype)
-        r0 = torch.nn.functional.linear(h0, w_hh)
-        w_hh = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype)
-        h0 = torch.zeros_like(c0)
-    y, h_n, c_n = layer(x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, reverse)
+        if h0 is not None:
+            shares = zip(h0.chunk(directions, -1), w_hh, strict=True)
+            r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
+        wide = torch.promote_types(w_hr.dtype, torch.float32)
+        w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
+    arguments = (x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths)
+    y, h_n, c_n, gates, c = layer(*arguments, recompute=recompute) if kernels else layer_by_torch(*arguments)
     if w_hr is not None:
-        y = torch.nn.functional.linear(y, w_hr)
-        h_n = y[0 if reverse else -1].clone()
-    return y, h_n, c_n
+        projected = zip(y.chunk(directions, -1), w_hr, strict=True)
+        outputs = [torch.nn.functional.linear(m, w) for m, w in projected]
+        y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        h_n = last_rows(y, directions, c0.shape[0], starts, lengths)
+    return y, h_n, c_n, gates, c
 
 
-def _stack(states: list[torch.Tensor]) -> torch.Tensor:
-    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+def _stack(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    return weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(list(weights))
 
 
 def _by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> list[Group]:
@@ -127,13 +188,22 @@ def _by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> 
     return result
 
 
-def _check_weights(
-    input: torch.Tensor, weights: list[Group], directions: int, batch_first: bool
+def _check_shapes(
+    input: torch.Tensor,
+    weights: list[Group],
+    directions: int,
+    batch_first: bool,
+    batch_sizes: torch.Tensor | None,
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Raises unless input and weights fit together; returns the shapes that h0 and c0 must have."""
-    if input.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
-    batch, steps = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
+    dims = 3 if batch_sizes is None else 2
+    if input.dim() != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+    if batch_sizes is not None:
+        _check_batch_sizes(batch_sizes, input.shape[0])
+        steps, batch = batch_sizes.shape[0], int(batch_sizes[0])
+    else:
+        batch, steps = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     _, w_hh, *_, w_hr = weights[0]
@@ -142,7 +212,7 @@ def _check_weights(
     hidden = w_hh.shape[0] // 4
     out = hidden if w_hr is None else w_hr.shape[0]
     for k, group in enumerate(weights):
-        width = input.shape[2] if k < directions else directions * out
+        width = input.shape[-1] if k < directions else directions * out
         shapes = [(4 * hidden, width), (4 * hidden, out), (4 * hidden,), (4 * hidden,), (out, hidden)]
         names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"]
         for name, tensor, shape in zip(names, group, shapes, strict=True):
@@ -161,6 +231,16 @@ def _check_weights(
                     f"input.to({tensor.dtype}), or convert model: model.to({input.dtype})"
                 )
     return (len(weights), batch, out), (len(weights), batch, hidden)
+
+
+def _check_batch_sizes(batch_sizes: torch.Tensor, rows: int) -> None:
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
+        raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU, as a PackedSequence has it")
+    sizes = batch_sizes.tolist()
+    if not sizes:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if sizes != sorted(sizes, reverse=True) or sizes[-1] < 1 or sum(sizes) != rows:
+        raise RuntimeError(f"batch_sizes must be positive, never grow, and sum up to the {rows} rows of the input")
 
 
 def _check_states(

@@ -67,13 +67,26 @@ class Plan:
             return self.block_k * (4 if backward else 1)
         return _ceil_div(4 * hidden_size if backward else hidden_size, self.block_k) * self.block_k
 
-    def on(self, device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
-        """This plan with as many groups as are useful and, if all steps are one launch, as `device` holds at once."""
+    def on(
+        self, device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, directions: int = 1
+    ) -> Plan:
+        """This plan with as many groups as are useful and, if all steps are one launch, as `device` holds at once.
+
+        directions: 2 leaves room for the other direction of time beside them, if there is any.
+        """
         tiles = room = max(1, _ceil_div(batch, self.block_b))
         if self.one_launch:
             room = max(1, co_resident(device, itemsize, hidden_size, backward, self) // self.grid(hidden_size)[0])
+            room = max(1, room // directions)
         rounds = _ceil_div(tiles, room)
         return dataclasses.replace(self, groups=_ceil_div(tiles, rounds))
+
+    def beside(self, device: Device, itemsize: int, hidden_size: int, backward: bool) -> bool:
+        """Whether both directions of time can run in one launch: where programs wait, all have to fit at once."""
+        if self.exchange == "none" or not self.one_launch:
+            return True
+        programs, groups = self.grid(hidden_size)
+        return 2 * programs * groups <= co_resident(device, itemsize, hidden_size, backward, self)
 
     def uses_wgmma(self, device: Device) -> bool:
         """Whether the product runs on Hopper's asynchronous tensor cores, which take 64 rows and no slices."""
@@ -109,7 +122,9 @@ def space(itemsize: int, batch: int, hidden_size: int, backward: bool) -> Iterat
                     yield Plan(exchange, True, resident, block_b, block_h, block_k, slices, 1, warps)
 
 
-def candidates(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> tuple[Plan, ...]:
+def candidates(
+    device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, directions: int = 1
+) -> tuple[Plan, ...]:
     """The configs for `device`, the cheapest by the cost model first; arguments as make_plan's.
 
     A launch per step is left only where no config's programs fit the device at once, and what spills or loads in small
@@ -118,24 +133,38 @@ def candidates(device: Device, itemsize: int, batch: int, hidden_size: int, back
     problem = (itemsize, batch, hidden_size, backward)
     for dropped, one_launch in itertools.product((why_not, why_impossible), (True, False)):
         plans = [dataclasses.replace(plan, one_launch=one_launch) for plan in space(*problem)]
-        fitting = [p.on(device, *problem) for p in plans if dropped(device, itemsize, hidden_size, backward, p) is None]
+        fitting = [
+            p.on(device, *problem, directions)
+            for p in plans
+            if dropped(device, itemsize, hidden_size, backward, p) is None
+        ]
         if fitting:
-            return tuple(sorted(fitting, key=lambda plan: cost(device, *problem, plan).us))
+            return tuple(sorted(fitting, key=lambda plan: _us(device, *problem, plan, directions)))
     raise ValueError(
         f"a program has {device.shared_bytes} bytes of shared memory on {device.name}, too few for a kernel"
     )
 
 
+def _us(
+    device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, plan: Plan, directions: int
+) -> float:
+    """A step of all directions of time: side by side, or one after the other."""
+    problem = (device, itemsize, batch, hidden_size, backward, plan)
+    if directions == 2 and not plan.beside(device, itemsize, hidden_size, backward):
+        return 2 * cost(*problem).us
+    return cost(*problem, directions).us
+
+
 @functools.lru_cache(maxsize=4096)
-def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool) -> Plan:
+def make_plan(device: Device, itemsize: int, batch: int, hidden_size: int, backward: bool, directions: int = 1) -> Plan:
     """The plan for a layer of `hidden_size` units and `batch` rows that nobody has measured.
 
     itemsize: bytes an element takes on chip: the dtype's, but 8 for float32 in "tf32x3", which makes two of each.
-    backward: back-propagation through time.
+    backward: back-propagation through time. directions: 2 if the layer is bidirectional.
     """
     if device.backend == "interpreter":
         return _interpreted(batch, hidden_size)
-    return candidates(device, itemsize, batch, hidden_size, backward)[0]
+    return candidates(device, itemsize, batch, hidden_size, backward, directions)[0]
 
 
 def _interpreted(batch: int, hidden_size: int) -> Plan:

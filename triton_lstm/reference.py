@@ -15,17 +15,14 @@ def lstm_reference(
     w_hh: torch.Tensor,
     b_ih: torch.Tensor | None = None,
     b_hh: torch.Tensor | None = None,
-    r0: torch.Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One layer and direction, with the equations and the gate order (i, f, g, o) of torch.nn.LSTM's documentation.
 
-    x (T, B, I), h0 and c0 (B, H), w_ih (4H, I), w_hh (4H, H), biases (4H,); r0 (B, 4H) is added to the gates'
-    pre-activations of the first step. Without w_ih, x (T, B, 4H) is the input's share of the pre-activations.
-    Returns y (T, B, H), h_n (B, H), c_n (B, H).
+    x (T, B, I), h0 and c0 (B, H), w_ih (4H, I), w_hh (4H, H), biases (4H,). Returns y (T, B, H), h_n and c_n (B, H).
     """
     steps = reversed(x.unbind(0)) if reverse else x.unbind(0)
-    _, c, h = zip(*lstm_steps(steps, h0, c0, w_ih, w_hh, b_ih, b_hh, r0), strict=True)
+    _, c, h = zip(*lstm_steps(steps, h0, c0, w_ih, w_hh, b_ih, b_hh), strict=True)
     return torch.stack(h[::-1] if reverse else h), h[-1], c[-1]
 
 
@@ -37,17 +34,41 @@ def lstm_steps(
     w_hh: torch.Tensor,
     b_ih: torch.Tensor | None = None,
     b_hh: torch.Tensor | None = None,
-    r0: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Every step's gates i, f, g, o (B, 4H), c and h (B, H); arguments as lstm_reference's, x in the order of steps."""
-    for step, x_t in enumerate(x):
+    """Every step's gates i, f, g, o (B, 4H), c and h (B, H); arguments as lstm_reference's, x in the order of steps.
+
+    Without w_ih, x is the input's share of the gates' pre-activations.
+    """
+    for x_t in x:
         x_gates = x_t if w_ih is None else torch.nn.functional.linear(x_t, w_ih, b_ih)
-        a = x_gates + torch.nn.functional.linear(h, w_hh, b_hh)
-        if r0 is not None and step == 0:
-            a = a + r0
-        i, f, g, o = a.chunk(4, dim=-1)
+        i, f, g, o = (x_gates + torch.nn.functional.linear(h, w_hh, b_hh)).chunk(4, dim=-1)
         gates = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], dim=-1)
         i, f, g, o = gates.chunk(4, dim=-1)
         c = f * c + i * g
         h = o * c.tanh()
         yield gates, c, h
+
+
+def layer_reference(
+    xg: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, w_hh: torch.Tensor, batch_sizes: list[int] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """One layer in D directions of time, as the kernels have it.
+
+    xg: the input's share of the pre-activations, (T, B, D*4H), or packed (N, D*4H) with the rows of every step; h0 and
+    c0 (B, D*H); w_hh (D, 4H, H). Returns y, h_n, c_n, the gates and every c, with D*H or D*4H features.
+    """
+    directions = w_hh.shape[0]
+    results = []
+    for d in range(directions):
+        part, h, c = (t.chunk(directions, -1)[d] for t in (xg, h0, c0))
+        steps = part.unbind(0) if batch_sizes is None else part.split(batch_sizes)
+        rows: list[tuple[torch.Tensor, ...]] = []
+        for x_t in reversed(steps) if d else steps:
+            here = x_t.shape[0]  # sequences past their end, or not begun against time, keep their state
+            [step] = lstm_steps([x_t], h[:here], c[:here], None, w_hh[d])
+            rows.append(step)
+            c, h = torch.cat([step[1], c[here:]]), torch.cat([step[2], h[here:]])
+        join = torch.stack if batch_sizes is None else torch.cat
+        gates, c_all, y = (join(column) for column in zip(*(rows[::-1] if d else rows), strict=True))
+        results.append((y, h, c, gates, c_all))
+    return tuple(torch.cat(parts, -1) for parts in zip(*results, strict=True))

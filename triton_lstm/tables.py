@@ -100,11 +100,11 @@ def forget() -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(device: Device, key: Key) -> Choice:
+def choose(device: Device, key: Key, directions: int = 1) -> Choice:
     """The plan for a layer; key.B is the batch itself.
 
     A neighbour has the same direction and dtype, and at most twice or half of H and B in all; entries that this device
-    cannot run are passed over.
+    cannot run are passed over, and for a layer with two directions of time those that cannot run both at once.
     """
     entries = table_for(device.name).plans.values() if device.backend != "interpreter" else ()
     wanted, itemsize = dataclasses.replace(key, B=bucket(key.B)), device.itemsize(key.dtype)
@@ -114,6 +114,9 @@ def choose(device: Device, key: Key) -> Choice:
 
     alike = [e for e in entries if (e.key.backward, e.key.dtype) == (wanted.backward, wanted.dtype)]
     for entry in sorted((e for e in alike if distance(e) <= NEAR), key=distance):
-        if why_not(device, itemsize, wanted.H, wanted.backward, entry.plan) is None:
-            return Choice(entry.plan.on(device, itemsize, key.B, wanted.H, wanted.backward), entry)
-    return Choice(make_plan(device, itemsize, key.B, key.H, key.backward), None)
+        if why_not(device, itemsize, wanted.H, wanted.backward, entry.plan) is not None:
+            continue
+        plan = entry.plan.on(device, itemsize, key.B, wanted.H, wanted.backward, directions)
+        if directions == 1 or plan.beside(device, itemsize, wanted.H, wanted.backward):
+            return Choice(plan, entry)
+    return Choice(make_plan(device, itemsize, key.B, key.H, key.backward, directions), None)

@@ -67,16 +67,16 @@ def measure(
 
     trials = Trials(clock, wrong, begin, again)
     chosen = data[allowance.draw]
-    w_hh, c0 = chosen["w_hh"], chosen["c0"].to(kernels.accumulator(dtype))
+    w_hh, c0 = chosen["w_hh"][None], chosen["c0"].to(kernels.accumulator(dtype))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if key.backward:
             saved = _answer(chosen, c0.dtype, backward=False)
             gates, c_all = saved["gates"].to(dtype), saved["c_all"]
-            kernels.lstm_backward(
-                chosen["dy"], None, None, w_hh, c0, gates, c_all, plan=plan, reverse=False, run=trials
-            )
+            kernels.lstm_backward(chosen["dy"], None, None, w_hh, c0, gates, c_all, plan=plan, run=trials)
         else:
-            kernels.lstm_forward(chosen["xg"], w_hh, chosen["h0"], c0, plan=plan, reverse=False, save=True, run=trials)
+            kernels.lstm_forward(
+                chosen["xg"], w_hh, chosen["h0"], c0, plan=plan, save_gates=True, save_c=True, run=trials
+            )
     return trials.trials
 
 

@@ -1,0 +1,214 @@
+"""One LSTM layer: its forward pass, back-propagation through time and gradients; allocates, multiplies, launches.
+
+A layer's arguments, here and below, with D directions of time:
+    x       (T, B, I), or packed (N, I)
+    h0      (B, D*H), or None for zeros
+    c0      (B, D*H)
+    w_ih    (D, 4H, I)
+    w_hh    (D, 4H, H)
+    bias    (D, 4H), the sum of both, or None
+    r0      (B, D*4H), added to the pre-activations of each sequence's first step, or None (see functional.py)
+    starts, lengths: of packed data (see packing.py), or None
+Its results, y and c of every step, have x's rows and D*H features, its gates D*4H; h_n and c_n are (B, D*H).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from triton_lstm.backend import precision_name, wants_tuning
+from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
+from triton_lstm.packing import add_to_first_rows, first_rows, last_rows, successions
+from triton_lstm.plan import Plan
+from triton_lstm.table_file import Key
+from triton_lstm.tables import Choice, choose
+
+Tensor = torch.Tensor
+linear = torch.nn.functional.linear
+
+
+def plan_for(like: Tensor, batch: int, hidden_size: int, directions: int = 1, *, backward: bool) -> Plan:
+    """The plan for a time loop in `like`'s dtype, on its device."""
+    return choice_for(like.dtype, like.device, batch, hidden_size, backward, directions).plan
+
+
+def choice_for(
+    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, directions: int = 1
+) -> Choice:
+    """The plan for a layer of this dtype and size, and where it is from; measured first if the user wants that."""
+    key = Key(backward, precision_name(dtype, device), hidden_size, batch)
+    choice = choose(device_facts(device), key, directions)
+    if batch and wants_tuning(device) and not choice.exactly(key):
+        from triton_lstm.tune import tune_now
+
+        tune_now(key, device)
+        choice = choose(device_facts(device), key, directions)
+    return choice
+
+
+def layer_forward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    r0: Tensor | None,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    save_gates: bool,
+    save_c: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A layer's arguments -> y, h_n, c_n, and the gates and every c (in the accumulator's dtype) if they are saved."""
+    directions, _, hidden_size = w_hh.shape
+    batch = c0.shape[0]
+    if starts is not None:  # sequences begin at different steps of the loop: h0's share goes ahead
+        h0, r0 = None, _initial_share(h0, w_hh, r0)
+    elif h0 is None:
+        h0 = torch.zeros_like(c0, dtype=x.dtype)
+    xg = preactivations(x, w_ih, bias, r0, starts, lengths)
+    y, c_n, c_all = lstm_forward(
+        xg,
+        _plain(w_hh),
+        None if h0 is None else _plain(h0),
+        _plain(c0.to(accumulator(x.dtype))),
+        starts,
+        lengths,
+        plan=plan_for(xg, batch, hidden_size, directions, backward=False),
+        save_gates=save_gates,
+        save_c=save_c,
+    )
+    h_n = last_rows(y, directions, batch, starts, lengths)
+    return y, h_n, c_n.to(x.dtype), xg if save_gates else None, c_all
+
+
+def layer_backward(
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dact: Tensor | None,
+    dc_all: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    r0: Tensor | None,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    y: Tensor,
+    gates: Tensor | None,
+    c_all: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Back-propagation through time: the gradients of the gates' pre-activations and of c0."""
+    directions, _, hidden_size = w_hh.shape
+    batch = c0.shape[0]
+    if gates is None:
+        gates = _recomputed(x, h0, w_ih, w_hh, bias, r0, starts, lengths, y)
+    dgates, dc0 = lstm_backward(
+        *(None if t is None else _plain(t) for t in (dy, dh_n)),
+        dc_n,
+        _plain(w_hh),
+        _plain(c0.to(c_all.dtype)),
+        gates,
+        c_all,
+        starts,
+        lengths,
+        dact=None if dact is None else _plain(dact),
+        dc_all=None if dc_all is None else _plain(dc_all),
+        plan=plan_for(gates, batch, hidden_size, directions, backward=True),
+    )
+    return dgates, dc0.to(c0.dtype)
+
+
+def layer_gradients(
+    dgates: Tensor,
+    dc0: Tensor,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    r0: Tensor | None,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    y: Tensor,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, h0, c0, w_ih, w_hh, bias and r0, None where not `wanted`; the weights' by GEMMs over all T."""
+    directions, _, hidden_size = w_hh.shape
+    batch = c0.shape[0]
+    flat = dgates.flatten(0, -2)  # (N, D*4H)
+    first = first_rows(dgates, directions, batch, starts, lengths)
+    firsts = first.chunk(directions, -1)
+    h0s = (None,) * directions if h0 is None else h0.chunk(directions, -1)
+    need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_r0 = wanted
+
+    def recurrent(d: int) -> Tensor:
+        now, before = successions(
+            dgates.chunk(directions, -1)[d], y.chunk(directions, -1)[d], batch, starts, against_time=d == 1
+        )
+        h0_d = h0s[d]
+        return now.t() @ before if h0_d is None else torch.addmm(firsts[d].t() @ h0_d, now.t(), before)
+
+    return (
+        (flat @ w_ih.flatten(0, 1)).reshape(x.shape) if need_x else None,
+        torch.cat([part @ w for part, w in zip(firsts, w_hh, strict=True)], -1) if need_h0 else None,
+        dc0 if need_c0 else None,
+        (flat.t() @ x.flatten(0, -2)).reshape(w_ih.shape) if need_w_ih else None,
+        torch.stack([recurrent(d) for d in range(directions)]) if need_w_hh else None,
+        flat.sum(0).view(directions, 4 * hidden_size) if need_bias else None,
+        first if need_r0 else None,
+    )
+
+
+def preactivations(
+    x: Tensor, w_ih: Tensor, bias: Tensor | None, r0: Tensor | None, starts: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    """The input's share of the gates' pre-activations and r0, contiguous."""
+    xg = linear(x, w_ih.flatten(0, 1), None if bias is None else bias.flatten()).contiguous()
+    if r0 is not None:
+        add_to_first_rows(xg, r0, len(w_ih), starts, lengths)
+    return xg
+
+
+def _initial_share(h0: Tensor | None, w_hh: Tensor, r0: Tensor | None) -> Tensor | None:
+    """(B, D*4H): what h0 and r0 add to the pre-activations of each sequence's first step."""
+    if h0 is None:
+        return r0
+    share = torch.cat([linear(h, w) for h, w in zip(h0.chunk(len(w_hh), -1), w_hh, strict=True)], -1)
+    return share if r0 is None else share + r0
+
+
+def _recomputed(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: Tensor | None,
+    r0: Tensor | None,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    y: Tensor,
+) -> Tensor:
+    """The gates, by one GEMM over all steps for each direction: every h[t-1] is known by now."""
+    directions, _, hidden_size = w_hh.shape
+    gates = preactivations(x, w_ih, bias, _initial_share(h0, w_hh, r0), starts, lengths)
+    batch = x.shape[1] if lengths is None else lengths.shape[0]
+    for d in range(directions):
+        a, h = gates.chunk(directions, -1)[d], y.chunk(directions, -1)[d]
+        now, before = successions(a, h, batch, starts, against_time=d == 1)
+        now.addmm_(before, w_hh[d].t())
+    split = gates.view(*gates.shape[:-1], directions, 4, hidden_size)
+    split[..., :2, :].sigmoid_()
+    split[..., 2, :].tanh_()
+    split[..., 3, :].sigmoid_()
+    return gates
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """What a kernel can read: contiguous, and with the sign that PyTorch keeps apart in some views."""
+    return tensor.contiguous().resolve_neg()
