@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ class LSTM(nn.RNNBase):
         backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
             "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset).
     """
+
+    # Every attribute that nn.LSTM has not, and its default; each is an argument of the same name
+    OPTIONS: ClassVar[dict[str, Any]] = {"backend": None}
 
     def __init__(
         self,
