@@ -36,8 +36,9 @@ def convert(model: nn.Module, *, back: bool = False, **options: Any) -> Report:
     """Makes every torch.nn.LSTM in `model` a triton_lstm.LSTM, in place.
 
     The modules stay the same objects with the same parameters and change their class only: optimizers and their states,
-    hooks, modules used in two places, train or eval mode and code compiled by torch.compile all stay valid. Subclasses
-    are left alone, parametrized modules among them: convert first, then parametrize, shard or script.
+    hooks, modules used in two places and train or eval mode all stay valid; torch.compile compiles anew. What asks for
+    nn.LSTM by its class finds none any more: isinstance, quantize_dynamic. Subclasses are left alone, parametrized
+    modules among them: convert first, then parametrize, shard or script.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.LSTM(16, 32))
     >>> print(triton_lstm.convert(model))
