@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -82,13 +81,7 @@ def _ours(case: Case, twin: nn.LSTM, **kwargs: Any) -> nn.Module:
 
 
 def _why_not_ours(case: Case, device: torch.device) -> str | None:
-    return why_not_triton(torch.zeros(0, dtype=case.dtype, device=device), "auto", packed=case.packed)
-
-
-def _why_not_recompute(case: Case, device: torch.device) -> str | None:
-    if "recompute" not in inspect.signature(triton_lstm.LSTM.__init__).parameters:
-        return "triton_lstm has no recompute yet"
-    return _why_not_ours(case, device)
+    return why_not_triton(torch.zeros(0, dtype=case.dtype, device=device), "auto")
 
 
 def _why_not_step_by_step(case: Case, device: torch.device) -> str | None:
@@ -124,7 +117,7 @@ _LIST = (
     Provider(
         "triton_lstm recompute",
         "this library, the gates recomputed in backward",
-        _why_not_recompute,
+        _why_not_ours,
         lambda case, twin: _ours(case, twin, recompute=True),
     ),
     Provider(YARDSTICK, "torch.nn.LSTM, on cuDNN where PyTorch takes it", lambda case, device: None, _same),

@@ -29,7 +29,7 @@ def layer(*arguments: Any, recompute: bool = False) -> tuple[Any, ...]:
     # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     if transformed or wants_gradient(*tensors):
-        return LSTMFunction.apply(*arguments, recompute)  # type: ignore[no-any-return]
+        return LSTMFunction.apply(*arguments, recompute)
     return layer_forward(*arguments, save_gates=False, save_c=False)
 
 
@@ -70,7 +70,7 @@ class LSTMFunction(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
         with _without_autocast(saved[0]):
             dgates, dc0 = LSTMBackward.apply(*cotangents, *saved)
-            return *layer_gradients(dgates, dc0, *saved[:10], ctx.needs_input_grad[:7]), None, None, None
+            return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -122,7 +122,7 @@ def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) ->
         h0 = torch.zeros_like(c0) if h0 is None else h0
         outputs, pull_back, *_ = torch.func.vjp(lambda xg, c0: layer_reference(xg, h0, c0, w_hh, batch_sizes), xg, c0)
         dual = zip(outputs, wide[:5], strict=True)
-        return pull_back(tuple(torch.zeros_like(out) if d is None else d for out, d in dual))  # type: ignore[no-any-return]
+        return pull_back(tuple(torch.zeros_like(out) if d is None else d for out, d in dual))
 
     outputs, pull_back, *_ = torch.func.vjp(gradients, *(tensors[i] for i in present))
     dual = zip(outputs, cotangents, strict=True)

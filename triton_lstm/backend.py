@@ -67,38 +67,52 @@ def wants_gradient(*tensors: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def why_not_triton(input: torch.Tensor, backend: str | None, packed: bool = False) -> str | None:
+def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
     """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
 
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
     """
-    chosen = chosen_backend(backend)
+    if torch.compiler.is_compiling():
+        chosen, reason = _decided(input.device.type, input.dtype, backend)
+    else:
+        chosen, reason = chosen_backend(backend), _cannot_run_on(input)
+        if chosen != "torch":
+            reason = reason or _no_kernel_for(input.device.type, input.dtype)
     if chosen == "torch":
         return "PyTorch's path was asked for"
-    reason = "no kernel for a PackedSequence yet" if packed else _no_kernel_for(input)
     if reason and chosen == "triton":
         raise RuntimeError(f'backend="triton" cannot run this call: {reason}. Use backend="auto" for PyTorch\'s path.')
     return reason
 
 
-def _no_kernel_for(input: torch.Tensor) -> str | None:
+@torch.compiler.assume_constant_result
+def _decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[str, str | None]:
+    """What a compiled graph has built in: the chosen backend, and why there is no kernel."""
+    return chosen_backend(backend), _no_kernel_for(device_type, dtype)
+
+
+def _cannot_run_on(input: torch.Tensor) -> str | None:
+    if torch.jit.is_tracing() or type(input) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a kernel cannot be traced or run on a {type(input).__name__}"
+    return None
+
+
+def _no_kernel_for(device_type: str, dtype: torch.dtype) -> str | None:
     try:
         import numpy
         import triton
     except ImportError as error:
         return f"{error.name} is not installed"
-    if torch.jit.is_tracing() or type(input) not in (torch.Tensor, torch.nn.Parameter):
-        return f"a kernel cannot be traced or run on a {type(input).__name__}"
-    if input.device.type == "cpu":
+    if device_type == "cpu":
         if not _interpreting():
             return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"
         if release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4):
             return f"the interpreter of triton {triton.__version__} needs NumPy < 2.4, this is {numpy.__version__}"
-        return None if input.dtype in (*_DTYPES, torch.float64) else f"no kernel for {input.dtype}"
-    if input.device.type != "cuda":
-        return f"no kernel for {input.device.type} tensors"
-    return None if input.dtype in _DTYPES else f"no kernel for {input.dtype} on a GPU"
+        return None if dtype in (*_DTYPES, torch.float64) else f"no kernel for {dtype}"
+    if device_type != "cuda":
+        return f"no kernel for {device_type} tensors"
+    return None if dtype in _DTYPES else f"no kernel for {dtype} on a GPU"
 
 
 def release(version: str) -> tuple[int, ...]:

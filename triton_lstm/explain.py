@@ -47,7 +47,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
         raise ValueError(f"input has dtype {data.dtype}, the module's weights {weight.dtype}. Convert one of them")
     where = there.name if there else str(data.device)
     lines = [f"{module}, input {tuple(data.shape)}, {str(dtype).removeprefix('torch.')} on {where}"]
-    batch = 1 if data.dim() == 2 else data.shape[0 if module.batch_first else 1]
+    batch = _batch(module, input)
     reason = _why_not(module, input, data, batch, there)
     if reason:
         lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
@@ -59,6 +59,12 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
         lines += _of(*_choice(dtype, data.device, batch, module.hidden_size, backward, there))
     return lines
+
+
+def _batch(module: LSTM, input: Any) -> int:
+    if isinstance(input, PackedSequence):
+        return int(input.batch_sizes[0])
+    return 1 if input.dim() == 2 else int(input.shape[0 if module.batch_first else 1])
 
 
 def _compute_dtype(data: torch.Tensor, there: Device | None) -> torch.dtype:
@@ -73,15 +79,16 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
     """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
     try:
         if there is None:
-            return module._why_not_triton(input, module._params)
+            return module._why_not_triton(data, module._params, packed=isinstance(input, PackedSequence))
         if chosen_backend(module.backend) == "torch":
             return "PyTorch's path was asked for"
-        reason = "no kernel for a PackedSequence yet" if isinstance(input, PackedSequence) else None
+        reason = None
         if data.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             reason = f"no kernel for {data.dtype} on a GPU"
         if reason and chosen_backend(module.backend) == "triton":
             return f'an error, since backend="triton" was asked for: {reason}'
-        if reason or _compute_dtype(data, there) != data.dtype:  # a call under autocast takes the kernels
+        # a call under autocast takes the kernels, and so do packed rows
+        if reason or isinstance(input, PackedSequence) or _compute_dtype(data, there) != data.dtype:
             return reason
         return why_torch_is_faster(there.name, data, module.backend, batch, module._params, module.bias)
     except RuntimeError as error:

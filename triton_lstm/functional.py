@@ -145,7 +145,8 @@ def _layer(
     from triton_lstm.autograd import layer, layer_by_torch
 
     directions = len(groups)
-    w_ih, w_hh, b_ih, b_hh, w_hr = (None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True))
+    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True)]
+    w_ih, w_hh, b_ih, b_hh, w_hr = stacked
     bias = None if b_ih is None else b_ih + b_hh
     r0 = None
     if w_hr is not None:

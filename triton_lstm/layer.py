@@ -14,6 +14,8 @@ Its results, y and c of every step, have x's rows and D*H features, its gates D*
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from triton_lstm.backend import precision_name, wants_tuning
@@ -71,7 +73,7 @@ def layer_forward(
     y, c_n, c_all = lstm_forward(
         xg,
         _plain(w_hh),
-        None if h0 is None else _plain(h0),
+        _plain(h0),
         _plain(c0.to(accumulator(x.dtype))),
         starts,
         lengths,
@@ -108,7 +110,8 @@ def layer_backward(
     if gates is None:
         gates = _recomputed(x, h0, w_ih, w_hh, bias, r0, starts, lengths, y)
     dgates, dc0 = lstm_backward(
-        *(None if t is None else _plain(t) for t in (dy, dh_n)),
+        _plain(dy),
+        _plain(dh_n),
         dc_n,
         _plain(w_hh),
         _plain(c0.to(c_all.dtype)),
@@ -116,8 +119,8 @@ def layer_backward(
         c_all,
         starts,
         lengths,
-        dact=None if dact is None else _plain(dact),
-        dc_all=None if dc_all is None else _plain(dc_all),
+        dact=_plain(dact),
+        dc_all=_plain(dc_all),
         plan=plan_for(gates, batch, hidden_size, directions, backward=True),
     )
     return dgates, dc0.to(c0.dtype)
@@ -136,6 +139,7 @@ def layer_gradients(
     starts: Tensor | None,
     lengths: Tensor | None,
     y: Tensor,
+    *,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, h0, c0, w_ih, w_hh, bias and r0, None where not `wanted`; the weights' by GEMMs over all T."""
@@ -209,6 +213,14 @@ def _recomputed(
     return gates
 
 
-def _plain(tensor: Tensor) -> Tensor:
+@overload
+def _plain(tensor: Tensor) -> Tensor: ...
+
+
+@overload
+def _plain(tensor: Tensor | None) -> Tensor | None: ...
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
     """What a kernel can read: contiguous, and with the sign that PyTorch keeps apart in some views."""
-    return tensor.contiguous().resolve_neg()
+    return None if tensor is None else tensor.contiguous().resolve_neg()

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
-from triton_lstm.functional import lstm
+from triton_lstm.functional import LayerStates, lstm
 
 
 class LSTM(nn.RNNBase):
@@ -22,10 +22,11 @@ class LSTM(nn.RNNBase):
             torch.nn.LSTM's, checked as it checks them.
         backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
             "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset).
+        recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
     """
 
     # Every attribute that nn.LSTM has not, and its default; each is an argument of the same name
-    OPTIONS: ClassVar[dict[str, Any]] = {"backend": None}
+    OPTIONS: ClassVar[dict[str, Any]] = {"backend": None, "recompute": False}
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class LSTM(nn.RNNBase):
         dtype: torch.dtype | None = None,
         *,
         backend: Backend | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -57,7 +59,10 @@ class LSTM(nn.RNNBase):
         )
         if backend is not None:
             chosen_backend(backend)  # a wrong one is named here, not at the first call
+        if not isinstance(recompute, bool):
+            raise TypeError(f"recompute should be of type bool, got: {type(recompute).__name__}")
         self.backend = backend
+        self.recompute = recompute
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
@@ -70,6 +75,7 @@ class LSTM(nn.RNNBase):
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
         weights = self._params
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
+            self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
             with torch.inference_mode(False):  # or the weights would become inference tensors for good
                 super().flatten_parameters()
 
@@ -77,36 +83,36 @@ class LSTM(nn.RNNBase):
     def _params(self) -> list[torch.Tensor]:
         return [getattr(self, name) for name in self._flat_weights_names]
 
-    def _why_not_triton(self, input: Any, params: list[torch.Tensor], hx: Any = None) -> str | None:
-        """Why a call goes to PyTorch's own LSTM; None if the kernels take it."""
-        if isinstance(input, PackedSequence):
-            return why_not_triton(input.data, self.backend, True)
-        batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
+    def _why_not_triton(
+        self, input: torch.Tensor, params: list[torch.Tensor], hx: Any = None, packed: bool = False
+    ) -> str | None:
+        """Why a call goes to PyTorch's own LSTM; None if the kernels take it. input: packed rows if `packed`."""
         reason = why_not_triton(input, self.backend)
-        return reason or why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
+        if reason or packed or torch.compiler.is_compiling():
+            return reason
+        batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
+        return why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, return_states: bool = False) -> Any:
         """Runs the stack.
 
         Args:
             input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
             hx: (h0 (L*D, B, P or H), c0 (L*D, B, H)), without B if unbatched; zeros if None.
+            lengths: how many of the T steps of each sequence of a padded batch count, B numbers from 1 to T in any
+                order: the same as packing, with nothing to pack or sort. Past its end a sequence's output is zero.
+            return_states: also return a list with every layer's LayerStates, c and the gates i, f, g, o of all steps.
 
         Returns:
-            output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx.
+            output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx; with return_states also those.
 
         Raises:
-            ValueError, RuntimeError: as torch.nn.LSTM does, with its texts.
+            ValueError, RuntimeError: as torch.nn.LSTM does, with its texts; for a PackedSequence too.
         """
-        self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
-        packed = isinstance(input, PackedSequence)
-        params = self._params
-        fallback = self._why_not_triton(input, params, hx) is not None
-        if fallback:
-            self._flatten_for_cudnn()
-        if packed:
-            forward: Any = nn.LSTM.forward
-            return forward(self, input, hx)
+        if lengths is not None:
+            return self._forward_padded(input, hx, lengths, return_states)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, return_states)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -120,13 +126,68 @@ class LSTM(nn.RNNBase):
                     f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dims}-D "
                     f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
                 )
-            if len(hx) != 2:
-                raise RuntimeError("lstm expects two hidden states")
-            hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-            self.check_forward_args(input, hx, None)
-        else:
-            self.check_input(input, None)
-        output, h_n, c_n = lstm(
+            hx = hx if batched else tuple(state.unsqueeze(1) for state in hx)
+        self._check(input, hx, None)
+        output, h_n, c_n, *states = self._run(input, hx, None, return_states)
+        if not batched:
+            output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
+            states = [_each(layers, lambda t: t.squeeze(batch_dim)) for layers in states]
+        return output, (h_n, c_n), *states
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
+        """As forward; the output's rows and the states' are packed as the input's."""
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        self._check(data, hx, batch_sizes)
+        hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+        output, h_n, c_n, *states = self._run(data, hx, batch_sizes, return_states)
+
+        def packed(t: torch.Tensor) -> PackedSequence:
+            return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
+
+        states = [_each(layers, packed) for layers in states]
+        return packed(output), self.permute_hidden((h_n, c_n), unsorted_indices), *states
+
+    def _forward_padded(self, input: Any, hx: Any, lengths: Any, return_states: bool) -> Any:
+        """As forward with lengths: packs, runs and pads again."""
+        if isinstance(input, PackedSequence) or input.dim() != 3:
+            raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
+        batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
+        lengths = torch.as_tensor(lengths).cpu()
+        if (
+            lengths.shape != (batch,)
+            or lengths.is_floating_point()
+            or lengths.is_complex()
+            or lengths.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"lengths must be {batch} integers, one for each sequence, got {lengths.dtype} {tuple(lengths.shape)}"
+            )
+        if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            raise ValueError(f"lengths must lie between 1 and the input's {steps} steps, got {lengths.tolist()}")
+        if batch == 0:
+            return self.forward(input, hx, return_states=return_states)
+        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        output, h_c, *states = self._forward_packed(packed, hx, return_states)
+
+        def padded(sequence: PackedSequence) -> torch.Tensor:
+            return pad_packed_sequence(sequence, self.batch_first, total_length=steps)[0]
+
+        return padded(output), h_c, *(_each(layers, padded) for layers in states)
+
+    def _check(self, input: torch.Tensor, hx: Any, batch_sizes: torch.Tensor | None) -> None:
+        if hx is None:
+            self.check_input(input, batch_sizes)
+            return
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        self.check_forward_args(input, hx, batch_sizes)
+
+    def _run(self, input: torch.Tensor, hx: Any, batch_sizes: torch.Tensor | None, return_states: bool) -> Any:
+        params = self._params
+        fallback = self._why_not_triton(input, params, hx, packed=batch_sizes is not None) is not None
+        if fallback and not return_states:
+            self._flatten_for_cudnn()
+        return lstm(
             input,
             hx,
             params,
@@ -136,8 +197,12 @@ class LSTM(nn.RNNBase):
             self.training,
             self.bidirectional,
             self.batch_first,
+            batch_sizes=batch_sizes,
+            recompute=self.recompute,
+            return_states=return_states,
             backend="torch" if fallback else "triton",
         )
-        if not batched:
-            output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
-        return output, (h_n, c_n)
+
+
+def _each(layers: list[LayerStates], function: Any) -> list[LayerStates]:
+    return [LayerStates(*map(function, states)) for states in layers]
