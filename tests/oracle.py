@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import triton_lstm
 from triton_lstm.tolerance import Allowance, draws
 
 Tensors = dict[str, torch.Tensor]
@@ -55,3 +56,16 @@ def state_shapes(module: nn.RNNBase, batch: int) -> tuple[tuple[int, ...], tuple
     """The shapes of h0 and c0."""
     groups = module.num_layers * (2 if module.bidirectional else 1)
     return (groups, batch, module.proj_size or module.hidden_size), (groups, batch, module.hidden_size)
+
+
+def flat(result: tuple[torch.Tensor, Any]) -> list[torch.Tensor]:
+    """output, h_n and c_n of a call."""
+    return [result[0], *result[1]]
+
+
+def twins(device: Any = "cpu", *, backend: str | None = None, **kwargs: Any) -> tuple[nn.LSTM, triton_lstm.LSTM]:
+    """nn.LSTM(4, 6) on the CPU, and ours on `device` with the same weights; kwargs are nn.LSTM's."""
+    torch.manual_seed(0)
+    theirs, ours = nn.LSTM(4, 6, **kwargs), triton_lstm.LSTM(4, 6, **kwargs, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours.to(device)
