@@ -25,6 +25,8 @@ class LSTM(nn.RNNBase):
         recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
     """
 
+    backend: Backend | None = None  # of a module from a checkpoint of nn.LSTM, which has neither
+    recompute: bool = False
     # Every attribute that nn.LSTM has not, and its default; each is an argument of the same name
     OPTIONS: ClassVar[dict[str, Any]] = {"backend": None, "recompute": False}
 
@@ -73,15 +75,19 @@ class LSTM(nn.RNNBase):
 
     def _flatten_for_cudnn(self) -> None:
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
-        weights = self._params
+        weights: Any = self._flat_weights
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
-            self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
             with torch.inference_mode(False):  # or the weights would become inference tensors for good
                 super().flatten_parameters()
 
     @property
     def _params(self) -> list[torch.Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        """This call's weights, looked at as often as nn.LSTM does: a parametrization may draw numbers at every look."""
+        if torch.compiler.is_compiling():  # RNNBase's weak references cannot be compiled
+            return [getattr(self, name) for name in self._flat_weights_names]
+        self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
+        weights: Any = self._flat_weights
+        return weights
 
     def _why_not_triton(
         self, input: torch.Tensor, params: list[torch.Tensor], hx: Any = None, packed: bool = False
@@ -113,6 +119,7 @@ class LSTM(nn.RNNBase):
             return self._forward_padded(input, hx, lengths, return_states)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, return_states)
+        params = self._params
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -128,7 +135,7 @@ class LSTM(nn.RNNBase):
                 )
             hx = hx if batched else tuple(state.unsqueeze(1) for state in hx)
         self._check(input, hx, None)
-        output, h_n, c_n, *states = self._run(input, hx, None, return_states)
+        output, h_n, c_n, *states = self._run(input, hx, params, None, return_states)
         if not batched:
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
             states = [_each(layers, lambda t: t.squeeze(batch_dim)) for layers in states]
@@ -136,10 +143,11 @@ class LSTM(nn.RNNBase):
 
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""
+        params = self._params
         data, batch_sizes, sorted_indices, unsorted_indices = input
         self._check(data, hx, batch_sizes)
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
-        output, h_n, c_n, *states = self._run(data, hx, batch_sizes, return_states)
+        output, h_n, c_n, *states = self._run(data, hx, params, batch_sizes, return_states)
 
         def packed(t: torch.Tensor) -> PackedSequence:
             return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
@@ -182,8 +190,14 @@ class LSTM(nn.RNNBase):
             raise RuntimeError("lstm expects two hidden states")
         self.check_forward_args(input, hx, batch_sizes)
 
-    def _run(self, input: torch.Tensor, hx: Any, batch_sizes: torch.Tensor | None, return_states: bool) -> Any:
-        params = self._params
+    def _run(
+        self,
+        input: torch.Tensor,
+        hx: Any,
+        params: list[torch.Tensor],
+        batch_sizes: torch.Tensor | None,
+        return_states: bool,
+    ) -> Any:
         fallback = self._why_not_triton(input, params, hx, packed=batch_sizes is not None) is not None
         if fallback and not return_states:
             self._flatten_for_cudnn()
