@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import triton_lstm
 from triton_lstm.tolerance import Allowance, draws
@@ -12,22 +13,29 @@ from triton_lstm.tolerance import Allowance, draws
 Tensors = dict[str, torch.Tensor]
 
 
-def run(module: nn.Module, x: torch.Tensor, hx: Any, seed: int = 1) -> Tensors:
+def data_of(x: Any) -> torch.Tensor:
+    """A PackedSequence's rows, or the tensor itself."""
+    return x.data if isinstance(x, PackedSequence) else x
+
+
+def run(module: nn.Module, x: Any, hx: Any, seed: int = 1) -> Tensors:
     """Every output of `module` and every gradient, for N(0, 1) cotangents on output, h_n and c_n."""
-    x = x.detach().clone().requires_grad_()
+    rows = data_of(x).detach().clone().requires_grad_()
+    x = x._replace(data=rows) if isinstance(x, PackedSequence) else rows
     hx = None if hx is None else tuple(state.detach().clone().requires_grad_() for state in hx)
     y, (h_n, c_n) = module(x, hx)
+    y = data_of(y)
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in (y, h_n, c_n)]
     module.zero_grad()
     torch.autograd.backward([y, h_n, c_n], cotangents)
-    results = {"y": y, "h_n": h_n, "c_n": c_n, "dx": x.grad}
+    results = {"y": y, "h_n": h_n, "c_n": c_n, "dx": rows.grad}
     if hx is not None:
         results |= {"dh0": hx[0].grad, "dc0": hx[1].grad}
     return {k: v.detach() for k, v in (results | {f"d{n}": p.grad for n, p in module.named_parameters()}).items()}
 
 
-def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[torch.Tensor, Any]], **kwargs: Any) -> None:
+def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]], **kwargs: Any) -> None:
     """Compares `module` with nn.LSTM of the same weights, in its own dtype and in float64; kwargs are nn.LSTM's.
 
     draw: makes an input and an hx. The first draw on which zeros would fail everywhere is the one compared.
@@ -37,7 +45,7 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[torch.Tenso
     for twin in twins:
         twin.to(next(module.parameters()).device).load_state_dict(module.state_dict())
     drawn = [draw()]
-    drawn += [draw() for _ in range(1, draws(drawn[0][0].numel()))]
+    drawn += [draw() for _ in range(1, draws(data_of(drawn[0][0]).numel()))]
     same = [run(twins[0], x, hx) for x, hx in drawn]
     exact = [
         run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in drawn

@@ -56,11 +56,11 @@ def test_results_and_gradients_are_those_of_before(backend, device):
 
 
 def test_the_kernels_run_after_and_pytorch_after_going_back(device, monkeypatch):
-    import triton_lstm.autograd
+    import triton_lstm.layer
 
     calls = []
-    shipped = triton_lstm.autograd.layer_forward
-    monkeypatch.setattr(triton_lstm.autograd, "layer_forward", lambda *a, **kw: calls.append(1) or shipped(*a, **kw))
+    shipped = triton_lstm.layer.lstm_forward
+    monkeypatch.setattr(triton_lstm.layer, "lstm_forward", lambda *a, **kw: calls.append(1) or shipped(*a, **kw))
     model, x = Tagger().to(device), example(device)
     counts = []
     for prepare in (lambda: None, lambda: convert(model, backend="triton"), lambda: convert(model, back=True)):
@@ -172,11 +172,11 @@ def test_weight_norm_by_hooks_is_converted(device):
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_code_is_not_stale(allow_rnn, in_place, device, monkeypatch):
     """torch.compile guards on the class, in a model that is compiled as well as in one that contains it."""
-    import triton_lstm.autograd
+    import triton_lstm.layer
 
     calls = []
-    shipped = triton_lstm.autograd.layer_forward
-    monkeypatch.setattr(triton_lstm.autograd, "layer_forward", lambda *a, **kw: calls.append(1) or shipped(*a, **kw))
+    shipped = triton_lstm.layer.lstm_forward
+    monkeypatch.setattr(triton_lstm.layer, "lstm_forward", lambda *a, **kw: calls.append(1) or shipped(*a, **kw))
     model, x = Tagger().to(device), example(device)
     if in_place:
         model.compile(backend="eager")

@@ -29,7 +29,7 @@ def test_a_plan_and_its_parts(module, capsys):
     assert "LSTM(512, 768, num_layers=2, bidirectional=True), input (10, 64, 512), bfloat16 on NVIDIA H200" in out
     assert "Triton kernels, 4 time loops" in out and "nothing near H=768, B=64 is measured" in out
     for backward in (False, True):
-        plan = make_plan(H200, 2, 64, 768, backward)
+        plan = make_plan(H200, 2, 64, 768, backward, 2)
         assert plan.describe(768) in out
     assert "polled 16 bytes a load" in out and "us a step (exchange" in out
     assert len(out.splitlines()) <= 12
@@ -51,12 +51,16 @@ def test_what_is_tuned_and_measured(module, folder, capsys):
 def test_why_pytorchs_path_is_taken(module, capsys):
     explain(triton_lstm.LSTM(3, 4, backend="torch"), torch.zeros(2, 3))
     assert "PyTorch's own LSTM: PyTorch's path was asked for" in capsys.readouterr().out
-    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)])
-    for gpu in (None, "H100"):
-        explain(triton_lstm.LSTM(3, 4), packed, gpu=gpu)
-        assert "PackedSequence" in capsys.readouterr().out
     explain(triton_lstm.LSTM(3, 4, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64), gpu="L4")
     assert "no kernel for torch.float64 on a GPU" in capsys.readouterr().out
+
+
+def test_packed_rows_and_both_directions(capsys):
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(4, 48), torch.zeros(2, 48)])
+    for hidden_size, says in ((64, "both directions of time in one launch"), (1024, "one direction of time after")):
+        explain(triton_lstm.LSTM(48, hidden_size, bidirectional=True), packed, gpu="L4")
+        out = capsys.readouterr().out
+        assert "input (6, 48)" in out and says in out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's plan")

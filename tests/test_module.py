@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
 
@@ -76,23 +75,6 @@ def test_dropout_is_functional_dropout(device):
     assert torch.equal(got, expected)
     module.eval()
     assert torch.equal(module(x)[0], layers[1](layers[0](x)[0])[0])
-
-
-@pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_packed_sequences_go_to_pytorch(enforce_sorted):
-    module = triton_lstm.LSTM(4, 6, 2, bidirectional=True)
-    twin = nn.LSTM(4, 6, 2, bidirectional=True)
-    twin.load_state_dict(module.state_dict())
-    lengths = [5, 3, 2] if enforce_sorted else [2, 5, 3]
-    packed = pack_padded_sequence(torch.randn(5, 3, 4), lengths, enforce_sorted=enforce_sorted)
-    (a, a_hx), (b, b_hx) = module(packed), twin(packed)
-    assert torch.equal(a.data, b.data) and all(torch.equal(p, q) for p, q in zip(a_hx, b_hx, strict=True))
-
-
-def test_packed_sequences_have_no_kernel_yet(device):
-    packed = pack_padded_sequence(torch.randn(5, 3, 4, device=device), [5, 3, 2])
-    with pytest.raises(RuntimeError, match="no kernel for a PackedSequence yet"):
-        triton_lstm.LSTM(4, 6, backend="triton").to(device)(packed)
 
 
 def test_backends_agree_and_are_chosen(device, monkeypatch):

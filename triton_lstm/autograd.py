@@ -69,6 +69,8 @@ class LSTMFunction(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
         with _without_autocast(saved[0]):
+            if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in cotangents):
+                return *_gradients_by_torch(saved[:9], cotangents, ctx.needs_input_grad), None, None, None
             dgates, dc0 = LSTMBackward.apply(*cotangents, *saved)
             return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None
 
@@ -102,6 +104,30 @@ class LSTMBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         return backward_rule(LSTMBackward.apply, info, in_dims, *arguments)
+
+
+def _gradients_by_torch(arguments: tuple[Any, ...], cotangents: tuple[Any, ...], wanted: tuple[bool, ...]) -> list[Any]:
+    """Gradients of a layer's first seven arguments in plain torch: for autograd.grad(is_grads_batched=True), whose
+    cotangents no kernel can read and no vmap rule is told of."""
+    *tensors, starts, lengths = arguments
+    leaves: list[Any] = [None if t is None else t.detach() for t in tensors]
+    asked = [i for i in range(len(leaves)) if wanted[i]]
+    with torch.enable_grad():
+        for i in asked:
+            leaves[i].requires_grad_()
+        wide: list[Any] = [None if t is None else t.to(accumulator(t.dtype)) for t in leaves]
+        outputs = layer_by_torch(*wide, starts=starts, lengths=lengths)
+    given = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
+    grads = torch.autograd.grad(
+        [outputs[k] for k in given],
+        [leaves[i] for i in asked],
+        [cotangents[k].to(outputs[k].dtype) for k in given],
+        allow_unused=True,
+    )
+    result: list[Any] = [None] * len(tensors)
+    for i, grad in zip(asked, grads, strict=True):
+        result[i] = grad
+    return result
 
 
 def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) -> list[Any]:

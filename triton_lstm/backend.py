@@ -74,22 +74,18 @@ def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
     """
     if torch.compiler.is_compiling():
-        chosen, reason = _decided(input.device.type, input.dtype, backend)
+        from triton_lstm.compiled import decided
+
+        chosen, reason = decided(input.device.type, input.dtype, backend)
     else:
         chosen, reason = chosen_backend(backend), _cannot_run_on(input)
         if chosen != "torch":
-            reason = reason or _no_kernel_for(input.device.type, input.dtype)
+            reason = reason or no_kernel_for(input.device.type, input.dtype)
     if chosen == "torch":
         return "PyTorch's path was asked for"
     if reason and chosen == "triton":
         raise RuntimeError(f'backend="triton" cannot run this call: {reason}. Use backend="auto" for PyTorch\'s path.')
     return reason
-
-
-@torch.compiler.assume_constant_result
-def _decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[str, str | None]:
-    """What a compiled graph has built in: the chosen backend, and why there is no kernel."""
-    return chosen_backend(backend), _no_kernel_for(device_type, dtype)
 
 
 def _cannot_run_on(input: torch.Tensor) -> str | None:
@@ -98,7 +94,8 @@ def _cannot_run_on(input: torch.Tensor) -> str | None:
     return None
 
 
-def _no_kernel_for(device_type: str, dtype: torch.dtype) -> str | None:
+def no_kernel_for(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot take such tensors, in words."""
     try:
         import numpy
         import triton

@@ -57,7 +57,8 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     layers = module.num_layers * (2 if module.bidirectional else 1)
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
-        lines += _of(*_choice(dtype, data.device, batch, module.hidden_size, backward, there))
+        directions = 2 if module.bidirectional else 1
+        lines += _of(*_choice(dtype, data.device, batch, module.hidden_size, backward, directions, there), directions)
     return lines
 
 
@@ -96,7 +97,13 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
 
 
 def _choice(
-    dtype: torch.dtype, device: torch.device, batch: int, hidden_size: int, backward: bool, there: Device | None
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    hidden_size: int,
+    backward: bool,
+    directions: int,
+    there: Device | None,
 ) -> tuple[Device, Key, Choice]:
     if there is None:
         from triton_lstm.kernels import device_facts
@@ -106,10 +113,10 @@ def _choice(
     if facts.backend == "hip" and precision == "tf32":
         precision = "fp32"
     key = Key(backward, precision, hidden_size, batch)
-    return facts, key, choose(facts, key)
+    return facts, key, choose(facts, key, directions)
 
 
-def _of(device: Device, key: Key, choice: Choice) -> list[str]:
+def _of(device: Device, key: Key, choice: Choice, directions: int) -> list[str]:
     """A loop's config, where it is from, and what it takes."""
     plan, itemsize = choice.plan, device.itemsize(key.dtype)
     lines = [f"{'backward' if key.backward else 'forward'} ({key.dtype}): {plan.describe(key.H)}"]
@@ -124,7 +131,12 @@ def _of(device: Device, key: Key, choice: Choice) -> list[str]:
         lines.append(f"  tuned ({of}): {times}; {tuned.measured}")
     if plan.exchange == "flag":
         lines.append(f"  rows are polled {plan.poll_bytes(min(itemsize, 4), key.H, key.backward)} bytes a load")
-    lines.append(f"  predicted: {cost(device, itemsize, key.B, key.H, key.backward, plan)}")
+    beside = directions if plan.beside(device, itemsize, key.H, key.backward) else 1
+    if directions == 2:
+        lines.append(
+            f"  {'both directions of time in one launch' if beside == 2 else 'one direction of time after the other'}"
+        )
+    lines.append(f"  predicted: {cost(device, itemsize, key.B, key.H, key.backward, plan, beside)}")
     mode = "training" if key.backward else "inference"
     layer = layer_time(device.name, mode, key.dtype, key.H, key.B)
     if layer is not None:

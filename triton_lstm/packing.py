@@ -56,9 +56,10 @@ def last_rows(data: torch.Tensor, directions: int, batch: int, starts: Index, le
 def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, starts: Index, lengths: Index) -> None:
     """Adds (B, F) in place to what each direction of time processes first."""
     begin, end = outermost(data, added.shape[0], starts, lengths)
-    parts = data.view(-1, data.shape[-1]).chunk(directions, -1)
-    for part, share, rows in zip(parts, added.chunk(directions, -1), (begin, end), strict=False):
-        part.index_add_(0, rows, share)
+    width = added.shape[-1] // directions
+    for d, rows in zip(range(directions), (begin, end), strict=False):
+        features = slice(d * width, (d + 1) * width)
+        data.view(-1, data.shape[-1])[:, features].index_add_(0, rows, added[:, features])
 
 
 def successions(
