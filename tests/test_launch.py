@@ -9,7 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 import triton_lstm
 import triton_lstm.kernels.launch as launch
-from triton_lstm.backend import spin_limit
+from triton_lstm.backend import precision_name, spin_limit
 from triton_lstm.plan import Plan
 
 FLAG = Plan("flag", True, True, 16, 16, 32, 1, 1, 4)
@@ -86,6 +86,18 @@ def test_float32_follows_the_switch_of_cudnns_rnns(monkeypatch):
         assert launch.product_precision(torch.float32, DEVICE) == expected
     assert launch.product_precision(torch.bfloat16, DEVICE) == "ieee"
     assert launch.product_precision(torch.float32, torch.device("cpu")) == "ieee"
+
+
+def test_float32s_precision_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for chosen, name in (("tf32", "tf32"), ("tf32x3", "fp32"), ("ieee", "fp32"), ("", "tf32")):
+        monkeypatch.setenv("TRITON_LSTM_FP32", chosen)
+        assert launch.product_precision(torch.float32, DEVICE) == (chosen or "tf32")
+        assert precision_name(torch.float32, DEVICE) == name
+        assert launch.product_precision(torch.bfloat16, DEVICE) == "ieee"
+    monkeypatch.setenv("TRITON_LSTM_FP32", "fp32")
+    with pytest.raises(ValueError, match='must be "tf32", "tf32x3" or "ieee", got \'fp32\''):
+        launch.product_precision(torch.bfloat16, DEVICE)
 
 
 @pytest.mark.parametrize("text", ["abc", "-1", "1.5", "99999999999", "²"])

@@ -116,7 +116,7 @@ def _gradients_by_torch(arguments: tuple[Any, ...], cotangents: tuple[Any, ...],
         for i in asked:
             leaves[i].requires_grad_()
         wide: list[Any] = [None if t is None else t.to(accumulator(t.dtype)) for t in leaves]
-        outputs = layer_by_torch(*wide, starts=starts, lengths=lengths)
+        outputs = layer_by_torch(*[*wide, starts, lengths])
     given = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
     grads = torch.autograd.grad(
         [outputs[k] for k in given],

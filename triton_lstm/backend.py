@@ -126,10 +126,18 @@ def _interpreting() -> bool:
 
 
 def product_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """tl.dot's input_precision. On NVIDIA float32 follows the switch that cuDNN's RNNs follow: "tf32", or three tf32
-    products for about float32's own precision ("ieee" would leave the tensor cores, and spills)."""
+    """tl.dot's input_precision. On NVIDIA float32 follows TRITON_LSTM_FP32, or the switch that cuDNN's RNNs follow:
+    "tf32", or "tf32x3", three products for about float32's own precision; "ieee" leaves the tensor cores.
+
+    Raises ValueError for another value of TRITON_LSTM_FP32.
+    """
+    chosen = os.environ.get("TRITON_LSTM_FP32")
+    if chosen and chosen not in ("tf32", "tf32x3", "ieee"):
+        raise ValueError(f'TRITON_LSTM_FP32 must be "tf32", "tf32x3" or "ieee", got {chosen!r}')
     if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
         return "ieee"
+    if chosen:
+        return chosen
     # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
     rnn: Any = torch.backends.cudnn.rnn
     return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
