@@ -11,43 +11,30 @@ import torch
 
 from triton_lstm.backend import wants_gradient
 from triton_lstm.kernels import accumulator
-from triton_lstm.layer import layer_backward, layer_forward, layer_gradients, preactivations
+from triton_lstm.layer import layer_backward, layer_forward, layer_gradients
 from triton_lstm.packing import batch_sizes_of
-from triton_lstm.reference import layer_reference
+from triton_lstm.reference import layer_by_torch, layer_reference, preactivations
 from triton_lstm.vmap import backward_rule, forward_rule
 
 Tensor = torch.Tensor
 
 
-def layer(*arguments: Any, recompute: bool = False) -> tuple[Any, ...]:
-    """A layer's arguments -> its results; the gates (not with `recompute`) and c where a gradient can be asked for."""
+def layer(*arguments: Any, recompute: bool, states: bool) -> tuple[Any, ...]:
+    """A layer's arguments -> its results; the gates and c where a gradient can be asked for, or if `states` are wanted.
+
+    recompute: the gates are made again in the backward pass, unless they are wanted anyway.
+    """
+    recompute = recompute and not states
     tensors = [t for t in arguments if t is not None]
     if torch.compiler.is_compiling():
         from triton_lstm import ops
 
-        return ops.layer(*arguments, recompute=recompute, save=wants_gradient(*tensors))
+        return ops.layer(*arguments, recompute=recompute, save=states or wants_gradient(*tensors))
     # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     if transformed or wants_gradient(*tensors):
         return LSTMFunction.apply(*arguments, recompute)
-    return layer_forward(*arguments, save_gates=False, save_c=False)
-
-
-def layer_by_torch(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    bias: Tensor | None,
-    r0: Tensor | None,
-    starts: Tensor | None,
-    lengths: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """A layer's arguments -> its results, in plain torch: for what PyTorch's own LSTM does not return."""
-    xg = preactivations(x, w_ih, bias, r0, starts, lengths)
-    h0 = torch.zeros_like(c0) if h0 is None else h0
-    return layer_reference(xg, h0, c0, w_hh, batch_sizes_of(starts))
+    return layer_forward(*arguments, save_gates=states, save_c=states)
 
 
 class LSTMFunction(torch.autograd.Function):

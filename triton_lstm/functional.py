@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
+from triton_lstm.checks import Group, by_layer, check_shapes, check_states
 from triton_lstm.packing import last_rows, starts_and_lengths
-
-# weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; each of the last three may be None
-Group = list[Any]
+from triton_lstm.reference import layer_by_torch
 
 
 class LayerStates(NamedTuple):
@@ -68,12 +68,12 @@ def lstm(
     """
     directions = 2 if bidirectional else 1
     params = list(params)
-    weights = _by_layer(params, num_layers * directions, has_biases)
-    h_shape, c_shape = _check_shapes(input, weights, directions, batch_first, batch_sizes)
+    weights = by_layer(params, num_layers * directions, has_biases)
+    h_shape, c_shape = check_shapes(input, weights, directions, batch_first, batch_sizes)
     if hx is not None:
         if len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        _check_states(input, hx[0], hx[1], h_shape, c_shape)
+        check_states(input, hx[0], hx[1], h_shape, c_shape)
     faster = None
     torch_path = why_not_triton(input, backend) is not None
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
@@ -91,12 +91,18 @@ def lstm(
     with torch.autocast(input.device.type, enabled=False):
         x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
         packed = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
+        if torch_path:
+            run: Callable[..., tuple[Any, ...]] = layer_by_torch
+        else:
+            from triton_lstm.autograd import layer
+
+            run = functools.partial(layer, recompute=recompute, states=return_states)
         layers = []
         for k in range(num_layers):
             rows = slice(k * directions, (k + 1) * directions)
             h0 = None if hx is None else _side_by_side(hx[0][rows])
             c0 = input.new_zeros(c_shape[1], directions * c_shape[2]) if hx is None else _side_by_side(hx[1][rows])
-            layers.append(_layer(x, h0, c0, weights[rows], *packed, recompute=recompute, kernels=not torch_path))
+            layers.append(_layer(run, x, h0, c0, weights[rows], *packed))
             x = layers[-1][0]
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
@@ -127,23 +133,19 @@ def _states(gates: torch.Tensor, c: torch.Tensor, directions: int, as_input: Any
 
 
 def _layer(
+    run: Callable[..., tuple[torch.Tensor, ...]],
     x: torch.Tensor,
     h0: torch.Tensor | None,
     c0: torch.Tensor,
     groups: list[Group],
     starts: torch.Tensor | None,
     lengths: torch.Tensor | None,
-    *,
-    recompute: bool,
-    kernels: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """One layer: x (T, B, I) or packed, h0 (B, D*(P or H)), c0 (B, D*H) -> y, h_n, c_n, gates, every c.
+    """One layer by `run`, as layer.py has it, but with h0 (B, D*(P or H)): y, h_n, c_n, the gates and every c.
 
     A projection is folded away: h = W_hr m makes W_hh h[t-1] = (W_hh W_hr) m[t-1], so the loop runs on m from 0, with
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
     """
-    from triton_lstm.autograd import layer, layer_by_torch
-
     directions = len(groups)
     stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True)]
     w_ih, w_hh, b_ih, b_hh, w_hr = stacked
@@ -155,8 +157,7 @@ def _layer(
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
         w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
-    arguments = (x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths)
-    y, h_n, c_n, gates, c = layer(*arguments, recompute=recompute) if kernels else layer_by_torch(*arguments)
+    y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths)
     if w_hr is not None:
         projected = zip(y.chunk(directions, -1), w_hr, strict=True)
         outputs = [torch.nn.functional.linear(m, w) for m, w in projected]
@@ -167,93 +168,3 @@ def _layer(
 
 def _stack(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(list(weights))
-
-
-def _by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> list[Group]:
-    if groups < 1:
-        raise ValueError("num_layers must be greater than zero")
-    if not all(isinstance(param, torch.Tensor) for param in params):
-        raise TypeError("params must hold tensors only; for a layer without biases leave them out: has_biases=False")
-    plain = 4 if has_biases else 2
-    size, rest = divmod(len(params), groups)
-    if rest or size not in (plain, plain + 1):
-        raise ValueError(
-            f"params must hold {plain * groups} tensors, or {(plain + 1) * groups} with a projection "
-            f"({groups} layers and directions, has_biases={has_biases}), got {len(params)}"
-        )
-    result: list[Group] = []
-    for k in range(groups):
-        group: Group = list(params[k * size : (k + 1) * size])
-        biases = group[2:4] if has_biases else [None, None]
-        result.append([*group[:2], *biases, group[-1] if size > plain else None])
-    return result
-
-
-def _check_shapes(
-    input: torch.Tensor,
-    weights: list[Group],
-    directions: int,
-    batch_first: bool,
-    batch_sizes: torch.Tensor | None,
-) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Raises unless input and weights fit together; returns the shapes that h0 and c0 must have."""
-    dims = 3 if batch_sizes is None else 2
-    if input.dim() != dims:
-        raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
-    if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, input.shape[0])
-        steps, batch = batch_sizes.shape[0], int(batch_sizes[0])
-    else:
-        batch, steps = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    _, w_hh, *_, w_hr = weights[0]
-    if w_hh.dim() != 2 or (w_hr is not None and w_hr.dim() != 2):
-        raise ValueError(f"weight_hh and weight_hr must have 2 dimensions, got {w_hh.dim()} in weight_hh")
-    hidden = w_hh.shape[0] // 4
-    out = hidden if w_hr is None else w_hr.shape[0]
-    for k, group in enumerate(weights):
-        width = input.shape[-1] if k < directions else directions * out
-        shapes = [(4 * hidden, width), (4 * hidden, out), (4 * hidden,), (4 * hidden,), (out, hidden)]
-        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"]
-        for name, tensor, shape in zip(names, group, shapes, strict=True):
-            if tensor is None:
-                continue
-            if tensor.shape != shape:
-                raise ValueError(f"{name} of layer {k // directions} must be {shape}, got {tuple(tensor.shape)}")
-            if tensor.device != input.device:
-                raise RuntimeError(
-                    "Input and parameter tensors are not at the same device, found input tensor at "
-                    f"{input.device} and parameter tensor at {tensor.device}"
-                )
-            if tensor.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-                raise ValueError(
-                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({tensor.dtype}). Convert input: "
-                    f"input.to({tensor.dtype}), or convert model: model.to({input.dtype})"
-                )
-    return (len(weights), batch, out), (len(weights), batch, hidden)
-
-
-def _check_batch_sizes(batch_sizes: torch.Tensor, rows: int) -> None:
-    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
-        raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU, as a PackedSequence has it")
-    sizes = batch_sizes.tolist()
-    if not sizes:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if sizes != sorted(sizes, reverse=True) or sizes[-1] < 1 or sum(sizes) != rows:
-        raise RuntimeError(f"batch_sizes must be positive, never grow, and sum up to the {rows} rows of the input")
-
-
-def _check_states(
-    input: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, h_shape: tuple[int, ...], c_shape: tuple[int, ...]
-) -> None:
-    for k, (state, shape) in enumerate([(h0, h_shape), (c0, c_shape)]):
-        if state.shape != shape:
-            raise RuntimeError(f"Expected hidden[{k}] size {shape}, got {list(state.shape)}")
-        if state.device != input.device:
-            raise RuntimeError(
-                "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{input.device} and hidden tensor at {state.device}"
-            )
-        if state.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-            raise ValueError(f"hx[{k}] has dtype {state.dtype}, the input {input.dtype}. Convert one of them.")

@@ -20,8 +20,9 @@ import torch
 
 from triton_lstm.backend import precision_name, wants_tuning
 from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
-from triton_lstm.packing import add_to_first_rows, first_rows, last_rows, successions
+from triton_lstm.packing import first_rows, last_rows, successions
 from triton_lstm.plan import Plan
+from triton_lstm.reference import preactivations
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose
 
@@ -167,16 +168,6 @@ def layer_gradients(
         flat.sum(0).view(directions, 4 * hidden_size) if need_bias else None,
         first if need_r0 else None,
     )
-
-
-def preactivations(
-    x: Tensor, w_ih: Tensor, bias: Tensor | None, r0: Tensor | None, starts: Tensor | None, lengths: Tensor | None
-) -> Tensor:
-    """The input's share of the gates' pre-activations and r0, contiguous."""
-    xg = linear(x, w_ih.flatten(0, 1), None if bias is None else bias.flatten()).contiguous()
-    if r0 is not None:
-        add_to_first_rows(xg, r0, len(w_ih), starts, lengths)
-    return xg
 
 
 def _initial_share(h0: Tensor | None, w_hh: Tensor, r0: Tensor | None) -> Tensor | None:

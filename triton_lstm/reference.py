@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from triton_lstm.packing import add_to_first_rows, batch_sizes_of
+
 
 def lstm_reference(
     x: torch.Tensor,
@@ -72,3 +74,35 @@ def layer_reference(
         gates, c_all, y = (join(column) for column in zip(*(rows[::-1] if d else rows), strict=True))
         results.append((y, h, c, gates, c_all))
     return tuple(torch.cat(parts, -1) for parts in zip(*results, strict=True))
+
+
+def preactivations(
+    x: torch.Tensor,
+    w_ih: torch.Tensor,
+    bias: torch.Tensor | None,
+    r0: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+) -> torch.Tensor:
+    """The input's share of the gates' pre-activations and r0, contiguous."""
+    xg = torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if bias is None else bias.flatten()).contiguous()
+    if r0 is not None:
+        add_to_first_rows(xg, r0, len(w_ih), starts, lengths)
+    return xg
+
+
+def layer_by_torch(
+    x: torch.Tensor,
+    h0: torch.Tensor | None,
+    c0: torch.Tensor,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    r0: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """A layer's arguments -> its results, in plain torch: for what PyTorch's own LSTM does not return."""
+    xg = preactivations(x, w_ih, bias, r0, starts, lengths)
+    h0 = torch.zeros_like(c0) if h0 is None else h0
+    return layer_reference(xg, h0, c0, w_hh, batch_sizes_of(starts))

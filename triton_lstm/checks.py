@@ -1,0 +1,103 @@
+"""What lstm() is given fits together, or an error says what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction; each of the last three may be None
+Group = list[Any]
+
+
+def by_layer(params: Sequence[torch.Tensor], groups: int, has_biases: bool) -> list[Group]:
+    """nn.LSTM's list of weights, cut into one Group for each layer and direction."""
+    if groups < 1:
+        raise ValueError("num_layers must be greater than zero")
+    if not all(isinstance(param, torch.Tensor) for param in params):
+        raise TypeError("params must hold tensors only; for a layer without biases leave them out: has_biases=False")
+    plain = 4 if has_biases else 2
+    size, rest = divmod(len(params), groups)
+    if rest or size not in (plain, plain + 1):
+        raise ValueError(
+            f"params must hold {plain * groups} tensors, or {(plain + 1) * groups} with a projection "
+            f"({groups} layers and directions, has_biases={has_biases}), got {len(params)}"
+        )
+    result: list[Group] = []
+    for k in range(groups):
+        group: Group = list(params[k * size : (k + 1) * size])
+        biases = group[2:4] if has_biases else [None, None]
+        result.append([*group[:2], *biases, group[-1] if size > plain else None])
+    return result
+
+
+def check_shapes(
+    input: torch.Tensor,
+    weights: list[Group],
+    directions: int,
+    batch_first: bool,
+    batch_sizes: torch.Tensor | None,
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Raises unless input and weights fit together; returns the shapes that h0 and c0 must have."""
+    dims = 3 if batch_sizes is None else 2
+    if input.dim() != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+    if batch_sizes is not None:
+        _check_batch_sizes(batch_sizes, input.shape[0])
+        steps, batch = batch_sizes.shape[0], int(batch_sizes[0])
+    else:
+        batch, steps = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    _, w_hh, *_, w_hr = weights[0]
+    if w_hh.dim() != 2 or (w_hr is not None and w_hr.dim() != 2):
+        raise ValueError(f"weight_hh and weight_hr must have 2 dimensions, got {w_hh.dim()} in weight_hh")
+    hidden = w_hh.shape[0] // 4
+    out = hidden if w_hr is None else w_hr.shape[0]
+    for k, group in enumerate(weights):
+        width = input.shape[-1] if k < directions else directions * out
+        shapes = [(4 * hidden, width), (4 * hidden, out), (4 * hidden,), (4 * hidden,), (out, hidden)]
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"]
+        for name, tensor, shape in zip(names, group, shapes, strict=True):
+            if tensor is None:
+                continue
+            if tensor.shape != shape:
+                raise ValueError(f"{name} of layer {k // directions} must be {shape}, got {tuple(tensor.shape)}")
+            if tensor.device != input.device:
+                raise RuntimeError(
+                    "Input and parameter tensors are not at the same device, found input tensor at "
+                    f"{input.device} and parameter tensor at {tensor.device}"
+                )
+            if tensor.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+                raise ValueError(
+                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({tensor.dtype}). Convert input: "
+                    f"input.to({tensor.dtype}), or convert model: model.to({input.dtype})"
+                )
+    return (len(weights), batch, out), (len(weights), batch, hidden)
+
+
+def _check_batch_sizes(batch_sizes: torch.Tensor, rows: int) -> None:
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
+        raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU, as a PackedSequence has it")
+    sizes = batch_sizes.tolist()
+    if not sizes:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if sizes != sorted(sizes, reverse=True) or sizes[-1] < 1 or sum(sizes) != rows:
+        raise RuntimeError(f"batch_sizes must be positive, never grow, and sum up to the {rows} rows of the input")
+
+
+def check_states(
+    input: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, h_shape: tuple[int, ...], c_shape: tuple[int, ...]
+) -> None:
+    """Raises unless h0 and c0 go with the input."""
+    for k, (state, shape) in enumerate([(h0, h_shape), (c0, c_shape)]):
+        if state.shape != shape:
+            raise RuntimeError(f"Expected hidden[{k}] size {shape}, got {list(state.shape)}")
+        if state.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {state.device}"
+            )
+        if state.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+            raise ValueError(f"hx[{k}] has dtype {state.dtype}, the input {input.dtype}. Convert one of them.")
