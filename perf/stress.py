@@ -17,35 +17,50 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from triton_lstm.packing import starts_and_lengths
 from triton_lstm.perf.cases import DTYPES
 
-# precision, B, H, launches: grids from two programs to the whole device, aligned rows and not
+# precision, B, H, launches, variant: grids from two programs to the whole device, aligned rows and not
 STRESS = [
-    ("bf16", 3, 33, 4000),
-    ("bf16", 16, 256, 4000),
-    ("bf16", 16, 768, 3000),
-    ("fp16", 64, 1024, 2000),
-    ("bf16", 17, 650, 2000),
-    ("tf32", 16, 768, 2000),
+    ("bf16", 3, 33, 4000, ""),
+    ("bf16", 16, 256, 4000, ""),
+    ("bf16", 16, 768, 3000, ""),
+    ("fp16", 64, 1024, 2000, ""),
+    ("bf16", 17, 650, 2000, ""),
+    ("tf32", 16, 768, 2000, ""),
+    ("bf16", 16, 512, 2000, "both directions"),
+    ("bf16", 64, 768, 2000, "packed"),
 ]
-SMALL = [("bf16", 3, 33, 1), ("fp16", 17, 64, 1), ("tf32", 2, 48, 1)]
+SMALL = [("bf16", 3, 33, 1, ""), ("fp16", 17, 64, 1, ""), ("tf32", 2, 48, 1, "")]
+SMALL += [("bf16", 17, 48, 1, "both directions"), ("bf16", 17, 48, 1, "packed")]
 
 
 def stress_case(
-    kind: Any, precision: str, B: int, H: int, launches: int, *, T: int, device: torch.device
+    kind: Any, precision: str, B: int, H: int, launches: int, variant: str = "", *, T: int, device: torch.device
 ) -> dict[str, Any]:
-    """One exchange on one shape: how many of the launches, forward and backward, gave other bits."""
+    """One exchange on one shape: how many of the launches, forward and backward, gave other bits.
+
+    variant: "both directions" of time at once, "packed" rows of different lengths, or neither.
+    """
     from triton_lstm.kernels import lstm_backward, lstm_forward
     from triton_lstm.layer import plan_for
 
     torch.manual_seed(0)
     options: Any = dict(device=device, dtype=DTYPES[precision])
-    xg, w_hh = torch.randn(T, B, 4 * H, **options), torch.randn(4 * H, H, **options) / H**0.5
-    h0, c0 = torch.randn(B, H, **options), torch.randn(B, H, device=device)
-    dy = torch.randn(T, B, H, **options)
+    D = 2 if variant == "both directions" else 1
+    rows: tuple[int, ...] = T, B
+    packed: tuple[Any, Any] = None, None
+    h0 = None
+    if variant == "packed":
+        batch_sizes = torch.linspace(B, 1, T).long()
+        packed, rows = starts_and_lengths(batch_sizes, device), (int(batch_sizes.sum()),)
+    else:
+        h0 = torch.randn(B, D * H, **options)
+    xg, w_hh = torch.randn(*rows, D * 4 * H, **options), torch.randn(D, 4 * H, H, **options) / H**0.5
+    c0, dy = torch.randn(B, D * H, device=device), torch.randn(*rows, D * H, **options)
     plans = []
     for reverse_time in (False, True):
-        plan = plan_for(xg, B, H, backward=reverse_time)
+        plan = plan_for(xg, B, H, D, backward=reverse_time)
         if kind != "none" and plan.exchange == "none":  # two programs and more are what is to be tried
             plan = dataclasses.replace(plan, block_h=16, block_k=64, groups=1, warps=4)
         if kind != "none" and not plan.one_launch:
@@ -54,17 +69,17 @@ def stress_case(
 
     def forward(plan: Any) -> tuple[Any, ...]:
         gates = xg.clone()
-        y, c, c_all = lstm_forward(gates, w_hh[None], h0, c0, plan=plan, save_gates=True, save_c=True)
+        y, c, c_all = lstm_forward(gates, w_hh, h0, c0, *packed, plan=plan, save_gates=True, save_c=True)
         return y, c, c_all, gates
 
     def backward(plan: Any) -> tuple[Any, ...]:
-        return lstm_backward(dy, None, None, *saved, plan=plan)
+        return lstm_backward(dy, None, None, *saved, *packed, plan=plan)
 
     def step_by_step(plan: Any) -> Any:
         return dataclasses.replace(plan, one_launch=False)
 
     expected = forward(step_by_step(plans[0]))
-    saved = (w_hh[None], c0, expected[3], expected[2])
+    saved = (w_hh, c0, expected[3], expected[2])
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
     keep_busy = _other_stream(device)
@@ -74,7 +89,7 @@ def stress_case(
         wrong[0] += _differ(forward(plans[0]), expected)
         wrong[1] += _differ(backward(plans[1]), expected_backward)
     programs = [plan.grid(H)[0] * plan.grid(H)[1] for plan in plans]
-    row = dict(exchange=kind, precision=precision, B=B, H=H, launches=launches, programs=programs[0])
+    row = dict(exchange=kind, precision=precision, variant=variant, B=B, H=H, launches=launches, programs=programs[0])
     return row | dict(backward_programs=programs[1], wrong_forward=int(wrong[0]), wrong_backward=int(wrong[1]))
 
 
@@ -100,11 +115,11 @@ def stress(small: bool) -> Iterator[dict[str, Any]]:
     # A refused launch or a plan that does not fit would silently compare step by step with itself
     warnings.simplefilter("error")
     for kind in ("none", "flag", "barrier") if small else ("flag", "barrier"):
-        for precision, B, H, launches in SMALL if small else STRESS:
+        for precision, B, H, launches, variant in SMALL if small else STRESS:
             try:
-                yield stress_case(kind, precision, B, H, launches, T=4 if small else 32, device=device)
+                yield stress_case(kind, precision, B, H, launches, variant, T=4 if small else 32, device=device)
             except Exception as error:  # a failure on one shape must not lose the others
-                yield dict(exchange=kind, precision=precision, B=B, H=H, failed=repr(error)[:200])
+                yield dict(exchange=kind, precision=precision, variant=variant, B=B, H=H, failed=repr(error)[:200])
 
 
 def main() -> int:

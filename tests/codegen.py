@@ -61,15 +61,21 @@ class Kernel:
 
     plan: Plan = dataclasses.field(init=False, compare=False)
 
+    @property
+    def variant(self) -> str:
+        """What sets the kernel apart from that of one direction of time and dense rows."""
+        return " ".join(["bidirectional"] * (self.directions == 2) + ["packed"] * self.packed)
+
 
 def every_kernel() -> list[Kernel]:
     """Every kernel that the plan can choose, once: batch sizes with the same tile share one."""
     chosen: dict[Any, Kernel] = {}
-    for gpu, dtype, H, B, backward in itertools.product(TARGETS, PRECISION, HIDDEN, BATCHES, (False, True)):
+    options = [*((dtype, {}) for dtype in PRECISION), ("bf16", dict(directions=2)), ("bf16", dict(packed=True))]
+    for gpu, (dtype, variant), H, B, backward in itertools.product(TARGETS, options, HIDDEN, BATCHES, (False, True)):
         if GPUS[gpu].backend == "hip" and dtype == "tf32":
             continue  # there is none
-        kernel = Kernel(gpu, dtype, H, B, backward)
-        chosen.setdefault((gpu, dtype, H, backward, dataclasses.replace(kernel.plan, groups=1)), kernel)
+        kernel = Kernel(gpu, dtype, H, B, backward, **variant)
+        chosen.setdefault((gpu, dtype, H, backward, kernel.variant, dataclasses.replace(kernel.plan, groups=1)), kernel)
     return list(chosen.values())
 
 
@@ -133,6 +139,7 @@ def report(kernel: Kernel) -> Row:
         "H": kernel.H,
         "B": kernel.B,
         "direction": "backward" if kernel.backward else "forward",
+        "variant": kernel.variant,
         "plan": str(dataclasses.replace(plan, groups=1)),
         "exchange": plan.exchange,
         "resident": plan.resident,

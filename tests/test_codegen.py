@@ -12,12 +12,13 @@ import triton
 
 TABLE = Path(__file__).parent.parent / "perf" / "results" / "codegen.csv"
 EXACT = ("stack", "local_in_loop", "weight_loads_in_loop", "conversions", "conversions_fp32", "barriers")
-SAME = ("arch", "dtype", "H", "direction", "plan")
+SAME = ("arch", "dtype", "H", "direction", "variant", "plan")
 BOTH = (False, True)
 USUAL = [dict(gpu=gpu, dtype="bf16", H=768, B=16) for gpu in ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")]
 USUAL += [dict(gpu="H100", dtype="bf16", H=H, B=B) for H, B in ((64, 16), (48, 16), (650, 64), (1024, 256), (2048, 16))]
 USUAL += [dict(gpu="H100", dtype="fp16", H=768, B=16), dict(gpu="A100", dtype="tf32", H=768, B=16)]
 USUAL += [dict(gpu="H100", dtype=dtype, H=768, B=64) for dtype in ("tf32", "fp32")]
+USUAL += [dict(gpu="H100", dtype="bf16", H=512, B=16) | variant for variant in (dict(directions=2), dict(packed=True))]
 USUAL = [case | dict(backward=backward) for case in USUAL for backward in BOTH]
 YARDSTICK = dict(gpu="H100", dtype="bf16", H=768, B=16)
 TWINS = [

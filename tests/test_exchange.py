@@ -108,11 +108,12 @@ def test_the_bare_exchange_of_the_benchmarks(kind, monkeypatch):
         assert not all(seen)
 
 
+@pytest.mark.parametrize("variant", ["", "both directions", "packed"])
 @pytest.mark.parametrize("kind", ["none", "flag", "barrier"])
-def test_the_stress_run_counts_what_differs(kind, monkeypatch):
+def test_the_stress_run_counts_what_differs(kind, variant, monkeypatch):
     def wrong(seed):
         with concurrent_programs(seed):
-            row = stress_case(kind, "fp32", 3, 33, launches=1, T=3, device=torch.device("cpu"))
+            row = stress_case(kind, "fp32", 3, 33, 1, variant, T=3, device=torch.device("cpu"))
         return row["wrong_forward"] + row["wrong_backward"]
 
     assert wrong(seed=0) == 0
