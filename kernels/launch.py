@@ -137,8 +137,10 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         **tile(plan),
         **options(plan, facts.backend),
     )
-    itemsize = facts.itemsize(precision_name(exchanged.dtype, device))
-    beside = size.D if plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments) else 1
+    beside = size.D
+    if size.D == 2:
+        itemsize = facts.itemsize(precision_name(exchanged.dtype, device))
+        beside = 2 if plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments) else 1
     grid = (*plan.grid(size.H), beside)
     compiled = isinstance(tl.cdiv, JITFunction)
     with torch.cuda.device(device) if compiled else nullcontext(), nullcontext() if compiled else _one_at_a_time:

@@ -106,7 +106,7 @@ def lstm(
             x = layers[-1][0]
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
-        h_n, c_n = (torch.cat([_stacked(result[n], directions) for result in layers]) for n in (1, 2))
+        h_n, c_n = (_stacked([result[n] for result in layers], directions) for n in (1, 2))
 
     def as_input(t: torch.Tensor) -> torch.Tensor:
         return t.transpose(0, 1) if batch_first and batch_sizes is None else t
@@ -121,9 +121,13 @@ def _side_by_side(state: torch.Tensor) -> torch.Tensor:
     return state.transpose(0, 1).flatten(1)
 
 
-def _stacked(state: torch.Tensor, directions: int) -> torch.Tensor:
-    """(B, D*F) -> (D, B, F)."""
-    return state.unflatten(1, (directions, -1)).transpose(0, 1)
+def _stacked(states: list[torch.Tensor], directions: int) -> torch.Tensor:
+    """(B, D*F) of every layer -> (L*D, B, F)."""
+    if directions == 1:
+        parts = [state.unsqueeze(0) for state in states]
+    else:
+        parts = [state.unflatten(1, (2, -1)).transpose(0, 1).contiguous() for state in states]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _states(gates: torch.Tensor, c: torch.Tensor, directions: int, as_input: Any) -> LayerStates:
@@ -162,7 +166,7 @@ def _layer(
         projected = zip(y.chunk(directions, -1), w_hr, strict=True)
         outputs = [torch.nn.functional.linear(m, w) for m, w in projected]
         y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        h_n = last_rows(y, directions, c0.shape[0], starts, lengths)
+        h_n = last_rows(y, directions, starts, lengths)
     return y, h_n, c_n, gates, c
 
 

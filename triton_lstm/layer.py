@@ -82,7 +82,7 @@ def layer_forward(
         save_gates=save_gates,
         save_c=save_c,
     )
-    h_n = last_rows(y, directions, batch, starts, lengths)
+    h_n = last_rows(y, directions, starts, lengths)
     return y, h_n, c_n.to(x.dtype), xg if save_gates else None, c_all
 
 
@@ -145,16 +145,15 @@ def layer_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, h0, c0, w_ih, w_hh, bias and r0, None where not `wanted`; the weights' by GEMMs over all T."""
     directions, _, hidden_size = w_hh.shape
-    batch = c0.shape[0]
     flat = dgates.flatten(0, -2)  # (N, D*4H)
-    first = first_rows(dgates, directions, batch, starts, lengths)
+    first = first_rows(dgates, directions, starts, lengths)
     firsts = first.chunk(directions, -1)
     h0s = (None,) * directions if h0 is None else h0.chunk(directions, -1)
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_r0 = wanted
 
     def recurrent(d: int) -> Tensor:
         now, before = successions(
-            dgates.chunk(directions, -1)[d], y.chunk(directions, -1)[d], batch, starts, against_time=d == 1
+            dgates.chunk(directions, -1)[d], y.chunk(directions, -1)[d], starts, lengths, against_time=d == 1
         )
         h0_d = h0s[d]
         return now.t() @ before if h0_d is None else torch.addmm(firsts[d].t() @ h0_d, now.t(), before)
@@ -192,10 +191,9 @@ def _recomputed(
     """The gates, by one GEMM over all steps for each direction: every h[t-1] is known by now."""
     directions, _, hidden_size = w_hh.shape
     gates = preactivations(x, w_ih, bias, _initial_share(h0, w_hh, r0), starts, lengths)
-    batch = x.shape[1] if lengths is None else lengths.shape[0]
     for d in range(directions):
         a, h = gates.chunk(directions, -1)[d], y.chunk(directions, -1)[d]
-        now, before = successions(a, h, batch, starts, against_time=d == 1)
+        now, before = successions(a, h, starts, lengths, against_time=d == 1)
         now.addmm_(before, w_hh[d].t())
     split = gates.view(*gates.shape[:-1], directions, 4, hidden_size)
     split[..., :2, :].sigmoid_()

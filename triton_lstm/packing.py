@@ -31,49 +31,59 @@ def batch_sizes_of(starts: Index) -> list[int] | None:
     return None if starts is None else starts.diff()[:-1].tolist()
 
 
-def outermost(data: torch.Tensor, batch: int, starts: Index, lengths: Index) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows, each (B,) int64, at which the sequences begin and end, of `data`'s rows flattened."""
-    sequences = torch.arange(batch, device=data.device)
-    if starts is None or lengths is None:
-        return sequences, sequences + (data.shape[0] - 1) * batch
-    return sequences, sequences + starts[lengths.long() - 1]
-
-
-def first_rows(data: torch.Tensor, directions: int, batch: int, starts: Index, lengths: Index) -> torch.Tensor:
+def first_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Index) -> torch.Tensor:
     """(B, F): what each direction of time processes first."""
-    begin, end = outermost(data, batch, starts, lengths)
-    parts = data.flatten(0, -2).chunk(directions, -1)
-    return torch.cat([part.index_select(0, rows) for part, rows in zip(parts, (begin, end), strict=False)], -1)
+    forward, *against = data.chunk(directions, -1)
+    parts = [_begin(forward, lengths), *(_end(part, starts, lengths) for part in against)]
+    return torch.cat(parts, -1) if against else parts[0].clone()
 
 
-def last_rows(data: torch.Tensor, directions: int, batch: int, starts: Index, lengths: Index) -> torch.Tensor:
+def last_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Index) -> torch.Tensor:
     """(B, F): what each direction of time processes last."""
-    begin, end = outermost(data, batch, starts, lengths)
-    parts = data.flatten(0, -2).chunk(directions, -1)
-    return torch.cat([part.index_select(0, rows) for part, rows in zip(parts, (end, begin), strict=False)], -1)
+    forward, *against = data.chunk(directions, -1)
+    parts = [_end(forward, starts, lengths), *(_begin(part, lengths) for part in against)]
+    return torch.cat(parts, -1) if against else parts[0].clone()
 
 
 def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, starts: Index, lengths: Index) -> None:
     """Adds (B, F) in place to what each direction of time processes first."""
-    begin, end = outermost(data, added.shape[0], starts, lengths)
     width = added.shape[-1] // directions
-    for d, rows in zip(range(directions), (begin, end), strict=False):
-        features = slice(d * width, (d + 1) * width)
-        data.view(-1, data.shape[-1])[:, features].index_add_(0, rows, added[:, features])
+    _begin(data, lengths)[..., :width] += added[:, :width]
+    if directions == 1:
+        return
+    if starts is None or lengths is None:
+        data[-1, :, width:] += added[:, width:]
+    else:
+        data[:, width:].index_add_(0, _last_of_each(starts, lengths), added[:, width:])
+
+
+def _begin(data: torch.Tensor, lengths: Index) -> torch.Tensor:
+    return data[0] if lengths is None else data[: lengths.shape[0]]
+
+
+def _end(data: torch.Tensor, starts: Index, lengths: Index) -> torch.Tensor:
+    if starts is None or lengths is None:
+        return data[-1]
+    return data.index_select(0, _last_of_each(starts, lengths))
+
+
+def _last_of_each(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The row of each sequence's last step."""
+    return starts[lengths.long() - 1] + torch.arange(lengths.shape[0], device=lengths.device)
 
 
 def successions(
-    later: torch.Tensor, earlier: torch.Tensor, batch: int, starts: Index, *, against_time: bool
+    later: torch.Tensor, earlier: torch.Tensor, starts: Index, lengths: Index, *, against_time: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Two tensors' rows, each (M, F), paired so that `earlier`'s is the one processed just before `later`'s.
 
     later, earlier: one direction's features of dense or packed data. Where a row of a packed `later` has none before
     it, `earlier`'s is zero or the pair is left out.
     """
-    if starts is None:
+    if starts is None or lengths is None:
         now, before = (slice(None, -1), slice(1, None)) if against_time else (slice(1, None), slice(None, -1))
         return later[now].flatten(0, -2), earlier[before].flatten(0, -2)
-    sizes = starts.diff()[:-1]
+    sizes, batch = starts.diff()[:-1], lengths.shape[0]
     rest = later.shape[0] - batch
     shift = torch.repeat_interleave(sizes[:-1], sizes[1:], output_size=rest)
     one_step_ago = torch.arange(batch, batch + rest, device=later.device) - shift
