@@ -6,8 +6,8 @@ READY := .venv/.ready
 
 .NOTPARALLEL:
 .PHONY: demo test lint types check codegen test-triton-versions test-triton-smoke clean gpu gpu-there gpu-test \
-    gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune \
-    gpu-bench gpu-bench-quick gpu-bench-full
+    gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize \
+    gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
@@ -65,15 +65,18 @@ TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO
 LOG = | tee $(TO)/$@.log
 SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
-PIECES := gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest gpu-stress gpu-memcheck gpu-racecheck gpu-tune gpu-bench
+PIECES := gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress \
+    gpu-memcheck gpu-racecheck gpu-tune gpu-bench
 TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
+# What nn.LSTM promises and what it cannot do
+DROPIN := $(foreach name,contract weights torch_modules states compile func convert convert_report parallel,tests/test_$(name).py)
 SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
 
 # All pieces run, also after one that failed
 gpu: gpu-there
 	$(MAKE) --keep-going $(PIECES)
 
-gpu-test: gpu-test-layer gpu-test-plans gpu-test-perf gpu-test-rest
+gpu-test: gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest
 
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
@@ -88,11 +91,18 @@ gpu-test-layer: gpu-there
 gpu-test-plans: gpu-there
 	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm' --csv $(TO)/$@.csv $(LOG)
 
+gpu-test-packed: gpu-there
+	$(GPU) -m pytest tests/test_packed.py --csv $(TO)/$@.csv $(LOG)
+
+gpu-test-dropin: gpu-there
+	$(GPU) -m pytest $(DROPIN) --csv $(TO)/$@.csv $(LOG)
+
 gpu-test-perf: gpu-there
 	$(GPU) -m pytest tests/test_perf_*.py --csv $(TO)/$@.csv $(LOG)
 
 gpu-test-rest: gpu-there
-	$(GPU) -m pytest --ignore=tests/test_layer.py --ignore=tests/test_codegen.py --ignore-glob='*/test_perf_*' --csv $(TO)/$@.csv $(LOG)
+	$(GPU) -m pytest $(patsubst %,--ignore=%,tests/test_layer.py tests/test_packed.py tests/test_codegen.py $(DROPIN)) \
+	    --ignore-glob='*/test_perf_*' --csv $(TO)/$@.csv $(LOG)
 
 gpu-stress: gpu-there
 	$(GPU) -m triton_lstm.perf.stress --out $(TO)/$@.csv $(LOG)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import triton_lstm
 
+pytest.importorskip("expecttest", reason="torch.testing._internal imports it")
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr(torch.backends, "disable_global_flags", lambda: None)  # or no test of ours could set one of cuDNN's
     from torch.testing._internal.common_device_type import instantiate_device_type_tests, onlyCPU, onlyCUDA

@@ -79,17 +79,18 @@ def lstm(
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
     if (torch_path or faster) and not return_states:
-        states = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
-        flags = has_biases, num_layers, float(dropout), train, bidirectional
+        hx = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
+        options = has_biases, num_layers, float(dropout), train, bidirectional
         if batch_sizes is not None:
-            return torch.lstm(input, batch_sizes, states, params, *flags)
-        return torch.lstm(input, states, params, *flags, batch_first)
+            return torch.lstm(input, batch_sizes, hx, params, *options)
+        return torch.lstm(input, hx, params, *options, batch_first)
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         input, hx = input.to(dtype), None if hx is None else [state.to(dtype) for state in hx]
         weights = [[None if w is None else w.to(dtype) for w in group] for group in weights]
     with torch.autocast(input.device.type, enabled=False):
-        x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
+        transposed = batch_first and batch_sizes is None
+        x = input.transpose(0, 1) if transposed else input
         packed = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
         if torch_path:
             run: Callable[..., tuple[Any, ...]] = layer_by_torch
@@ -97,23 +98,22 @@ def lstm(
             from triton_lstm.autograd import layer
 
             run = functools.partial(layer, recompute=recompute, states=return_states)
-        layers = []
+        h_n, c_n, states = [], [], []
         for k in range(num_layers):
             rows = slice(k * directions, (k + 1) * directions)
             h0 = None if hx is None else _side_by_side(hx[0][rows])
             c0 = input.new_zeros(c_shape[1], directions * c_shape[2]) if hx is None else _side_by_side(hx[1][rows])
-            layers.append(_layer(run, x, h0, c0, weights[rows], *packed))
-            x = layers[-1][0]
+            x, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed)
+            h_n.append(h)
+            c_n.append(c)
+            if return_states:
+                states.append(_states(gates, c_all, directions))
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
-        h_n, c_n = (_stacked([result[n] for result in layers], directions) for n in (1, 2))
-
-    def as_input(t: torch.Tensor) -> torch.Tensor:
-        return t.transpose(0, 1) if batch_first and batch_sizes is None else t
-
-    if not return_states:
-        return as_input(x), h_n, c_n
-    return as_input(x), h_n, c_n, [_states(gates, c, directions, as_input) for _, _, _, gates, c in layers]
+    if transposed:
+        x, states = x.transpose(0, 1), [LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in states]
+    results = x, _stacked(h_n, directions), _stacked(c_n, directions)
+    return (*results, states) if return_states else results
 
 
 def _side_by_side(state: torch.Tensor) -> torch.Tensor:
@@ -130,10 +130,10 @@ def _stacked(states: list[torch.Tensor], directions: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _states(gates: torch.Tensor, c: torch.Tensor, directions: int, as_input: Any) -> LayerStates:
-    """A layer's gates (.., D*4H) and c (.., D*H) as the user gets them."""
+def _states(gates: torch.Tensor, c: torch.Tensor, directions: int) -> LayerStates:
+    """Of a layer's gates (.., D*4H) and c (.., D*H)."""
     by_name = gates.unflatten(-1, (directions, 4, -1)).unbind(-2)
-    return LayerStates(*(as_input(t) for t in (c.to(gates.dtype), *(gate.flatten(-2) for gate in by_name))))
+    return LayerStates(c.to(gates.dtype), *(gate.flatten(-2) for gate in by_name))
 
 
 def _layer(

@@ -22,7 +22,7 @@ def starts_and_lengths(batch_sizes: torch.Tensor, device: torch.device) -> tuple
     ends = batch_sizes.cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends, ends[-1:]])
     sequences = torch.arange(int(batch_sizes[0]))
-    lengths = (batch_sizes[None, :] > sequences[:, None]).sum(1)
+    lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequences, right=True)  # steps with more rows
     return starts.to(device), lengths.to(device, torch.int32)
 
 
