@@ -94,6 +94,22 @@ def test_frozen_weights_get_none_and_x_its_gradient(device):
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("kwargs", [dict(), dict(bidirectional=True), dict(proj_size=2, num_layers=2)], ids=str)
+def test_gradients_accumulate(kwargs, device):
+    """Added up in place over two backward passes: no two gradients may be the same memory."""
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(3, 5, **kwargs, backend="triton").to(device)
+    x = torch.randn(4, 2, 3, device=device)
+    module(x)[0].square().sum().backward()
+    once = [p.grad.clone() for p in module.parameters()]
+    for factor in (2, 3):
+        module(x)[0].square().sum().backward()
+        for p, first in zip(module.parameters(), once, strict=True):
+            torch.testing.assert_close(p.grad, factor * first)
+    module.weight_hh_l0.grad.zero_()
+    assert all(p.grad.any() for name, p in module.named_parameters() if name != "weight_hh_l0")
+
+
 def test_weights_off_the_path_get_zeros(device):
     """As nn.LSTM: the loss looks at the first layer only, the second one's gradients are zeros, not None."""
     module = triton_lstm.LSTM(3, 5, 2, backend="triton").to(device)

@@ -151,9 +151,10 @@ def _layer(
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
     """
     directions = len(groups)
-    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True)]
-    w_ih, w_hh, b_ih, b_hh, w_hr = stacked
-    bias = None if b_ih is None else b_ih + b_hh
+    # Summed before they are stacked: else both biases' gradients would be views of one and the same tensor
+    summed = [[w_ih, w_hh, None if b_ih is None else b_ih + b_hh, w_hr] for w_ih, w_hh, b_ih, b_hh, w_hr in groups]
+    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*summed, strict=True)]
+    w_ih, w_hh, bias, w_hr = stacked
     r0 = None
     if w_hr is not None:
         if h0 is not None:

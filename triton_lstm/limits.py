@@ -94,6 +94,7 @@ def _spills(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> str 
         most_units = 1
     elif itemsize == 8:
         most_rows = 64
+        most_units = 2 if backward and plan.resident else 4
     elif itemsize == 4 and plan.block_b >= 64:
         most_rows = 32
     if sums > most_sums:
