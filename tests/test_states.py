@@ -89,6 +89,24 @@ def test_the_gradient_of_one_state_alone(name, device, precise):
     torch.testing.assert_close(got, right, **close)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels have no float64 on a GPU")
+@pytest.mark.parametrize("packed", [False, True])
+def test_double_backward_through_states(packed):
+    torch.manual_seed(0)
+    options = dict(bidirectional=True, proj_size=2, recompute=packed, backend="triton", dtype=torch.float64)
+    module = triton_lstm.LSTM(2, 3, **options)
+    rows = torch.randn(4 if packed else 3, *([] if packed else [2]), 2, dtype=torch.float64, requires_grad=True)
+
+    def states(rows, w_hh):
+        x = PackedSequence(rows, torch.tensor([2, 1, 1])) if packed else rows
+        weights = dict(module.named_parameters()) | {"weight_hh_l0": w_hh}
+        kwargs = dict(return_states=True)
+        return tuple(flat(torch.func.functional_call(module, weights, (x,), kwargs)[2]))
+
+    assert torch.autograd.gradcheck(states, (rows, module.weight_hh_l0), fast_mode=True)
+    assert torch.autograd.gradgradcheck(states, (rows, module.weight_hh_l0), fast_mode=True)
+
+
 def test_the_output_is_o_times_tanh_c_in_every_layout(device):
     torch.manual_seed(0)
     x = torch.randn(B, T, FEATURES, device=device)

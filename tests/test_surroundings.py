@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
 
@@ -23,15 +24,6 @@ def test_weights_are_read_at_the_call(device):
     halves = {name: p.half() for name, p in module.named_parameters()}
     assert torch.func.functional_call(module, halves, (x.half(),))[0].dtype == torch.float16
     assert module(x)[0].dtype == torch.float32
-
-
-def test_activation_checkpointing(device):
-    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
-    x = torch.randn(5, 3, 4, device=device, requires_grad=True)
-    checkpointed = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
-    got = torch.autograd.grad(checkpointed.sum(), [x, *module.parameters()])
-    expected = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_two_threads(device):
@@ -97,3 +89,31 @@ def test_autocast_bf16_stays_bf16(device):
     y.float().sum().backward()
     assert module.weight_hh_l0.grad.dtype == torch.float32
     torch.testing.assert_close(y.float(), module(x)[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_autocast_takes_any_mix_of_dtypes(input_dtype, state_dtype, weight_dtype, packed, device):
+    """All is computed and returned in autocast's dtype; every gradient has its own tensor's."""
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(4, 6, proj_size=3, bidirectional=True, backend="triton").to(device, weight_dtype)
+    exact = nn.LSTM(4, 6, proj_size=3, bidirectional=True).double()
+    exact.load_state_dict(module.state_dict())
+    x = torch.randn(5, 3, 4, device=device, dtype=input_dtype, requires_grad=True)
+    hx = None
+    if state_dtype is not None:
+        hx = tuple(torch.randn(2, 3, n, device=device, dtype=state_dtype, requires_grad=True) for n in (3, 6))
+    input = pack_padded_sequence(x, [5, 3, 2]) if packed else x
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y, (h_n, c_n) = module(input, hx)
+    y, input = (y.data, input.data) if packed else (y, input)
+    assert y.dtype == h_n.dtype == c_n.dtype == torch.bfloat16
+    (y.float().sum() + c_n.float().sum()).backward()
+    assert x.grad.dtype == input_dtype and module.weight_hr_l0.grad.dtype == weight_dtype
+    assert hx is None or [state.grad.dtype for state in hx] == [state_dtype] * 2
+    wide = pack_padded_sequence(x.detach().cpu().double(), [5, 3, 2]) if packed else x.detach().cpu().double()
+    right, states = exact(wide, None if hx is None else tuple(state.detach().cpu().double() for state in hx))
+    torch.testing.assert_close(y.cpu().double(), right.data if packed else right, rtol=5e-2, atol=3e-2)
+    torch.testing.assert_close(c_n.cpu().double(), states[1], rtol=5e-2, atol=3e-2)
