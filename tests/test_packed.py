@@ -91,7 +91,7 @@ def test_batch_tiles_of_different_lengths(case, device, monkeypatch):
     monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan)
     torch.manual_seed(0)
     kwargs = dict(bidirectional=case["both"])
-    module = enlarge(triton_lstm.LSTM(3, 20, **kwargs, backend="triton")).to(device)
+    module = triton_lstm.LSTM(3, 20, **kwargs, backend="triton").to(device)
     lengths = [4, 3] + [2] * 24 + [1] * 8
 
     def draw():

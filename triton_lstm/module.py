@@ -161,6 +161,8 @@ class LSTM(nn.RNNBase):
             raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = torch.as_tensor(lengths).cpu()
+        if lengths.numel() == 0:  # an empty list becomes floats
+            lengths = lengths.long()
         if (
             lengths.shape != (batch,)
             or lengths.is_floating_point()
