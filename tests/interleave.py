@@ -32,6 +32,7 @@ class Scheduler:
         self.random = random.Random(seed)
         self.since_store = 0
         self.main: Any = None
+        self.grids: list[tuple[int, ...]] = []  # of every launch so far
 
     def run(self, programs: list[tuple[tuple[int, int, int], Any]]) -> None:
         builder = interpreter.interpreter_builder
@@ -100,6 +101,7 @@ def concurrent_programs(seed: int) -> Iterator[Scheduler]:
             bound = {k: v if k in self.constexprs else interpreter._implicit_cvt(v) for k, v in bound.items()}
             grid = (*(self.grid(bound) if callable(self.grid) else self.grid), 1, 1)[:3]
             interpreter.interpreter_builder.set_grid_dim(*grid)
+            scheduler.grids.append(grid)
             scheduler.run([(index, lambda: self.fn(**bound)) for index in np.ndindex(*grid)])
         finally:
             scope.restore()
