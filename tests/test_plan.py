@@ -140,6 +140,58 @@ def test_poll_bytes(hidden_size, bytes_):
     assert Plan("flag", True, True, 16, 16, 64, 1, 1, 4).poll_bytes(2, hidden_size, False) == bytes_
 
 
+@given(
+    st.sampled_from([*GPUS.values(), SMALL_GPU, small_gpu(1, 49152)]),
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 1000),
+    st.integers(1, 3000),
+    st.booleans(),
+)
+def test_both_directions_fit_wherever_they_are_said_to(device, itemsize, batch, hidden_size, backward):
+    problem = device, itemsize, batch, hidden_size, backward
+    plan = make_plan(*problem, 2)
+    programs, groups = plan.grid(hidden_size)
+    room = co_resident(device, itemsize, hidden_size, backward, plan)
+    waits = plan.one_launch and plan.exchange != "none"
+    assert plan.beside(device, itemsize, hidden_size, backward) == (not waits or 2 * programs * groups <= room)
+    assert not waits or programs * groups <= room  # one direction after the other
+    assert plan in (plan.on(*problem, 2), plan.on(*problem))  # no group more or less
+
+
+def test_an_odd_number_of_groups_runs_one_direction_after_the_other():
+    plan = make_plan(GPUS["L4"], 2, 256, 1024, True, 2)
+    assert plan.groups == 3  # 6 rounds twice; one group for each direction would take 16
+    assert not plan.beside(GPUS["L4"], 2, 1024, True)
+
+
+def test_groups_leave_room_for_the_other_direction():
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 8)
+    one, both = (plan.on(H200, 2, 8 * 16, 512, False, directions) for directions in (1, 2))
+    assert (one.groups, both.groups) == (4, 2)  # 32 programs a group, 132 at once
+    assert not one.beside(H200, 2, 512, False) and both.beside(H200, 2, 512, False)
+    by_steps = dataclasses.replace(plan, one_launch=False).on(H200, 2, 8 * 16, 512, False, 2)
+    assert by_steps.groups == 8 and by_steps.beside(H200, 2, 512, False)  # nobody waits there
+
+
+def test_directions_that_do_not_fit_together_go_one_after_the_other():
+    wide = Plan("flag", True, True, 16, 8, 64, 1, 1, 8).on(H200, 2, 16, 768, False, 2)
+    assert wide.grid(768) == (96, 1) and not wide.beside(H200, 2, 768, False)
+    assert dataclasses.replace(wide, block_h=16).beside(H200, 2, 768, False)
+
+
+@pytest.mark.parametrize("gpu", list(GPUS))
+@pytest.mark.parametrize("itemsize, batch, hidden_size", SHAPES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_two_directions_never_cost_more_than_twice_one(gpu, itemsize, batch, hidden_size, backward):
+    device, problem = GPUS[gpu], (itemsize, batch, hidden_size, backward)
+    times = []
+    for plan in candidates(device, *problem, 2):
+        alone, side_by_side = (cost(device, *problem, plan, directions).us for directions in (1, 2))
+        assert alone <= side_by_side <= 2 * alone
+        times.append(side_by_side if plan.beside(device, itemsize, hidden_size, backward) else 2 * alone)
+    assert times == sorted(times) and times[0] <= 2 * cost(device, *problem, make_plan(device, *problem)).us
+
+
 class TestCost:
     PLAN = Plan("flag", True, True, 16, 16, 256, 1, 2, 4)
 

@@ -17,7 +17,7 @@ from triton_lstm.table_file import (
     render,
     update,
 )
-from triton_lstm.tables import choose
+from triton_lstm.tables import Choice, choose
 
 H200 = GPUS["H200"]
 PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
@@ -100,6 +100,30 @@ def test_an_entry_that_this_device_cannot_run_is_passed_over(folder):
     assert choose(H200, KEY).tuned is None  # it would not fit on chip
     put(folder, dataclasses.replace(ENTRY, plan=dataclasses.replace(PLAN, block_b=16)), gpu="MI300X")
     assert choose(GPUS["MI300X"], KEY).tuned is None  # no flag exchange there
+
+
+def test_two_directions_leave_each_other_room(folder):
+    put(folder, ENTRY)
+    for directions, groups in ((1, 4), (2, 4)):
+        choice = choose(H200, KEY, directions)
+        assert choice.tuned == ENTRY and choice.plan.groups == groups
+    many = dataclasses.replace(KEY, B=128)
+    put(folder, dataclasses.replace(ENTRY, key=many))
+    plans = [choose(H200, many, directions).plan for directions in (1, 2)]
+    assert [plan.groups for plan in plans] == [8, 4] and plans[1].beside(H200, 2, 512, False)
+
+
+def test_a_plan_that_cannot_run_both_directions_at_once_is_passed_over(folder):
+    key = Key(False, "bf16", 768, 16)
+    wide = Tuned(key, dataclasses.replace(PLAN, block_h=8), 1.0, 1.0)  # 96 programs, of which 132 run at once
+    put(folder, wide)
+    assert choose(H200, key).tuned == wide
+    assert choose(H200, key, 2) == Choice(make_plan(H200, 2, 16, 768, False, 2), None)
+    near = Tuned(dataclasses.replace(key, H=700), dataclasses.replace(PLAN, block_h=16), 2.0, 2.0)
+    put(folder, near)
+    assert choose(H200, key).tuned == wide  # the nearest
+    assert choose(H200, key, 2) == Choice(near.plan.on(H200, 2, 16, 768, False, 2), near)
+    assert not choose(H200, key, 2).exactly(key)
 
 
 def test_the_interpreter_asks_no_table(folder):

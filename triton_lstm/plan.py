@@ -128,16 +128,17 @@ def candidates(
     """The configs for `device`, the cheapest by the cost model first; arguments as make_plan's.
 
     A launch per step is left only where no config's programs fit the device at once, and what spills or loads in small
-    pieces only where nothing else can run.
+    pieces only where nothing else can run. Two directions may each take the whole device, one after the other.
     """
     problem = (itemsize, batch, hidden_size, backward)
     for dropped, one_launch in itertools.product((why_not, why_impossible), (True, False)):
         plans = [dataclasses.replace(plan, one_launch=one_launch) for plan in space(*problem)]
-        fitting = [
-            p.on(device, *problem, directions)
+        fitting = dict.fromkeys(
+            p.on(device, *problem, at_once)
             for p in plans
             if dropped(device, itemsize, hidden_size, backward, p) is None
-        ]
+            for at_once in range(directions, 0, -1)
+        )
         if fitting:
             return tuple(sorted(fitting, key=lambda plan: _us(device, *problem, plan, directions)))
     raise ValueError(
