@@ -227,3 +227,23 @@ def test_double_backward(kwargs):
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
     assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kwargs", [dict(num_layers=2), dict(bidirectional=True, proj_size=2)], ids=str)
+def test_transforms(kwargs, device):
+    """torch.func's vmap and batched cotangents, of which packed rows cannot be folded into the batch."""
+    theirs, ours = twins(device, backend="triton", **kwargs)
+    x = packed([1, 3, 2], 4)
+
+    def rows_to_rows(module, place):
+        return lambda rows: module(x._replace(data=rows.to(place)))[0].data.cpu()
+
+    got, expected = rows_to_rows(ours, device), rows_to_rows(theirs, "cpu")
+    both = torch.stack([x.data, 2 * x.data])
+    jacobian = torch.autograd.functional.jacobian
+    close = dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.func.vmap(got)(both), torch.stack([*map(expected, both)]), **close)
+    torch.testing.assert_close(jacobian(got, x.data, vectorize=True), jacobian(expected, x.data), **close)
+    per_sample = torch.func.vmap(torch.func.grad(lambda rows: got(rows).square().sum()))(both)
+    each = [jacobian(lambda rows: expected(rows).square().sum(), rows) for rows in both]
+    torch.testing.assert_close(per_sample, torch.stack(each), **close)
