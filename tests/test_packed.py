@@ -31,7 +31,7 @@ FACTORS = {
     "hx": [False, True],
     "recompute": [False, True],
     "plan": ["none", "flag", "barrier"],
-    "H": [6, 33],
+    "H": [6, 8, 33],
 }
 
 
