@@ -216,3 +216,17 @@ def test_a_packed_sequence_has_no_empty_batch():
     for module in (nn.LSTM(4, 6), triton_lstm.LSTM(4, 6)):
         with pytest.raises((RuntimeError, IndexError)):
             flat(module(nobody))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_recomputed_gates_start_from_h0(both, device):
+    """The same bits or nearly, with the gates kept or made again from a state that is not zero."""
+    theirs, ours = twins(device, backend="triton", bidirectional=both)
+    x, hx = packed(), tuple(torch.randn(shape) for shape in state_shapes(theirs, 3))
+    grads = []
+    for ours.recompute in (False, True):
+        state = tuple(t.to(device, copy=True).requires_grad_() for t in hx)
+        y, h_c = ours(x.to(device), state)
+        grads.append(torch.autograd.grad(y.data.sum() + sum(t.sum() for t in h_c), [*state, *ours.parameters()]))
+    for kept, made in zip(*grads, strict=True):
+        torch.testing.assert_close(made, kept, **CLOSE)
