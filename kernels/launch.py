@@ -110,19 +110,26 @@ def counter_for(exchange: str, size: Size, block_b: int, device: torch.device) -
     return torch.empty(size.D, -(-size.B // block_b), dtype=torch.int32, device=device)
 
 
+def _limit_for(device: torch.device) -> int:
+    limit = spin_limit()
+    if limit and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph cannot look whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
+    return limit
+
+
 def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
     """Runs all steps of `kernel` on `arguments`, in both directions of time if there are two.
 
     exchanged: the buffer, among the arguments, through which programs see each other's rows.
 
-    Raises RuntimeError where a wait ran out of TRITON_LSTM_SPIN_LIMIT looks.
+    Raises RuntimeError where a wait ran out of TRITON_LSTM_SPIN_LIMIT looks, or is set while a CUDA graph is captured.
     """
     if exchanged.numel() == 0:
         return
     device = exchanged.device
     facts = device_facts(device)
     size = Size.of(exchanged, arguments)
-    limit = spin_limit()
+    limit = _limit_for(device)
     error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
     counter = counter_for(plan.exchange, size, plan.block_b, device)
     make_ready(plan.exchange, exchanged, counter)

@@ -5,6 +5,9 @@ A layer's arguments and results are those of layer.py.
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +22,27 @@ from triton_lstm.vmap import backward_rule, forward_rule
 Tensor = torch.Tensor
 
 
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, left alone by the compiler, which sees what torch.func or autograd call out of a frame that it could
+    not compile: an autograd.Function traced under torch.func has zeros for gradients."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        transformed = torch._C._are_functorch_transforms_active() and "torch._dynamo" in sys.modules
+        if transformed or torch.compiler.is_compiling():
+            from triton_lstm.compiled import eagerly
+
+            return eagerly(function, *args)
+        return function(*args)
+
+    return wrapper
+
+
+@_untraced
+def _apply(*inputs: Any) -> tuple[Any, ...]:
+    return LSTMFunction.apply(*inputs)
+
+
 def layer(*arguments: Any, recompute: bool, states: bool) -> tuple[Any, ...]:
     """A layer's arguments -> its results; the gates and c where a gradient can be asked for, or if `states` are wanted.
 
@@ -26,13 +50,15 @@ def layer(*arguments: Any, recompute: bool, states: bool) -> tuple[Any, ...]:
     """
     recompute = recompute and not states
     tensors = [t for t in arguments if t is not None]
-    if torch.compiler.is_compiling():
+    # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() and not transformed:
         from triton_lstm import ops
 
         return ops.layer(*arguments, recompute=recompute, save=states or wants_gradient(*tensors))
-    # Under forward-mode AD apply() says that there is no such derivative; a plain call would silently have none
-    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    if transformed or wants_gradient(*tensors):
+    if transformed:
+        return _apply(*arguments, recompute)
+    if wants_gradient(*tensors):
         return LSTMFunction.apply(*arguments, recompute)
     return layer_forward(*arguments, save_gates=states, save_c=states)
 
@@ -53,6 +79,7 @@ class LSTMFunction(torch.autograd.Function):
         ctx.save_for_backward(*arguments, y, gates, c_all)
 
     @staticmethod
+    @_untraced
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
         with _without_autocast(saved[0]):
@@ -60,6 +87,13 @@ class LSTMFunction(torch.autograd.Function):
                 return *_gradients_by_torch(saved[:9], cotangents, ctx.needs_input_grad), None, None, None
             dgates, dc0 = LSTMBackward.apply(*cotangents, *saved)
             return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "the kernels of triton_lstm have no forward derivative (jvp, jacfwd). Take a reverse one (vjp, jacrev), or "
+            'backend="torch" in float64, which has it.'
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -83,6 +117,7 @@ class LSTMBackward(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:14])
 
     @staticmethod
+    @_untraced
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         with _without_autocast(saved[5]):
@@ -96,14 +131,14 @@ class LSTMBackward(torch.autograd.Function):
 def _gradients_by_torch(arguments: tuple[Any, ...], cotangents: tuple[Any, ...], wanted: tuple[bool, ...]) -> list[Any]:
     """Gradients of a layer's first seven arguments in plain torch: for autograd.grad(is_grads_batched=True), whose
     cotangents no kernel can read and no vmap rule is told of."""
-    *tensors, starts, lengths = arguments
+    tensors = arguments[:7]
     leaves: list[Any] = [None if t is None else t.detach() for t in tensors]
     asked = [i for i in range(len(leaves)) if wanted[i]]
     with torch.enable_grad():
         for i in asked:
             leaves[i].requires_grad_()
         wide: list[Any] = [None if t is None else t.to(accumulator(t.dtype)) for t in leaves]
-        outputs = layer_by_torch(*[*wide, starts, lengths])
+        outputs = layer_by_torch(*wide, *arguments[7:])
     given = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
     grads = torch.autograd.grad(
         [outputs[k] for k in given],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from triton_lstm.backend import chosen_backend, no_kernel_for
@@ -9,5 +12,12 @@ from triton_lstm.backend import chosen_backend, no_kernel_for
 
 @torch.compiler.assume_constant_result
 def decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[str, str | None]:
-    """The chosen backend, and why there is no kernel for these."""
+    """The chosen backend, and why there is no kernel for these: built in, as is TRITON_LSTM_BACKEND."""
     return chosen_backend(backend), no_kernel_for(device_type, dtype)
+
+
+@torch.compiler.disable(reason="triton_lstm runs packed rows, and what torch.func transforms, outside of a graph")
+def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Breaks the graph: for packed rows, whose number depends on the data, and for what torch.func transforms, where an
+    operator of torch.library has no gradient."""
+    return function(*args, **kwargs)

@@ -66,6 +66,12 @@ def lstm(
         ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast.
         RuntimeError: input, hx or batch_sizes of a wrong shape, T = 0, or backend="triton" where no kernel can run.
     """
+    options = has_biases, num_layers, float(dropout), train, bidirectional
+    if batch_sizes is not None and torch.compiler.is_compiling():
+        from triton_lstm.compiled import eagerly
+
+        more = dict(batch_sizes=batch_sizes, recompute=recompute, return_states=return_states, backend=backend)
+        return eagerly(lstm, input, hx, params, *options, batch_first, **more)
     directions = 2 if bidirectional else 1
     params = list(params)
     weights = by_layer(params, num_layers * directions, has_biases)
@@ -80,7 +86,10 @@ def lstm(
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
     if (torch_path or faster) and not return_states:
         hx = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
-        options = has_biases, num_layers, float(dropout), train, bidirectional
+        if torch.compiler.is_compiling():
+            from triton_lstm.torch_ops import lstm_by_torch
+
+            return lstm_by_torch(input, hx, params, *options, batch_first)
         if batch_sizes is not None:
             return torch.lstm(input, batch_sizes, hx, params, *options)
         return torch.lstm(input, hx, params, *options, batch_first)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
 from triton_lstm.functional import LayerStates, lstm
+from triton_lstm.packing import refuse_capture
 
 
 class LSTM(nn.RNNBase):
@@ -21,7 +22,8 @@ class LSTM(nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             torch.nn.LSTM's, checked as it checks them.
         backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
-            "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset).
+            "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset), and under
+            torch.compile when a graph is made: another backend makes another graph, another value does not.
         recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
     """
 
@@ -115,6 +117,10 @@ class LSTM(nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts; for a PackedSequence too.
         """
+        if torch.compiler.is_compiling() and (lengths is not None or isinstance(input, PackedSequence)):
+            from triton_lstm.compiled import eagerly
+
+            return eagerly(self.forward, input, hx, lengths=lengths, return_states=return_states)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, return_states)
         if isinstance(input, PackedSequence):
@@ -159,6 +165,7 @@ class LSTM(nn.RNNBase):
         """As forward with lengths: packs, runs and pads again."""
         if isinstance(input, PackedSequence) or input.dim() != 3:
             raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
+        refuse_capture(input.device)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = torch.as_tensor(lengths).cpu()
         if lengths.numel() == 0:  # an empty list becomes floats

@@ -1,4 +1,5 @@
 """A layer as operators of torch.library: opaque to torch.compile and torch.export, with any number of steps and rows.
+An exported program that is loaded elsewhere needs them: `import triton_lstm.ops` first.
 
 No `from __future__ import annotations`: the operators' schemas are read off these annotations.
 """
@@ -38,7 +39,7 @@ def _forward(
             x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths, save_gates=save_gates, save_c=save_c
         )
     gates = x.new_empty(0) if gates is None else gates
-    return y, h_n, c_n.clone() if c_n is c else c_n, gates, c0.new_empty(0) if c is None else c
+    return y, h_n, c_n, gates, c0.new_empty(0) if c is None else c
 
 
 @_forward.register_fake

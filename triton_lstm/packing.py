@@ -14,11 +14,22 @@ import torch
 Index = torch.Tensor | None
 
 
+def refuse_capture(device: torch.device) -> None:
+    """Raises RuntimeError while a CUDA graph is captured: the steps' sizes are on the CPU, a replay could not see new
+    ones."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "packed input and lengths cannot be captured in a CUDA graph: how many rows each step has is read on the "
+            "CPU at every call. Capture padded input without lengths."
+        )
+
+
 def starts_and_lengths(batch_sizes: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """PackedSequence's batch_sizes (T,) -> starts (T + 2,) int64, lengths (B,) int32, both on `device`.
 
     starts ends with N twice: step T has no rows.
     """
+    refuse_capture(device)
     ends = batch_sizes.cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends, ends[-1:]])
     sequences = torch.arange(int(batch_sizes[0]))
