@@ -1,6 +1,6 @@
 """A layer as operators of torch.library: opaque to torch.compile and torch.export, with any number of steps and rows.
-An exported program that is loaded elsewhere needs them: `import triton_lstm.ops` first.
 
+An exported program that is loaded elsewhere needs them: `import triton_lstm.ops` first.
 No `from __future__ import annotations`: the operators' schemas are read off these annotations.
 """
 
