@@ -68,8 +68,10 @@ SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUD
 PIECES := gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench
 TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
+PACKED := tests/test_packed.py tests/test_packed_calls.py
 # What nn.LSTM promises and what it cannot do
-DROPIN := $(foreach name,contract weights torch_modules states compile func convert convert_report parallel,tests/test_$(name).py)
+DROPIN := $(foreach name,contract weights torch_modules states compile compile_fallback operators func cuda_graphs convert \
+    convert_report parallel,tests/test_$(name).py)
 SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
 
 # All pieces run, also after one that failed
@@ -92,7 +94,7 @@ gpu-test-plans: gpu-there
 	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm' --csv $(TO)/$@.csv $(LOG)
 
 gpu-test-packed: gpu-there
-	$(GPU) -m pytest tests/test_packed.py --csv $(TO)/$@.csv $(LOG)
+	$(GPU) -m pytest $(PACKED) --csv $(TO)/$@.csv $(LOG)
 
 gpu-test-dropin: gpu-there
 	$(GPU) -m pytest $(DROPIN) --csv $(TO)/$@.csv $(LOG)
@@ -101,7 +103,7 @@ gpu-test-perf: gpu-there
 	$(GPU) -m pytest tests/test_perf_*.py --csv $(TO)/$@.csv $(LOG)
 
 gpu-test-rest: gpu-there
-	$(GPU) -m pytest $(patsubst %,--ignore=%,tests/test_layer.py tests/test_packed.py tests/test_codegen.py $(DROPIN)) \
+	$(GPU) -m pytest $(patsubst %,--ignore=%,tests/test_layer.py tests/test_codegen.py $(PACKED) $(DROPIN)) \
 	    --ignore-glob='*/test_perf_*' --csv $(TO)/$@.csv $(LOG)
 
 gpu-stress: gpu-there
