@@ -212,3 +212,17 @@ def test_another_backend_makes_another_graph_and_the_variable_is_built_in(device
     module.backend = "torch"
     compiled(x)
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=no_compiler)])
+@pytest.mark.parametrize("kwargs", [dict(), dict(bidirectional=True, proj_size=2)], ids=str)
+def test_gradients_accumulate(backend, kwargs, device):
+    """Added up in place over two backward passes: no two gradients may be the same memory."""
+    module = triton_lstm.LSTM(FEATURES, H, **kwargs, backend="triton").to(device)
+    x = torch.randn(3, 2, FEATURES, device=device)
+    module.compile(backend=backend, fullgraph=True)
+    module(x)[0].square().sum().backward()
+    once = [p.grad.clone() for p in module.parameters()]
+    module(x)[0].square().sum().backward()
+    for p, first in zip(module.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * first)

@@ -42,7 +42,7 @@ def layer_arguments(directions=1, packed=False, sparse=False, dtype=torch.float3
     torch.manual_seed(0)
     rows, batch = ((5,), 2) if packed else ((3, 2), 2)
     shapes = [(*rows, FEATURES), (batch, directions * H), (batch, directions * H), (directions, 4 * H, FEATURES)]
-    shapes += [(directions, 4 * H, H), (directions, 4 * H), (batch, directions * 4 * H)]
+    shapes += [(directions, 4 * H, H), (2, directions, 4 * H), (batch, directions * 4 * H)]
     tensors = [None if sparse and k in (1, 5, 6) else torch.randn(s).to(device, dtype) for k, s in enumerate(shapes)]
     index = starts_and_lengths(torch.tensor([2, 2, 1]), torch.device(device)) if packed else (None, None)
     return *tensors, *index

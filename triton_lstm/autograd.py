@@ -165,8 +165,8 @@ def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) ->
         wide: list[Any] = [None] * len(tensors)
         for i, t in zip(present, values, strict=True):
             wide[i] = t.to(accumulator(t.dtype))
-        x, h0, c0, w_ih, w_hh, bias, r0 = wide[5:]
-        xg = preactivations(x, w_ih, bias, r0, starts, lengths)
+        x, h0, c0, w_ih, w_hh, biases, r0 = wide[5:]
+        xg = preactivations(x, w_ih, biases, r0, starts, lengths)
         h0 = torch.zeros_like(c0) if h0 is None else h0
         outputs, pull_back, *_ = torch.func.vjp(lambda xg, c0: layer_reference(xg, h0, c0, w_hh, batch_sizes), xg, c0)
         dual = zip(outputs, wide[:5], strict=True)

@@ -160,10 +160,9 @@ def _layer(
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
     """
     directions = len(groups)
-    # Summed before they are stacked: else both biases' gradients would be views of one and the same tensor
-    summed = [[w_ih, w_hh, None if b_ih is None else b_ih + b_hh, w_hr] for w_ih, w_hh, b_ih, b_hh, w_hr in groups]
-    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*summed, strict=True)]
-    w_ih, w_hh, bias, w_hr = stacked
+    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True)]
+    w_ih, w_hh, b_ih, b_hh, w_hr = stacked
+    biases = None if b_ih is None else torch.stack([b_ih, b_hh])
     r0 = None
     if w_hr is not None:
         if h0 is not None:
@@ -171,7 +170,7 @@ def _layer(
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
         w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
-    y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths)
+    y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths)
     if w_hr is not None:
         projected = zip(y.chunk(directions, -1), w_hr, strict=True)
         outputs = [torch.nn.functional.linear(m, w) for m, w in projected]

@@ -6,7 +6,7 @@ A layer's arguments, here and below, with D directions of time:
     c0      (B, D*H)
     w_ih    (D, 4H, I)
     w_hh    (D, 4H, H)
-    bias    (D, 4H), the sum of both, or None
+    biases  (2, D, 4H), b_ih and b_hh, or None
     r0      (B, D*4H), added to the pre-activations of each sequence's first step, or None (see functional.py)
     starts, lengths: of packed data (see packing.py), or None
 Its results, y and c of every step, have x's rows and D*H features, its gates D*4H; h_n and c_n are (B, D*H).
@@ -55,7 +55,7 @@ def layer_forward(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -70,7 +70,7 @@ def layer_forward(
         h0, r0 = None, _initial_share(h0, w_hh, r0)
     elif h0 is None:
         h0 = torch.zeros_like(c0, dtype=x.dtype)
-    xg = preactivations(x, w_ih, bias, r0, starts, lengths)
+    xg = preactivations(x, w_ih, biases, r0, starts, lengths)
     y, c_n, c_all = lstm_forward(
         xg,
         _plain(w_hh),
@@ -97,7 +97,7 @@ def layer_backward(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -109,7 +109,7 @@ def layer_backward(
     directions, _, hidden_size = w_hh.shape
     batch = c0.shape[0]
     if gates is None:
-        gates = _recomputed(x, h0, w_ih, w_hh, bias, r0, starts, lengths, y)
+        gates = _recomputed(x, h0, w_ih, w_hh, biases, r0, starts, lengths, y)
     dgates, dc0 = lstm_backward(
         _plain(dy),
         _plain(dh_n),
@@ -135,7 +135,7 @@ def layer_gradients(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -143,13 +143,15 @@ def layer_gradients(
     *,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, h0, c0, w_ih, w_hh, bias and r0, None where not `wanted`; the weights' by GEMMs over all T."""
+    """Gradients of x, h0, c0, w_ih, w_hh, biases and r0, None where not `wanted`; the weights' by GEMMs over all T."""
     directions, _, hidden_size = w_hh.shape
     flat = dgates.flatten(0, -2)  # (N, D*4H)
     first = first_rows(dgates, directions, starts, lengths)
     firsts = first.chunk(directions, -1)
     h0s = (None,) * directions if h0 is None else h0.chunk(directions, -1)
-    need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_bias, need_r0 = wanted
+    need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_biases, need_r0 = wanted
+
+    db = flat.sum(0).view(directions, 4 * hidden_size) if need_biases else None
 
     def recurrent(d: int) -> Tensor:
         now, before = successions(
@@ -164,7 +166,7 @@ def layer_gradients(
         dc0 if need_c0 else None,
         (flat.t() @ x.flatten(0, -2)).reshape(w_ih.shape) if need_w_ih else None,
         torch.stack([recurrent(d) for d in range(directions)]) if need_w_hh else None,
-        flat.sum(0).view(directions, 4 * hidden_size) if need_bias else None,
+        torch.stack([db, db]) if db is not None else None,  # two in memory, or they would not add up over several calls
         first if need_r0 else None,
     )
 
@@ -182,7 +184,7 @@ def _recomputed(
     h0: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -190,7 +192,7 @@ def _recomputed(
 ) -> Tensor:
     """The gates, by one GEMM over all steps for each direction: every h[t-1] is known by now."""
     directions, _, hidden_size = w_hh.shape
-    gates = preactivations(x, w_ih, bias, _initial_share(h0, w_hh, r0), starts, lengths)
+    gates = preactivations(x, w_ih, biases, _initial_share(h0, w_hh, r0), starts, lengths)
     for d in range(directions):
         a, h = gates.chunk(directions, -1)[d], y.chunk(directions, -1)[d]
         now, before = successions(a, h, starts, lengths, against_time=d == 1)

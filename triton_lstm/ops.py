@@ -26,7 +26,7 @@ def _forward(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -36,7 +36,7 @@ def _forward(
     """What is not saved comes back empty: an operator may not return None."""
     with torch.autocast(x.device.type, enabled=False):
         y, h_n, c_n, gates, c = layer_forward(
-            x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths, save_gates=save_gates, save_c=save_c
+            x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths, save_gates=save_gates, save_c=save_c
         )
     gates = x.new_empty(0) if gates is None else gates
     return y, h_n, c_n, gates, c0.new_empty(0) if c is None else c
@@ -49,7 +49,7 @@ def _(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -75,7 +75,7 @@ def _backward(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,
@@ -85,7 +85,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         return layer_backward(
-            dy, dh_n, dc_n, dact, dc_all, x, h0, c0, w_ih, w_hh, bias, r0, starts, lengths, y, gates, c
+            dy, dh_n, dc_n, dact, dc_all, x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths, y, gates, c
         )
 
 
@@ -101,7 +101,7 @@ def _(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    bias: Tensor | None,
+    biases: Tensor | None,
     r0: Tensor | None,
     starts: Tensor | None,
     lengths: Tensor | None,

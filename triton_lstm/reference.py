@@ -79,13 +79,15 @@ def layer_reference(
 def preactivations(
     x: torch.Tensor,
     w_ih: torch.Tensor,
-    bias: torch.Tensor | None,
+    biases: torch.Tensor | None,
     r0: torch.Tensor | None,
     starts: torch.Tensor | None,
     lengths: torch.Tensor | None,
 ) -> torch.Tensor:
     """The input's share of the gates' pre-activations and r0, contiguous."""
-    xg = torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if bias is None else bias.flatten()).contiguous()
+    xg = torch.nn.functional.linear(
+        x, w_ih.flatten(0, 1), None if biases is None else biases.sum(0).flatten()
+    ).contiguous()
     if r0 is not None:
         add_to_first_rows(xg, r0, len(w_ih), starts, lengths)
     return xg
@@ -97,12 +99,12 @@ def layer_by_torch(
     c0: torch.Tensor,
     w_ih: torch.Tensor,
     w_hh: torch.Tensor,
-    bias: torch.Tensor | None,
+    biases: torch.Tensor | None,
     r0: torch.Tensor | None,
     starts: torch.Tensor | None,
     lengths: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """A layer's arguments -> its results, in plain torch: for what PyTorch's own LSTM does not return."""
-    xg = preactivations(x, w_ih, bias, r0, starts, lengths)
+    xg = preactivations(x, w_ih, biases, r0, starts, lengths)
     h0 = torch.zeros_like(c0) if h0 is None else h0
     return layer_reference(xg, h0, c0, w_hh, batch_sizes_of(starts))
