@@ -37,8 +37,9 @@ codegen: $(READY)
 
 # Other versions of Triton beside the one in .venv, under its torch: the oldest that a GPU's torch brings, and the newest
 TRITON_VERSIONS ?= 3.6.0 3.9.0
-KERNEL_TESTS := tests/test_layer.py tests/test_exchange.py tests/test_autograd.py tests/test_codegen.py tests/test_tune.py \
-    tests/test_launch.py tests/test_interpreter.py
+PACKED := tests/test_packed.py tests/test_packed_calls.py
+KERNEL_TESTS := tests/test_layer.py $(PACKED) tests/test_states.py tests/test_exchange.py tests/test_exchange_packed.py \
+    tests/test_autograd.py tests/test_codegen.py tests/test_tune.py tests/test_launch.py tests/test_interpreter.py
 SMOKE_TESTS := tests/test_launch.py tests/test_interpreter.py tests/test_tune.py tests/test_codegen.py
 
 .triton/%: | $(READY)
@@ -68,7 +69,6 @@ SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUD
 PIECES := gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench
 TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
-PACKED := tests/test_packed.py tests/test_packed_calls.py
 # What nn.LSTM promises and what it cannot do
 DROPIN := $(foreach name,contract weights torch_modules states compile compile_fallback operators func cuda_graphs convert \
     convert_report parallel,tests/test_$(name).py)

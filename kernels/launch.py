@@ -23,7 +23,7 @@ from triton_lstm.plan import Plan, streamed
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 _one_at_a_time = threading.Lock()  # Triton's interpreter patches its own modules during a launch
-_refused: set[tuple[torch.device, Plan]] = set()  # cooperative launches that a device would not take
+_refused: set[tuple[torch.device, Plan, tuple[int, ...]]] = set()  # cooperative launches that a device would not take
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -144,17 +144,18 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         **tile(plan),
         **options(plan, facts.backend),
     )
-    beside = size.D
+    beside, grid = size.D, (*plan.grid(size.H), size.D)
     if size.D == 2:
         itemsize = facts.itemsize(precision_name(exchanged.dtype, device))
-        beside = 2 if plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments) else 1
-    grid = (*plan.grid(size.H), beside)
+        fit = plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments)
+        if not fit or (device, plan, grid) in _refused:
+            beside, grid = 1, (*plan.grid(size.H), 1)
     compiled = isinstance(tl.cdiv, JITFunction)
     with torch.cuda.device(device) if compiled else nullcontext(), nullcontext() if compiled else _one_at_a_time:
         for first in range(0, size.D, beside):
             arguments["first_direction"] = first
             try:
-                _launch_steps(kernel[grid], plan, size.T, arguments, device)
+                _launch_steps(kernel[grid], plan, grid, size.T, arguments, device)
             except OutOfResources as shortage:  # nothing ran
                 smaller = streamed(plan, exchanged.element_size())
                 if not plan.resident or plan.exchange == "none":
@@ -162,7 +163,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
                 warnings.warn(
                     f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2
                 )
-                _launch_steps(kernel[grid], smaller, size.T, arguments | tile(smaller), device)
+                _launch_steps(kernel[grid], smaller, grid, size.T, arguments | tile(smaller), device)
     if error is not None and error.item():
         raise RuntimeError(
             f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "
@@ -175,19 +176,26 @@ def refuses_cooperation(error: Exception) -> bool:
     return "ooperative" in str(error) or "not supported" in str(error)
 
 
-def _launch_steps(launcher: Any, plan: Plan, steps: int, arguments: dict[str, Any], device: torch.device) -> None:
+def _launch_steps(
+    launcher: Any,
+    plan: Plan,
+    grid: tuple[int, ...],
+    steps: int,
+    arguments: dict[str, Any],
+    device: torch.device,
+) -> None:
     """All steps at once, or one by one where programs would have to wait for each other and cannot."""
     if plan.exchange == "none":
         launcher(step_begin=0, step_end=steps, **arguments)
         return
-    if plan.one_launch and (device, plan) not in _refused:
+    if plan.one_launch and (device, plan, grid) not in _refused:
         try:
             launcher(step_begin=0, step_end=steps, launch_cooperative_grid=True, **arguments)
             return
         except (RuntimeError, AssertionError) as refusal:  # the latter on AMD
             if not refuses_cooperation(refusal):
                 raise
-            _refused.add((device, plan))
+            _refused.add((device, plan, grid))
             warnings.warn(
                 f"{device} refused a cooperative launch ({refusal}); triton_lstm launches every time step by itself "
                 "there, which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",

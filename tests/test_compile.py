@@ -214,6 +214,17 @@ def test_another_backend_makes_another_graph_and_the_variable_is_built_in(device
     assert counter.frame_count == 2
 
 
+def test_backward_under_autocast_keeps_the_forward_dtype(device):
+    module = triton_lstm.LSTM(FEATURES, H, backend="triton").to(device)
+    module.compile(backend="eager", fullgraph=True)
+    y = module(torch.randn(3, 2, FEATURES, device=device))[0].square().sum()
+    weights = list(module.parameters())
+    expected = torch.autograd.grad(y, weights, retain_graph=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        got = torch.autograd.grad(y, weights)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=no_compiler)])
 @pytest.mark.parametrize("kwargs", [dict(), dict(bidirectional=True, proj_size=2)], ids=str)
 def test_gradients_accumulate(backend, kwargs, device):

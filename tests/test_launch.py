@@ -14,6 +14,7 @@ from triton_lstm.plan import Plan
 
 FLAG = Plan("flag", True, True, 16, 16, 32, 1, 1, 4)
 DEVICE = torch.device("cuda", 0)
+GRID = (3, 1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +40,35 @@ def test_a_refused_cooperative_launch_goes_step_by_step(refusal):
             raise refusal
 
     with pytest.warns(UserWarning, match="refused a cooperative launch"):
-        launch._launch_steps(launcher, FLAG, 3, {}, DEVICE)
+        launch._launch_steps(launcher, FLAG, GRID, 3, {}, DEVICE)
     assert calls == [(0, 3), (0, 1), (1, 2), (2, 3)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        launch._launch_steps(launcher, FLAG, 2, {}, DEVICE)  # not asked a second time, and no second warning
+        launch._launch_steps(launcher, FLAG, GRID, 2, {}, DEVICE)  # not asked a second time, and no second warning
     assert calls[4:] == [(0, 1), (1, 2)]
+
+
+def test_two_directions_refused_together_are_launched_one_after_the_other(device, monkeypatch):
+    """And another grid of the same plan is still tried."""
+    plan, grids = Plan("flag", False, True, 16, 16, 32, 1, 1, 4), []
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan)
+    monkeypatch.setattr(Plan, "beside", lambda *_: True)
+    shipped = launch._launch_steps
+
+    def spy(launcher, plan, grid, *rest):
+        grids.append(grid)
+        shipped(launcher, plan, grid, *rest)
+
+    monkeypatch.setattr(launch, "_launch_steps", spy)
+    module, x = (
+        triton_lstm.LSTM(4, 40, bidirectional=True, backend="triton").to(device),
+        torch.randn(2, 3, 4).to(device),
+    )
+    with torch.no_grad():
+        together = module(x)[0]
+        launch._refused.add((x.device, plan, (3, 1, 2)))
+        assert torch.equal(module(x)[0], together)
+    assert grids == [(3, 1, 2), (3, 1, 1), (3, 1, 1)]
 
 
 def test_another_error_is_not_swallowed():
@@ -52,7 +76,7 @@ def test_another_error_is_not_swallowed():
         raise RuntimeError("an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        launch._launch_steps(launcher, FLAG, 3, {}, DEVICE)
+        launch._launch_steps(launcher, FLAG, GRID, 3, {}, DEVICE)
 
 
 def test_too_large_a_plan_is_streamed(device, monkeypatch):
@@ -61,11 +85,11 @@ def test_too_large_a_plan_is_streamed(device, monkeypatch):
     monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan)
     shipped, seen = launch._launch_steps, []
 
-    def short(launcher, plan, steps, arguments, device):
+    def short(launcher, plan, grid, steps, arguments, device):
         seen.append(arguments["RESIDENT"])
         if plan.resident:
             raise OutOfResources(300_000, 232_448, "shared memory")
-        shipped(launcher, plan, steps, arguments, device)
+        shipped(launcher, plan, grid, steps, arguments, device)
 
     monkeypatch.setattr(launch, "_launch_steps", short)
     torch.manual_seed(0)

@@ -207,6 +207,21 @@ def test_recompute_off_the_kernels_changes_nothing():
     assert torch.equal(module(x)[0], twin(x)[0])
 
 
+def test_states_never_go_to_the_faster_path(device, monkeypatch):
+    """PyTorch's own LSTM has none to give, whatever a table says of its speed."""
+    for module in ("module", "functional"):
+        monkeypatch.setattr(f"triton_lstm.{module}.why_torch_is_faster", lambda *_: "it was measured faster there")
+    monkeypatch.setattr("triton_lstm.functional.layer_by_torch", lambda *_: pytest.fail("not by the kernels"))
+    module = triton_lstm.LSTM(FEATURES, H).to(device)
+    assert len(module(torch.randn(T, B, FEATURES, device=device), return_states=True)[2][0]) == 5
+
+
+def test_states_of_a_meta_tensor():
+    module = triton_lstm.LSTM(FEATURES, H, device="meta")
+    states = module(torch.randn(T, B, FEATURES, device="meta"), return_states=True)[2]
+    assert [t.shape for t in states[0]] == [(T, B, H)] * 5
+
+
 def test_recompute_must_be_a_bool():
     with pytest.raises(TypeError, match="recompute should be of type bool, got: int"):
         triton_lstm.LSTM(FEATURES, H, recompute=1)

@@ -92,7 +92,7 @@ class LSTMFunction(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(
             "the kernels of triton_lstm have no forward derivative (jvp, jacfwd). Take a reverse one (vjp, jacrev), or "
-            'backend="torch" in float64, which has it.'
+            'backend="torch" in float64 on the CPU, which has it.'
         )
 
     @staticmethod
@@ -121,7 +121,7 @@ class LSTMBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         with _without_autocast(saved[5]):
-            return *_differentiate_twice(saved, cotangents), None, None, None, None, None
+            return *_differentiate_twice(saved, cotangents), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

@@ -80,7 +80,7 @@ def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: De
     """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
     try:
         if there is None:
-            return module._why_not_triton(data, module._params, packed=isinstance(input, PackedSequence))
+            return module._why_not_triton(data, module._params, kernels_only=isinstance(input, PackedSequence))
         if chosen_backend(module.backend) == "torch":
             return "PyTorch's path was asked for"
         reason = None

@@ -93,11 +93,12 @@ def lstm(
         if batch_sizes is not None:
             return torch.lstm(input, batch_sizes, hx, params, *options)
         return torch.lstm(input, hx, params, *options, batch_first)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(input.device.type)
+    kind = "cpu" if input.device.type == "meta" else input.device.type  # autocast knows no meta device
+    if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
         input, hx = input.to(dtype), None if hx is None else [state.to(dtype) for state in hx]
         weights = [[None if w is None else w.to(dtype) for w in group] for group in weights]
-    with torch.autocast(input.device.type, enabled=False):
+    with torch.autocast(kind, enabled=False):
         transposed = batch_first and batch_sizes is None
         x = input.transpose(0, 1) if transposed else input
         packed = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)

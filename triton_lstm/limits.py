@@ -102,7 +102,7 @@ def _spills(itemsize: int, hidden_size: int, backward: bool, plan: Plan) -> str 
     if units > most_units:
         return f"{units:.0f} units"
     chunks = plan.sum_length(hidden_size, backward) // plan.block_k
-    many = chunks > 8 or plan.poll_bytes(stored, hidden_size, backward) < 16
+    many = chunks > (7 if backward else 8) or plan.poll_bytes(stored, hidden_size, backward) < 16
     if plan.block_b >= 64 and plan.resident and many:  # all chunks are loaded before the first is used
         return f"{chunks} chunks of {plan.block_b} rows"
     if rows > most_rows or rows * plan.slices > 32 * plan.warps:

@@ -77,6 +77,8 @@ class LSTM(nn.RNNBase):
 
     def _flatten_for_cudnn(self) -> None:
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return  # the weights have no memory to look at
         weights: Any = self._flat_weights
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
             with torch.inference_mode(False):  # or the weights would become inference tensors for good
@@ -92,11 +94,14 @@ class LSTM(nn.RNNBase):
         return weights
 
     def _why_not_triton(
-        self, input: torch.Tensor, params: list[torch.Tensor], hx: Any = None, packed: bool = False
+        self, input: torch.Tensor, params: list[torch.Tensor], hx: Any = None, kernels_only: bool = False
     ) -> str | None:
-        """Why a call goes to PyTorch's own LSTM; None if the kernels take it. input: packed rows if `packed`."""
+        """Why a call goes to PyTorch's own LSTM; None if the kernels take it.
+
+        kernels_only: nobody asks which is faster, for packed rows or a call that returns states.
+        """
         reason = why_not_triton(input, self.backend)
-        if reason or packed or torch.compiler.is_compiling():
+        if reason or kernels_only or torch.compiler.is_compiling():
             return reason
         batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
         return why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
@@ -207,7 +212,7 @@ class LSTM(nn.RNNBase):
         batch_sizes: torch.Tensor | None,
         return_states: bool,
     ) -> Any:
-        fallback = self._why_not_triton(input, params, hx, packed=batch_sizes is not None) is not None
+        fallback = self._why_not_triton(input, params, hx, batch_sizes is not None or return_states) is not None
         if fallback and not return_states:
             self._flatten_for_cudnn()
         return lstm(

@@ -121,8 +121,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    dgates, dc0 = _backward(*cotangents, *saved)
-    return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None, None
+    with torch.autocast(saved[0].device.type, enabled=False):  # what ran in one dtype forward runs in it backward
+        dgates, dc0 = _backward(*cotangents, *saved)
+        return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -100,5 +100,5 @@ def successions(
     one_step_ago = torch.arange(batch, batch + rest, device=later.device) - shift
     if against_time:
         moved = torch.zeros_like(earlier, memory_format=torch.contiguous_format)
-        return later, moved.index_copy(0, one_step_ago, earlier[batch:])
+        return later, moved.index_copy_(0, one_step_ago, earlier[batch:])
     return later[batch:], earlier.index_select(0, one_step_ago)
