@@ -44,6 +44,14 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+@pytest.fixture
+def precise(device: torch.device) -> tuple[torch.dtype, dict[str, float]]:
+    """float64 where the kernels have it, and the tolerance to go with it."""
+    if device.type == "cuda":
+        return torch.float32, dict(rtol=2e-2, atol=2e-2)
+    return torch.float64, dict(rtol=1e-10, atol=1e-12)
+
+
 @pytest.fixture(autouse=True)
 def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, float32 is compared at float32's own precision, on both sides; test_tf32 is the exception."""

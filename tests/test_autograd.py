@@ -26,14 +26,6 @@ def ours(*inputs):
     )
 
 
-@pytest.fixture
-def precise(device):
-    """float64 where the kernels have it, and the tolerance to go with it."""
-    if device.type == "cuda":
-        return torch.float32, dict(rtol=2e-2, atol=2e-2)
-    return torch.float64, dict(rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("wanted", [(n,) for n in NAMES] + list(itertools.combinations(NAMES, 3))[::5], ids="-".join)
 def test_any_subset_of_gradients(wanted, device, precise):
     dtype, close = precise

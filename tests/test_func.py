@@ -19,14 +19,6 @@ KWARGS = {
 
 
 @pytest.fixture
-def precise(device):
-    """float64 where the kernels have it, and the tolerance to go with it."""
-    if device.type == "cuda":
-        return torch.float32, dict(rtol=2e-2, atol=2e-2)
-    return torch.float64, dict(rtol=1e-9, atol=1e-11)
-
-
-@pytest.fixture
 def launches(monkeypatch):
     """The batch of every launch."""
     seen = {"forward": [], "backward": []}

@@ -15,14 +15,6 @@ FEATURES, H, T, B = 3, 5, 4, 3
 KINDS = [dict(), dict(bidirectional=True, num_layers=2), dict(proj_size=2, bidirectional=True), dict(bias=False)]
 
 
-@pytest.fixture
-def precise(device):
-    """float64 where the kernels have it, and the tolerance to go with it."""
-    if device.type == "cuda":
-        return torch.float32, dict(rtol=2e-2, atol=2e-2)
-    return torch.float64, dict(rtol=1e-10, atol=1e-12)
-
-
 def by_hand(module, x, hx):
     """Every layer's c, i, f, g, o by PyTorch's equations, sequences of x (T, B, FEATURES) all of full length."""
     weights = dict(module.named_parameters())

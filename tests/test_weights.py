@@ -16,14 +16,6 @@ import triton_lstm
 BACKENDS = ["triton", "torch"]
 
 
-@pytest.fixture
-def precise(device):
-    """float64 where the kernels have it, and the tolerance to go with it."""
-    if device.type == "cuda":
-        return torch.float32, dict(rtol=2e-2, atol=2e-2)
-    return torch.float64, dict(rtol=1e-10, atol=1e-12)
-
-
 def trained(m, x):
     """Outputs and gradients of two steps of SGD, the parameters that this leaves, and the buffers."""
     results = []
