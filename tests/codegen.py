@@ -40,7 +40,8 @@ Row = dict[str, Any]
 class Kernel:
     """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
 
-    save: what backward needs."""
+    states: with the loss's own gradients of c and the gates. save: what backward needs.
+    """
 
     gpu: str
     dtype: str
@@ -51,6 +52,7 @@ class Kernel:
     limit: int = 0
     directions: int = 1
     packed: bool = False
+    states: bool = False
     save: bool = True
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ def compile_kernel(kernel: Kernel) -> Any:
         values |= {"starts_ptr": None, "lengths_ptr": None}
     elif not kernel.backward:
         values["h0_ptr"] = None
-    if kernel.backward:
+    if kernel.backward and not kernel.states:
         values |= {"dact_ptr": None, "dc_all_ptr": None}
     if not kernel.save:
         values |= {"gates_ptr": None, "c_all_ptr": None}
@@ -111,7 +113,7 @@ def compile_kernel(kernel: Kernel) -> Any:
         elif not name.endswith("_ptr"):
             signature[name] = "i32"
         else:
-            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr")
+            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr")
             integer = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
             signature[name] = integer.get(name, "*fp32" if wide else f"*{element}")
             attributes[(position,)] = [["tt.divisibility", 16]]

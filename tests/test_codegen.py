@@ -32,6 +32,7 @@ TWINS += [
     for backward in BOTH
     for directions, packed in ((2, False), (1, True), (2, True))
 ]
+TWINS += [case | dict(backward=True, states=True) for case in (YARDSTICK, dict(gpu="A100", dtype="bf16", H=64, B=16))]
 TWINS += [YARDSTICK | dict(backward=False, save=False), dict(gpu="L4", dtype="bf16", H=512, B=16, backward=False)]
 EXCHANGES = [dict(gpu=g, programs=n, flag=f) for g in ("A100", "H100") for n in (2, 32, 128) for f in BOTH]
 
