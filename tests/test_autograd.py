@@ -267,3 +267,30 @@ def test_func_grad_takes_the_kernels(device, precise):
     got = torch.func.grad(lambda x: ours(x, *inputs[1:])[0].sin().sum())(inputs[0])
     expected = torch.func.grad(lambda x: lstm_reference(x, *inputs[1:])[0].sin().sum())(inputs[0])
     torch.testing.assert_close(got, expected, **close)
+
+
+def test_hooks_may_bring_saved_tensors_back_with_other_strides(device):
+    """As offloading and compression do."""
+    inputs = [t.requires_grad_() for t in tensors(device, torch.float32)]
+    expected = torch.autograd.grad(ours(*inputs)[0].square().sum(), inputs)
+
+    def spread(tensor):
+        twice = torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)
+        return lambda: twice[..., 0]
+
+    with torch.autograd.graph.saved_tensors_hooks(spread, lambda unpack: unpack()):
+        y = ours(*inputs)[0]
+    got = torch.autograd.grad(y.square().sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels have no float64 on a GPU")
+def test_batched_gradients_can_be_differentiated_again(device):
+    results = []
+    for function in (ours, lstm_reference):
+        inputs = [t.requires_grad_() for t in tensors(device)]
+        y = function(*inputs)[0]
+        cotangents = torch.eye(y.numel(), dtype=y.dtype).view(-1, *y.shape)
+        (jacobian,) = torch.autograd.grad(y, inputs[0], cotangents, is_grads_batched=True, create_graph=True)
+        results.append(torch.autograd.grad(jacobian.square().sum() + y.sum(), inputs))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)

@@ -237,3 +237,45 @@ def test_gradients_accumulate(backend, kwargs, device):
     module(x)[0].square().sum().backward()
     for p, first in zip(module.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad, 2 * first)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=no_compiler)])
+@pytest.mark.parametrize("kwargs", [dict(batch_first=True), dict(batch_first=True, recompute=True), dict()], ids=str)
+def test_results_changed_in_place_leave_the_gradients_right(backend, kwargs, device):
+    """Outputs that are views of what is saved would be changed behind a compiled backward's back."""
+    module = triton_lstm.LSTM(FEATURES, H, **kwargs, backend="triton").to(device)
+    weights = list(module.parameters())
+    x = torch.randn(*((2, 3) if kwargs else (3,)), FEATURES, device=device)  # unbatched without batch_first
+    expected = torch.autograd.grad(torch.relu(module(x)[0]).sum(), weights)
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    y, _, [states] = compiled(x, return_states=True)
+    for state in states:
+        state.mul_(3)
+    got = torch.autograd.grad(torch.relu_(y).sum(), weights)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_forward_of_ones_own_runs_once(device):
+    """Packed rows leave the graph below it."""
+
+    class Doubling(triton_lstm.LSTM):
+        def forward(self, input, hx=None, **kwargs):
+            return super().forward(input * 2, hx, **kwargs)
+
+    module, x = Doubling(FEATURES, H, backend="triton").to(device), torch.randn(3, 2, FEATURES, device=device)
+    expected = module(x, lengths=[3, 2])[0]
+    torch.testing.assert_close(torch.compile(module, backend="eager")(x, lengths=[3, 2])[0], expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_lengths_cannot_be_exported(strict, device):
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = triton_lstm.LSTM(FEATURES, H, backend="triton").to(device)
+
+        def forward(self, x):
+            return self.lstm(x, lengths=[3, 2])[0]
+
+    with pytest.raises(Exception, match="cannot be exported" if not strict else "outside of a graph"):
+        torch.export.export(Padded(), (torch.randn(3, 2, FEATURES, device=device),), strict=strict)

@@ -207,3 +207,32 @@ def test_pulled_back_after_the_call(device, precise):
         y, pull_back = vjp(lambda x, m=module: m(x)[0], draw(module, 3, 2, 3))
         pulled.append(cpu(vmap(pull_back)(torch.stack([torch.ones_like(y), y]).detach())))
     torch.testing.assert_close(*pulled, **close)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 2), (3, 2), (1, 1, 2)], ids=str)
+@pytest.mark.parametrize("kwargs", [dict(), dict(recompute=True), dict(bidirectional=True, proj_size=2)], ids=str)
+def test_jacobians_of_a_single_sequence(shape, kwargs, device, precise):
+    """A batch of one is expanded without a copy: what is saved has strides of zero."""
+    dtype, close = precise
+    module = triton_lstm.LSTM(2, 3, **kwargs, backend="triton").to(device, dtype)
+    x = torch.randn(shape, dtype=dtype, device=device)
+    for k in range(3):
+
+        def output(x, k=k):
+            y, states = module(x)
+            return (y, *states)[k]
+
+        by_rows = torch.autograd.functional.jacobian(output, x)
+        torch.testing.assert_close(torch.func.jacrev(output)(x), by_rows, **close)
+
+
+def test_the_jacobian_of_an_empty_batch(device):
+    module = triton_lstm.LSTM(2, 3, backend="triton").to(device)
+    jacobian = torch.func.jacrev(lambda x: module(x)[0])(torch.randn(3, 0, 2, device=device))
+    assert jacobian.shape == (3, 0, 3, 3, 0, 2)
+
+
+def test_lengths_are_refused(device):
+    module = triton_lstm.LSTM(2, 3).to(device)
+    with pytest.raises(RuntimeError, match="lengths= does not go through"):
+        torch.func.grad(lambda x: module(x, lengths=[2, 1])[0].sum())(torch.randn(2, 2, 2, device=device))

@@ -230,3 +230,19 @@ def test_recomputed_gates_start_from_h0(both, device):
         grads.append(torch.autograd.grad(y.data.sum() + sum(t.sum() for t in h_c), [*state, *ours.parameters()]))
     for kept, made in zip(*grads, strict=True):
         torch.testing.assert_close(made, kept, **CLOSE)
+
+
+def test_the_default_device_does_not_matter(device):
+    module = triton_lstm.LSTM(3, 4, backend="triton").to(device)
+    x = torch.randn(4, 2, 3, device=device)
+    packed = pack_padded_sequence(x, [4, 2])
+    expected = module(packed)[0].data, module(x, lengths=[4, 2])[0]
+    with torch.device("meta"):
+        got = module(packed)[0].data, module(x, lengths=[4, 2])[0]
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("lengths", ["ab", [2, None], {2: 1}], ids=str)
+def test_lengths_that_are_no_numbers_are_refused(lengths):
+    with pytest.raises(ValueError, match="lengths must be 2 integers, one for each sequence"):
+        triton_lstm.LSTM(3, 4)(torch.randn(4, 2, 3), lengths=lengths)

@@ -9,9 +9,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)  # or no test of ours could set one of cuDNN's
+    from torch.testing._internal.two_tensor import TwoTensor
 
 
 def test_weights_are_read_at_the_call(device):
@@ -117,3 +122,14 @@ def test_autocast_takes_any_mix_of_dtypes(input_dtype, state_dtype, weight_dtype
     right, states = exact(wide, None if hx is None else tuple(state.detach().cpu().double() for state in hx))
     torch.testing.assert_close(y.cpu().double(), right.data if packed else right, rtol=5e-2, atol=3e-2)
     torch.testing.assert_close(c_n.cpu().double(), states[1], rtol=5e-2, atol=3e-2)
+
+
+def test_what_no_kernel_can_read_goes_to_pytorch(device):
+    """A tensor subclass among the states, real tensors under a FakeTensorMode, a trace by make_fx."""
+    module, x = triton_lstm.LSTM(4, 6).to(device), torch.randn(5, 3, 4, device=device)
+    h = torch.randn(1, 3, 6, device=device)
+    assert isinstance(module(x, (TwoTensor(h, h), TwoTensor(h, h)))[0], TwoTensor)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert module(x)[0].shape == (5, 3, 6)
+    traced = make_fx(lambda x: module(x)[0])(x)
+    torch.testing.assert_close(traced(2 * x), module(2 * x)[0], rtol=1e-3, atol=1e-3)

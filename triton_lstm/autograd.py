@@ -132,11 +132,13 @@ def _gradients_by_torch(arguments: tuple[Any, ...], cotangents: tuple[Any, ...],
     """Gradients of a layer's first seven arguments in plain torch: for autograd.grad(is_grads_batched=True), whose
     cotangents no kernel can read and no vmap rule is told of."""
     tensors = arguments[:7]
-    leaves: list[Any] = [None if t is None else t.detach() for t in tensors]
-    asked = [i for i in range(len(leaves)) if wanted[i]]
+    again = torch.is_grad_enabled()  # under create_graph: the gradients have a history of their own
+    asked = [i for i in range(len(tensors)) if wanted[i]]
     with torch.enable_grad():
+        leaves: list[Any] = [None if t is None else t.view_as(t) if again else t.detach() for t in tensors]
         for i in asked:
-            leaves[i].requires_grad_()
+            if not leaves[i].requires_grad:
+                leaves[i].requires_grad_()
         wide: list[Any] = [None if t is None else t.to(accumulator(t.dtype)) for t in leaves]
         outputs = layer_by_torch(*wide, *arguments[7:])
     given = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
@@ -145,6 +147,7 @@ def _gradients_by_torch(arguments: tuple[Any, ...], cotangents: tuple[Any, ...],
         [leaves[i] for i in asked],
         [cotangents[k].to(outputs[k].dtype) for k in given],
         allow_unused=True,
+        create_graph=again,
     )
     result: list[Any] = [None] * len(tensors)
     for i, grad in zip(asked, grads, strict=True):

@@ -24,9 +24,9 @@ def device_for(name: str | None = None) -> torch.device:
 
 def chosen_backend(backend: str | None) -> str:
     """`backend`, or TRITON_LSTM_BACKEND, or "auto". Raises ValueError for anything else than the three."""
-    chosen = backend or os.environ.get("TRITON_LSTM_BACKEND") or "auto"
+    chosen = backend if backend is not None else os.environ.get("TRITON_LSTM_BACKEND") or "auto"
     if chosen not in ("auto", "triton", "torch"):
-        where = "backend" if backend else "TRITON_LSTM_BACKEND"
+        where = "TRITON_LSTM_BACKEND" if backend is None else "backend"
         raise ValueError(f'{where} must be "auto", "triton" or "torch", got {chosen!r}')
     return chosen
 
@@ -67,8 +67,10 @@ def wants_gradient(*tensors: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
+def why_not_triton(input: torch.Tensor, backend: str | None, *others: torch.Tensor) -> str | None:
     """None if the kernels take a call with this `input`; else the reason, in words, why PyTorch's own LSTM does.
+
+    others: the call's weights and states.
 
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
@@ -78,7 +80,7 @@ def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
 
         chosen, reason = decided(input.device.type, input.dtype, backend)
     else:
-        chosen, reason = chosen_backend(backend), _cannot_run_on(input)
+        chosen, reason = chosen_backend(backend), _cannot_run_on(input, *others)
         if chosen != "torch":
             reason = reason or no_kernel_for(input.device.type, input.dtype)
     if chosen == "torch":
@@ -88,10 +90,13 @@ def why_not_triton(input: torch.Tensor, backend: str | None) -> str | None:
     return reason
 
 
-def _cannot_run_on(input: torch.Tensor) -> str | None:
-    if torch.jit.is_tracing() or type(input) not in (torch.Tensor, torch.nn.Parameter):
-        return f"a kernel cannot be traced or run on a {type(input).__name__}"
-    return None
+def _cannot_run_on(*tensors: torch.Tensor) -> str | None:
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    if torch.jit.is_tracing() or any(type(m).__name__ in ("FakeTensorMode", "ProxyTorchDispatchMode") for m in modes):
+        return "a kernel cannot be traced"
+    kinds = (type(t) for t in tensors if type(t) not in (torch.Tensor, torch.nn.Parameter))
+    kind = next(kinds, None)
+    return None if kind is None else f"a kernel cannot be run on a {kind.__name__}"
 
 
 def no_kernel_for(device_type: str, dtype: torch.dtype) -> str | None:
@@ -167,7 +172,7 @@ def wants_tuning(device: torch.device) -> bool:
 
 def spin_limit() -> int:
     """How often a wait looks before it gives up; 0, for ever, unless TRITON_LSTM_SPIN_LIMIT says otherwise."""
-    text = os.environ.get("TRITON_LSTM_SPIN_LIMIT", "0")
+    text = os.environ.get("TRITON_LSTM_SPIN_LIMIT") or "0"
     if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
         raise ValueError(f"TRITON_LSTM_SPIN_LIMIT must be a whole number from 0 to {(1 << 31) - 1}, got {text!r}")
     return int(text)

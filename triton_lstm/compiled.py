@@ -19,5 +19,12 @@ def decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[
 @torch.compiler.disable(reason="triton_lstm runs packed rows, and what torch.func transforms, outside of a graph")
 def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Breaks the graph: for packed rows, whose number depends on the data, and for what torch.func transforms, where an
-    operator of torch.library has no gradient."""
+    operator of torch.library has no gradient.
+
+    Raises RuntimeError in an export, which has no place outside.
+    """
+    if torch.compiler.is_exporting():
+        raise RuntimeError(
+            "packed rows, lengths= and torch.func cannot be exported: export padded input without lengths"
+        )
     return function(*args, **kwargs)

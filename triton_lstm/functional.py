@@ -81,7 +81,7 @@ def lstm(
             raise RuntimeError("lstm expects two hidden states")
         check_states(input, hx[0], hx[1], h_shape, c_shape)
     faster = None
-    torch_path = why_not_triton(input, backend) is not None
+    torch_path = why_not_triton(input, backend, *params, *(hx or ())) is not None
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
     if (torch_path or faster) and not return_states:
@@ -120,6 +120,11 @@ def lstm(
                 states.append(_states(gates, c_all, directions))
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
+    if torch.compiler.is_compiling() and not torch_path:
+        from triton_lstm.ops import fresh
+
+        x = fresh(x) if transposed else x
+        states = [LayerStates(*map(fresh, layer)) for layer in states]
     if transposed:
         x, states = x.transpose(0, 1), [LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in states]
     results = x, _stacked(h_n, directions), _stacked(c_n, directions)

@@ -100,7 +100,7 @@ class LSTM(nn.RNNBase):
 
         kernels_only: nobody asks which is faster, for packed rows or a call that returns states.
         """
-        reason = why_not_triton(input, self.backend)
+        reason = why_not_triton(input, self.backend, *params, *(hx or ()))
         if reason or kernels_only or torch.compiler.is_compiling():
             return reason
         batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
@@ -122,14 +122,16 @@ class LSTM(nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts; for a PackedSequence too.
         """
-        if torch.compiler.is_compiling() and (lengths is not None or isinstance(input, PackedSequence)):
-            from triton_lstm.compiled import eagerly
+        if lengths is not None or isinstance(input, PackedSequence):
+            run: Any = LSTM._forward_packed if lengths is None else LSTM._forward_padded
+            arguments = (
+                (self, input, hx, return_states) if lengths is None else (self, input, hx, lengths, return_states)
+            )
+            if torch.compiler.is_compiling():
+                from triton_lstm.compiled import eagerly
 
-            return eagerly(self.forward, input, hx, lengths=lengths, return_states=return_states)
-        if lengths is not None:
-            return self._forward_padded(input, hx, lengths, return_states)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, return_states)
+                return eagerly(run, *arguments)
+            return run(*arguments)
         params = self._params
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -148,6 +150,10 @@ class LSTM(nn.RNNBase):
         self._check(input, hx, None)
         output, h_n, c_n, *states = self._run(input, hx, params, None, return_states)
         if not batched:
+            if torch.compiler.is_compiling() and output.requires_grad:
+                from triton_lstm.ops import fresh
+
+                output = fresh(output)
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
             states = [_each(layers, lambda t: t.squeeze(batch_dim)) for layers in states]
         return output, (h_n, c_n), *states
@@ -172,7 +178,12 @@ class LSTM(nn.RNNBase):
             raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
         refuse_capture(input.device)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
-        lengths = torch.as_tensor(lengths).cpu()
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError("lengths= does not go through torch.func: pack the sequences and transform their data")
+        try:
+            lengths = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"lengths must be {batch} integers, one for each sequence: {error}") from error
         if lengths.numel() == 0:  # an empty list becomes floats
             lengths = lengths.long()
         if (
@@ -184,10 +195,11 @@ class LSTM(nn.RNNBase):
             raise ValueError(
                 f"lengths must be {batch} integers, one for each sequence, got {lengths.dtype} {tuple(lengths.shape)}"
             )
+        lengths = lengths.long()
         if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
             raise ValueError(f"lengths must lie between 1 and the input's {steps} steps, got {lengths.tolist()}")
         if batch == 0:
-            return self.forward(input, hx, return_states=return_states)
+            return LSTM.forward(self, input, hx, return_states=return_states)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_c, *states = self._forward_packed(packed, hx, return_states)
 

@@ -32,7 +32,7 @@ def starts_and_lengths(batch_sizes: torch.Tensor, device: torch.device) -> tuple
     refuse_capture(device)
     ends = batch_sizes.cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends, ends[-1:]])
-    sequences = torch.arange(int(batch_sizes[0]))
+    sequences = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)  # whatever the default device is
     lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequences, right=True)  # steps with more rows
     return starts.to(device), lengths.to(device, torch.int32)
 

@@ -105,6 +105,9 @@ def layer_by_torch(
     lengths: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """A layer's arguments -> its results, in plain torch: for what PyTorch's own LSTM does not return."""
-    xg = preactivations(x, w_ih, biases, r0, starts, lengths)
-    h0 = torch.zeros_like(c0) if h0 is None else h0
-    return layer_reference(xg, h0, c0, w_hh, batch_sizes_of(starts))
+    wide = torch.promote_types(x.dtype, torch.float32)  # the state c adds up rounding errors in 16 bits
+    xg = preactivations(x, w_ih, biases, r0, starts, lengths).to(wide)
+    c0 = c0.to(wide)
+    h0 = torch.zeros_like(c0) if h0 is None else h0.to(wide)
+    *results, c = layer_reference(xg, h0, c0, w_hh.to(wide), batch_sizes_of(starts))
+    return *(result.to(x.dtype) for result in results), c

@@ -23,8 +23,9 @@ def lstm_by_torch(
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch.lstm, opaque: traced it unrolls over time, and on the CPU its training breaks."""
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(input.device.type)
+    kind = "cpu" if input.device.type == "meta" else input.device.type  # autocast knows no meta device
+    if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
         input, hx, params = input.to(dtype), [state.to(dtype) for state in hx], [param.to(dtype) for param in params]
     x = input.transpose(0, 1) if batch_first else input
     size, directions = len(params) // num_layers, 2 if bidirectional else 1

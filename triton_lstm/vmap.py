@@ -40,7 +40,9 @@ def _map(
         *(argument if axis is None else _fold(argument, dim, axis, size) for argument, dim, axis in arguments)
     )
     pairs = list(zip(results, result_axes, strict=True))
-    unfolded = tuple(None if out is None else out.unflatten(axis, (size, -1)) for out, axis in pairs)
+    unfolded = tuple(
+        None if out is None else out.unflatten(axis, (size, out.shape[axis] // max(size, 1))) for out, axis in pairs
+    )
     return unfolded, tuple(None if out is None else axis for out, axis in pairs)
 
 
