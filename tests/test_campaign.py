@@ -18,7 +18,17 @@ case "$*" in
 esac
 """
 TABLE = "triton_lstm/tuned/some_gpu.json"
-PIECES = ["gpu-test-layer", "gpu-test-plans", "gpu-test-perf", "gpu-test-rest", "gpu-stress", "gpu-tune", "gpu-bench"]
+PIECES = [
+    "gpu-test-layer",
+    "gpu-test-plans",
+    "gpu-test-packed",
+    "gpu-test-dropin",
+    "gpu-test-perf",
+    "gpu-test-rest",
+    "gpu-stress",
+    "gpu-tune",
+    "gpu-bench",
+]
 
 
 @pytest.fixture
