@@ -52,7 +52,7 @@ def test_every_piece_runs(make, tmp_path):
     assert done.returncode == 0, done.stderr
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert len(ran) == len(PIECES) + 2 * bool(shutil.which("compute-sanitizer"))
-    assert "bench --suite standard" in ran[-1] and sum("-m pytest" in line for line in ran) == 4
+    assert "bench --suite standard" in ran[-1] and sum("-m pytest" in line for line in ran) == 6
     logs = {path.stem for path in (tmp_path / "out").glob("*.log")}
     assert logs == {*PIECES, "gpu-memcheck", "gpu-racecheck"} - {"gpu-bench"}  # which writes its own
     assert all(f"{name}.csv" in done.stdout for name in PIECES[:-2])
