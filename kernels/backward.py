@@ -119,7 +119,9 @@ def lstm_backward_kernel(
             mask_next = mask_b & (step > 0)
             if PACKED:
                 mask_t = mask & (row + offs_b < count)[:, None]
-                mask_next = (row + offs_b < tl.minimum(count, count_next)) & (step > 0)
+                # A block & a scalar, step > 0, is no mask in the interpreter of Triton 3.9
+                begun = tl.where(step > 0, tl.minimum(count, count_next), 0)
+                mask_next = row + offs_b < begun
             mask_gates = mask_t[:, :, None, None]
             ig, fo = tl.split(
                 tl.load(gates_ptr + (start + row) * (4 * D * H) + offs_gates, mask=mask_gates, other=0.0).to(ACC)
@@ -129,9 +131,10 @@ def lstm_backward_kernel(
             c = tl.load(c_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
             c_prev_ptr = c_all_ptr + (start_prev + row) * (D * H)
             if PACKED:
-                has_prev = (t_prev >= 0) & (row + offs_b < count_prev)[:, None]
-                c_prev = tl.load(c_prev_ptr + offs, mask=mask_t & has_prev, other=0.0)
-                c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=mask_t & (has_prev == 0), other=0.0)
+                before = tl.where(t_prev >= 0, count_prev, 0)
+                c_prev = tl.load(c_prev_ptr + offs, mask=mask_t & (row + offs_b < before)[:, None], other=0.0)
+                first = mask_t & (row + offs_b >= before)[:, None]
+                c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=first, other=0.0)
             else:
                 if step == T - 1:
                     c_prev_ptr = c0_ptr + row * (D * H)
@@ -140,7 +143,7 @@ def lstm_backward_kernel(
             if dy_ptr is not None:
                 own += tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(ACC)
             if dh_n_ptr is not None:
-                begins = (mask_next == 0)[:, None] if PACKED else step == 0
+                begins = (row + offs_b >= begun)[:, None] if PACKED else step == 0
                 own += tl.load(dh_n_ptr + row * (D * H) + offs, mask=mask_t & begins, other=0.0).to(ACC)
             dc_t = dc
             if dc_all_ptr is not None:

@@ -21,7 +21,7 @@ from triton_lstm.plan import Plan
 def lstm_forward_kernel(
     xg_ptr,  # (N, D, 4H)
     w_hh_ptr,  # (D, 4H, H)
-    h0_ptr,  # (B, D, H), or None for zeros
+    h0_ptr,  # (B, D, H); None for the zeros that packed rows start from
     c_ptr,  # (B, D, H) accumulator dtype; in: c before step_begin, out: c after step_end
     y_ptr,  # (N, D, H)
     gates_ptr,  # (N, D, 4H) or None
@@ -107,7 +107,8 @@ def lstm_forward_kernel(
             mask_prev = mask_b
             if PACKED:
                 mask_t = mask & (row + offs_b < count)[:, None]
-                mask_prev = row + offs_b < tl.minimum(count, count_prev)
+                # A block & a scalar, step > 0, is no mask in the interpreter of Triton 3.9
+                mask_prev = row + offs_b < tl.where(step > 0, tl.minimum(count, count_prev), 0)
             xg = xg_ptr + (start + row) * (4 * D * H) + offs_gates
             x_i = tl.load(xg, mask=mask_t, other=0.0)
             x_f = tl.load(xg + H, mask=mask_t, other=0.0)
@@ -117,10 +118,9 @@ def lstm_forward_kernel(
                 a = tl.dot(h, weights[0], input_precision=PRECISION, out_dtype=ACC)
             else:
                 rows = y_ptr + (start_prev + row) * (D * H)
-                if h0_ptr is None:
-                    mask_prev = mask_prev & (step > 0)
-                elif step == 0:
-                    rows = h0_ptr + row * (D * H)
+                if h0_ptr is not None:
+                    if step == 0:
+                        rows = h0_ptr + row * (D * H)
                 a, late = recurrent_product(
                     rows,
                     mask_prev,
@@ -198,7 +198,7 @@ def lstm_forward(
     """Runs the time loop. D directions of time; the second half of every row's features is of the one against time.
 
     xg (T, B, D*4H), or packed (N, D*4H) with starts and lengths (see triton_lstm/packing.py); w_hh (D, 4H, H); h0
-    (B, D*H), None for zeros, which packed rows must start from: contiguous, of one dtype.
+    (B, D*H), or None for packed rows, which start from zeros: contiguous, of one dtype.
     c0 (B, D*H), of the accumulator's dtype.
     Returns y (like xg, with D*H features), the last c (B, D*H) and, if `save_c`, every c; both c in the accumulator's
     dtype. run: called in the place of `launch`.
