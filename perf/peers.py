@@ -28,7 +28,8 @@ class _Peer(nn.Module):
         return y.transpose(0, 1) if self.swap else y, None
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The output for x, in the order of axes that the peer has."""
+        raise NotImplementedError  # every peer has its own
 
 
 class FlashRNN(_Peer):

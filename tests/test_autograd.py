@@ -294,3 +294,12 @@ def test_batched_gradients_can_be_differentiated_again(device):
         (jacobian,) = torch.autograd.grad(y, inputs[0], cotangents, is_grads_batched=True, create_graph=True)
         results.append(torch.autograd.grad(jacobian.square().sum() + y.sum(), inputs))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_state_nothing_is_done_about_h0(device, monkeypatch):
+    monkeypatch.setattr(
+        "triton_lstm.layer.first_rows", lambda *_: pytest.fail("the first step's gradients were copied")
+    )
+    module = triton_lstm.LSTM(3, 5, bidirectional=True, backend="triton").to(device)
+    module(torch.randn(4, 2, 3, device=device))[0].sum().backward()
+    assert module.weight_hh_l0.grad.any()

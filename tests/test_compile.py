@@ -279,3 +279,19 @@ def test_lengths_cannot_be_exported(strict, device):
 
     with pytest.raises(Exception, match="cannot be exported" if not strict else "outside of a graph"):
         torch.export.export(Padded(), (torch.randn(3, 2, FEATURES, device=device),), strict=strict)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_only_what_a_backward_pass_reads_is_copied(training, device):
+    """See test_results_changed_in_place_leave_the_gradients_right."""
+    targets = []
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    module = triton_lstm.LSTM(FEATURES, H, batch_first=True, backend="triton").to(device)
+    with torch.set_grad_enabled(training):
+        torch.compile(module, backend=backend, fullgraph=True)(torch.randn(2, 3, FEATURES, device=device))
+    assert any("layer_forward" in target for target in targets)
+    assert any("fresh" in target for target in targets) == training

@@ -7,18 +7,15 @@ import os
 import warnings
 
 import pytest
+from tuned import ENTRY, H200, KEY, PLAN, put
 
-from triton_lstm import tables
-from triton_lstm.devices import GPUS
-from triton_lstm.plan import Plan, make_plan
+from triton_lstm.plan import make_plan
 from triton_lstm.table_file import (
     KERNELS,
     Key,
-    LayerTime,
     OutdatedError,
     Table,
     TableError,
-    Tuned,
     bucket,
     file_name,
     read,
@@ -27,23 +24,10 @@ from triton_lstm.table_file import (
 )
 from triton_lstm.tables import choose
 
-H200 = GPUS["H200"]
-PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
-KEY = Key(False, "bf16", 512, 64)
-ENTRY = Tuned(KEY, PLAN, 1.25, 1.5)
-LAYER = LayerTime("inference", "bf16", 512, 64, 2.0, 3.0)
-
 
 @pytest.fixture(autouse=True)
 def folder(tables_folder):
     return tables_folder
-
-
-def put(folder, *entries, gpu="H200"):
-    path = folder / file_name(GPUS[gpu].name)
-    update(path, GPUS[gpu].name, *entries)
-    tables.forget()
-    return path
 
 
 def content(**changes):

@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
+from tuned import ENTRY, H200, KEY, LAYER, PLAN, put
 
 from triton_lstm import tables
 from triton_lstm.devices import GPUS, INTERPRETER
-from triton_lstm.plan import Plan, make_plan
+from triton_lstm.plan import make_plan
 from triton_lstm.table_file import (
     Key,
-    LayerTime,
     Tuned,
     bucket,
     file_name,
@@ -19,23 +19,10 @@ from triton_lstm.table_file import (
 )
 from triton_lstm.tables import Choice, choose
 
-H200 = GPUS["H200"]
-PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
-KEY = Key(False, "bf16", 512, 64)
-ENTRY = Tuned(KEY, PLAN, 1.25, 1.5)
-LAYER = LayerTime("inference", "bf16", 512, 64, 2.0, 3.0)
-
 
 @pytest.fixture(autouse=True)
 def folder(tables_folder):
     return tables_folder
-
-
-def put(folder, *entries, gpu="H200"):
-    path = folder / file_name(GPUS[gpu].name)
-    update(path, GPUS[gpu].name, *entries)
-    tables.forget()
-    return path
 
 
 def test_a_table_comes_back_as_it_was_written(folder):

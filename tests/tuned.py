@@ -10,9 +10,13 @@ import torch
 from triton_lstm import tables
 from triton_lstm.devices import GPUS
 from triton_lstm.plan import Plan
-from triton_lstm.table_file import Key
+from triton_lstm.table_file import Key, LayerTime, Tuned, file_name, update
 
 H200 = GPUS["H200"]
+PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
+KEY = Key(False, "bf16", 512, 64)
+ENTRY = Tuned(KEY, PLAN, 1.25, 1.5)
+LAYER = LayerTime("inference", "bf16", 512, 64, 2.0, 3.0)
 FORWARD, BACKWARD = Key(False, "bf16", 24, 16), Key(True, "bf16", 24, 16)
 
 
@@ -40,6 +44,14 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tables_folder: Path) -> Iterato
     monkeypatch.setattr("triton_lstm.tune._tried", set())
     with concurrent_programs(seed=0):
         yield
+
+
+def put(folder: Path, *entries: Tuned | LayerTime, gpu: str = "H200") -> Path:
+    """A table of these in the folder, for a GPU by its short name."""
+    path = folder / file_name(GPUS[gpu].name)
+    update(path, GPUS[gpu].name, *entries)
+    tables.forget()
+    return path
 
 
 class Clock:

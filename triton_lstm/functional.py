@@ -108,11 +108,12 @@ def lstm(
             from triton_lstm.autograd import layer
 
             run = functools.partial(layer, recompute=recompute, states=return_states)
+        zeros: Any = None if hx is not None else input.new_zeros(c_shape[1], directions * c_shape[2])
         h_n, c_n, states = [], [], []
         for k in range(num_layers):
             rows = slice(k * directions, (k + 1) * directions)
             h0 = None if hx is None else _side_by_side(hx[0][rows])
-            c0 = input.new_zeros(c_shape[1], directions * c_shape[2]) if hx is None else _side_by_side(hx[1][rows])
+            c0 = zeros if hx is None else _side_by_side(hx[1][rows])
             x, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed)
             h_n.append(h)
             c_n.append(c)
@@ -120,7 +121,7 @@ def lstm(
                 states.append(_states(gates, c_all, directions))
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
-    if torch.compiler.is_compiling() and not torch_path:
+    if torch.compiler.is_compiling() and x.requires_grad and not torch_path:
         from triton_lstm.ops import fresh
 
         x = fresh(x) if transposed else x

@@ -146,19 +146,21 @@ def layer_gradients(
     """Gradients of x, h0, c0, w_ih, w_hh, biases and r0, None where not `wanted`; the weights' by GEMMs over all T."""
     directions, _, hidden_size = w_hh.shape
     flat = dgates.flatten(0, -2)  # (N, D*4H)
-    first = first_rows(dgates, directions, starts, lengths)
-    firsts = first.chunk(directions, -1)
-    h0s = (None,) * directions if h0 is None else h0.chunk(directions, -1)
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_biases, need_r0 = wanted
-
+    first: Tensor | None = None
+    firsts: tuple[Tensor, ...] = ()
+    if h0 is not None or need_r0:
+        first = first_rows(dgates, directions, starts, lengths)
+        firsts = first.chunk(directions, -1)
     db = flat.sum(0).view(directions, 4 * hidden_size) if need_biases else None
 
     def recurrent(d: int) -> Tensor:
         now, before = successions(
             dgates.chunk(directions, -1)[d], y.chunk(directions, -1)[d], starts, lengths, against_time=d == 1
         )
-        h0_d = h0s[d]
-        return now.t() @ before if h0_d is None else torch.addmm(firsts[d].t() @ h0_d, now.t(), before)
+        if h0 is None:
+            return now.t() @ before
+        return torch.addmm(firsts[d].t() @ h0.chunk(directions, -1)[d], now.t(), before)
 
     return (
         (flat @ w_ih.flatten(0, 1)).reshape(x.shape) if need_x else None,

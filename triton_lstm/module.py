@@ -29,8 +29,8 @@ class LSTM(nn.RNNBase):
 
     backend: Backend | None = None  # of a module from a checkpoint of nn.LSTM, which has neither
     recompute: bool = False
-    # Every attribute that nn.LSTM has not, and its default; each is an argument of the same name
-    OPTIONS: ClassVar[dict[str, Any]] = {"backend": None, "recompute": False}
+    # Every attribute that nn.LSTM has not; each is an argument of the same name and default
+    OPTIONS: ClassVar[tuple[str, ...]] = ("backend", "recompute")
 
     def __init__(
         self,
