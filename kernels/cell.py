@@ -39,11 +39,12 @@ def cell_forward(a_i, a_f, a_g, a_o, c_prev):
 
 @triton.jit
 def cell_backward(i, f, g, o, c, c_prev, dh, dc):
-    """Gates, states and the gradients of h[t] and c[t] -> gradients of the pre-activations and of c[t-1]."""
+    """Gates, states and the gradients of h[t] and c[t], c[t]'s without what h[t] adds -> gradients of the
+    pre-activations, of c[t] with it, and of c[t-1]."""
     tanh_c = tanh(c)
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     da_i = dc * g * i * (1.0 - i)
     da_f = dc * c_prev * f * (1.0 - f)
     da_g = dc * i * (1.0 - g * g)
     da_o = dh * tanh_c * o * (1.0 - o)
-    return da_i, da_f, da_g, da_o, dc * f
+    return da_i, da_f, da_g, da_o, dc, dc * f

@@ -33,6 +33,7 @@ TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
 HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
 BATCHES = (16, 32, 64, 256, 1024)
 PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  # tl.dot's, on NVIDIA
+ARITHMETIC = ("FMUL", "FFMA", "MUFU", r"[A-Z]*MMA", "FADD")  # whose counts tell whether sums are fused alike
 Row = dict[str, Any]
 
 
@@ -40,7 +41,8 @@ Row = dict[str, Any]
 class Kernel:
     """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
 
-    states: with the loss's own gradients of c and the gates. save: what backward needs.
+    states: with the loss's own gradients of c and the gates. save: what backward needs. record: the "totals" of h's and
+    c's gradients in every element, or their "sums".
     """
 
     gpu: str
@@ -54,6 +56,7 @@ class Kernel:
     packed: bool = False
     states: bool = False
     save: bool = True
+    record: str = ""
 
     def __post_init__(self) -> None:
         device = GPUS[self.gpu]
@@ -101,6 +104,11 @@ def compile_kernel(kernel: Kernel) -> Any:
         values["h0_ptr"] = None
     if kernel.backward and not kernel.states:
         values |= {"dact_ptr": None, "dc_all_ptr": None}
+    if kernel.record != "totals":
+        values |= {"total_dh_ptr": None, "total_dc_ptr": None}
+    if kernel.record != "sums":
+        values |= {"sums_ptr": None}
+    values = {name: value for name, value in values.items() if name in function.arg_names}
     if not kernel.save:
         values |= {"gates_ptr": None, "c_all_ptr": None}
     if kernel.plan.exchange != "barrier":
@@ -113,9 +121,10 @@ def compile_kernel(kernel: Kernel) -> Any:
         elif not name.endswith("_ptr"):
             signature[name] = "i32"
         else:
-            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr")
-            integer = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
-            signature[name] = integer.get(name, "*fp32" if wide else f"*{element}")
+            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "total_dh_ptr", "total_dc_ptr")
+            other = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
+            other["sums_ptr"] = "*fp64"
+            signature[name] = other.get(name, "*fp32" if wide else f"*{element}")
             attributes[(position,)] = [["tt.divisibility", 16]]
     indices = {(function.arg_names.index(name),): value for name, value in values.items()}
     source = ASTSource(function, signature, indices, attributes)
@@ -167,6 +176,7 @@ def report(kernel: Kernel) -> Row:
         "local_in_loop": count(r"\b(LDL|STL)\b", step),
         "instructions": len(step),
         "barriers": count(r"\bBAR\b", step),
+        "arithmetic": {name: count(rf"\b{name}\b", step) for name in ARITHMETIC},
         "tensor_core": count(r"MMA", step),
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
@@ -244,6 +254,7 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
+    frame = frame.drop(columns="arithmetic")
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)
     shown = ["registers", "stack", "shared", "instructions", "conversions"]

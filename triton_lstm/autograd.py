@@ -14,8 +14,9 @@ import torch
 
 from triton_lstm.backend import wants_gradient
 from triton_lstm.kernels import accumulator
-from triton_lstm.layer import layer_backward, layer_forward, layer_gradients
+from triton_lstm.layer import Totals, layer_backward, layer_forward, layer_gradients
 from triton_lstm.packing import batch_sizes_of
+from triton_lstm.record import Taps, hear, listening
 from triton_lstm.reference import layer_by_torch, layer_reference, preactivations
 from triton_lstm.vmap import backward_rule, forward_rule
 
@@ -43,10 +44,11 @@ def _apply(*inputs: Any) -> tuple[Any, ...]:
     return LSTMFunction.apply(*inputs)
 
 
-def layer(*arguments: Any, recompute: bool, states: bool) -> tuple[Any, ...]:
+def layer(*arguments: Any, recompute: bool, states: bool, taps: Taps = ()) -> tuple[Any, ...]:
     """A layer's arguments -> its results; the gates and c where a gradient can be asked for, or if `states` are wanted.
 
-    recompute: the gates are made again in the backward pass, unless they are wanted anyway.
+    recompute: the gates are made again in the backward pass, unless they are wanted anyway. taps: hear every backward
+    pass.
     """
     recompute = recompute and not states
     tensors = [t for t in arguments if t is not None]
@@ -57,23 +59,23 @@ def layer(*arguments: Any, recompute: bool, states: bool) -> tuple[Any, ...]:
 
         return ops.layer(*arguments, recompute=recompute, save=states or wants_gradient(*tensors))
     if transformed:
-        return _apply(*arguments, recompute)
+        return _apply(*arguments, recompute, None)
     if wants_gradient(*tensors):
-        return LSTMFunction.apply(*arguments, recompute)
+        return LSTMFunction.apply(*arguments, recompute, taps or None)
     return layer_forward(*arguments, save_gates=states, save_c=states)
 
 
 class LSTMFunction(torch.autograd.Function):
-    """(a layer's arguments, recompute) -> its results; the gates are None with `recompute`, which makes them again."""
+    """(a layer's arguments, recompute, taps) -> its results; the gates are None with `recompute`, made again later."""
 
     @staticmethod
     def forward(*inputs: Any) -> Any:
-        *arguments, recompute = inputs
+        *arguments, recompute, _ = inputs
         return layer_forward(*arguments, save_gates=not recompute, save_c=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *arguments, _ = inputs
+        *arguments, _, ctx.taps = inputs
         y, _, _, gates, c_all = output
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments, y, gates, c_all)
@@ -83,10 +85,17 @@ class LSTMFunction(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
         with _without_autocast(saved[0]):
+            taps = listening(ctx.taps or ())
             if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in cotangents):
-                return *_gradients_by_torch(saved[:9], cotangents, ctx.needs_input_grad), None, None, None
-            dgates, dc0 = LSTMBackward.apply(*cotangents, *saved)
-            return *layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7]), None, None, None
+                if taps:
+                    raise RuntimeError("record_gradients does not hear is_grads_batched=True: ask for one gradient")
+                return *_gradients_by_torch(saved[:9], cotangents, ctx.needs_input_grad), None, None, None, None
+            totals = Totals(any(tap.every_element for tap in taps)) if taps else None
+            dgates, dc0 = LSTMBackward.apply(*cotangents, *saved, totals)
+            gradients = layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7])
+            if totals:
+                hear(taps, cotangents[0], dgates, dc0, gradients[0], saved, totals)
+            return *gradients, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -101,7 +110,7 @@ class LSTMFunction(torch.autograd.Function):
 
 
 class LSTMBackward(torch.autograd.Function):
-    """(dy, dh_n, dc_n, the gates' and every c's gradients, all that LSTMFunction saved) -> (dgates, dc0).
+    """(dy, dh_n, dc_n, the gates' and every c's gradients, all that LSTMFunction saved, totals) -> (dgates, dc0).
 
     Its own backward differentiates layer_reference twice, so that a double backward is right; y, gates and c, which
     only repeat what the arguments determine, get no gradient of their own.
@@ -121,7 +130,7 @@ class LSTMBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved = ctx.saved_tensors
         with _without_autocast(saved[5]):
-            return *_differentiate_twice(saved, cotangents), None, None, None
+            return *_differentiate_twice(saved, cotangents), None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

@@ -101,3 +101,24 @@ def check_states(
             )
         if state.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
             raise ValueError(f"hx[{k}] has dtype {state.dtype}, the input {input.dtype}. Convert one of them.")
+
+
+def check_lengths(lengths: Any, batch: int, steps: int) -> torch.Tensor:
+    """The lengths of a padded batch as (B,) int64 on the CPU.
+
+    Raises ValueError where they are not `batch` integers from 1 to `steps`.
+    """
+    try:
+        lengths = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"lengths must be {batch} integers, one for each sequence: {error}") from error
+    if lengths.numel() == 0:  # an empty list becomes floats
+        lengths = lengths.long()
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(
+            f"lengths must be {batch} integers, one for each sequence, got {lengths.dtype} {tuple(lengths.shape)}"
+        )
+    lengths = lengths.long()
+    if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(f"lengths must lie between 1 and the input's {steps} steps, got {lengths.tolist()}")
+    return lengths

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from triton_lstm import gradients, train
+from triton_lstm import gradient_shapes, train
 from triton_lstm.backend import device_for, spin_limit, why_not_triton
 from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, require
@@ -201,7 +201,7 @@ def _report_comparison(trainers: list[Trainer]) -> int:
 def _gradients(args: argparse.Namespace) -> int:
     device = _device(args.device)
     _why_not_triton(torch.float32, device)
-    columns = gradients.rows(device)
+    columns = gradient_shapes.rows(device)
     print(_table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
     print(
         "output.grad is None unless output.retain_grad() was called before backward: the output is not a leaf.\n"

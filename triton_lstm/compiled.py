@@ -28,3 +28,14 @@ def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "packed rows, lengths= and torch.func cannot be exported: export padded input without lengths"
         )
     return function(*args, **kwargs)
+
+
+@torch.compiler.disable(
+    reason="record_gradients hears no compiled call: record the model as it was before torch.compile"
+)
+def refuse_recording() -> None:
+    """Raises RuntimeError: a graph that is made inside a record_gradients block would hear nothing."""
+    raise RuntimeError(
+        "record_gradients hears no call inside torch.compile: a graph has no place for what is recorded. Record the "
+        "model as it was before torch.compile, or call what is compiled outside of the block"
+    )

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from triton_lstm.backend import Backend, why_not_triton, why_torch_is_faster
+from triton_lstm.backend import Backend, wants_gradient, why_not_triton, why_torch_is_faster
 from triton_lstm.checks import Group, by_layer, check_shapes, check_states
 from triton_lstm.packing import last_rows, starts_and_lengths
+from triton_lstm.record import Taps, watch_projection
+from triton_lstm.record_torch import listen, recorded_lstm
 from triton_lstm.reference import layer_by_torch
 
 
@@ -42,6 +44,7 @@ def lstm(
     recompute: bool = False,
     return_states: bool = False,
     backend: Backend | None = None,
+    taps: Sequence[Taps] = (),
 ) -> tuple[Any, ...]:
     """A stack of LSTM layers, with torch.lstm's arguments in torch.lstm's order.
 
@@ -56,6 +59,7 @@ def lstm(
         recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
         return_states: also return every layer's c and gates.
         backend: "auto", "triton" or "torch"; None reads TRITON_LSTM_BACKEND.
+        taps: record_gradients' own, for every layer what hears its backward passes.
 
     Returns:
         output (T, B, D*(P or H)), its transpose with `batch_first` or packed (N, D*(P or H)); h_n and c_n (shaped as h0
@@ -90,6 +94,8 @@ def lstm(
             from triton_lstm.torch_ops import lstm_by_torch
 
             return lstm_by_torch(input, hx, params, *options, batch_first)
+        if taps and wants_gradient(input, *hx, *params):
+            return recorded_lstm(input, hx, weights, options, batch_first, batch_sizes, taps)
         if batch_sizes is not None:
             return torch.lstm(input, batch_sizes, hx, params, *options)
         return torch.lstm(input, hx, params, *options, batch_first)
@@ -114,7 +120,12 @@ def lstm(
             rows = slice(k * directions, (k + 1) * directions)
             h0 = None if hx is None else _side_by_side(hx[0][rows])
             c0 = zeros if hx is None else _side_by_side(hx[1][rows])
-            x, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed)
+            inner = taps[k] if taps and not torch_path else ()
+            y, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
+            if taps and torch_path:
+                hx_k = [_stacked([s], directions) for s in (c0.new_zeros(h.shape) if h0 is None else h0, c0)]
+                listen(taps[k], (y, h, c, gates, c_all), x, hx_k, weights[rows], packed[0])
+            x = y
             h_n.append(h)
             c_n.append(c)
             if return_states:
@@ -160,6 +171,8 @@ def _layer(
     groups: list[Group],
     starts: torch.Tensor | None,
     lengths: torch.Tensor | None,
+    *,
+    taps: Taps,
 ) -> tuple[torch.Tensor, ...]:
     """One layer by `run`, as layer.py has it, but with h0 (B, D*(P or H)): y, h_n, c_n, the gates and every c.
 
@@ -177,12 +190,14 @@ def _layer(
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
         w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
-    y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths)
+    heard = dict(taps=taps) if taps else {}
+    y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths, **heard)
     if w_hr is not None:
         projected = zip(y.chunk(directions, -1), w_hr, strict=True)
         outputs = [torch.nn.functional.linear(m, w) for m, w in projected]
         y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         h_n = last_rows(y, directions, starts, lengths)
+        y = watch_projection(taps, y, stacked[1]) if taps else y
     return y, h_n, c_n, gates, c
 
 

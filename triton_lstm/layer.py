@@ -14,12 +14,14 @@ Its results, y and c of every step, have x's rows and D*H features, its gates D*
 
 from __future__ import annotations
 
+import dataclasses
 from typing import overload
 
 import torch
 
 from triton_lstm.backend import precision_name, wants_tuning
 from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
+from triton_lstm.kernels.totals import sums_for
 from triton_lstm.packing import first_rows, last_rows, successions
 from triton_lstm.plan import Plan
 from triton_lstm.reference import preactivations
@@ -28,6 +30,17 @@ from triton_lstm.tables import Choice, choose
 
 Tensor = torch.Tensor
 linear = torch.nn.functional.linear
+
+
+@dataclasses.dataclass
+class Totals:
+    """What the recorder of gradients gets out of a backward pass: of every element, or else sums for each step."""
+
+    every_element: bool
+    dh: Tensor | None = None  # dL/dh of every step, like y but in the accumulator's dtype
+    dc: Tensor | None = None
+    sums: Tensor | None = None  # of both, (T, D, programs, 2, 5): see kernels/totals.py
+    gates: Tensor | None = None  # i, f, g, o themselves
 
 
 def plan_for(like: Tensor, batch: int, hidden_size: int, directions: int = 1, *, backward: bool) -> Plan:
@@ -104,12 +117,21 @@ def layer_backward(
     y: Tensor,
     gates: Tensor | None,
     c_all: Tensor,
+    totals: Totals | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Back-propagation through time: the gradients of the gates' pre-activations and of c0."""
+    """Back-propagation through time: the gradients of the gates' pre-activations and of c0. Fills `totals`."""
     directions, _, hidden_size = w_hh.shape
     batch = c0.shape[0]
     if gates is None:
         gates = _recomputed(x, h0, w_ih, w_hh, biases, r0, starts, lengths, y)
+    plan = plan_for(gates, batch, hidden_size, directions, backward=True)
+    if totals:
+        totals.gates = gates
+        if totals.every_element:
+            totals.dh, totals.dc = (torch.empty_like(c_all, memory_format=torch.contiguous_format) for _ in range(2))
+        else:
+            steps = len(gates) if starts is None else len(starts) - 2
+            totals.sums = sums_for(plan, steps, directions, hidden_size, gates.device)
     dgates, dc0 = lstm_backward(
         _plain(dy),
         _plain(dh_n),
@@ -122,7 +144,10 @@ def layer_backward(
         lengths,
         dact=_plain(dact),
         dc_all=_plain(dc_all),
-        plan=plan_for(gates, batch, hidden_size, directions, backward=True),
+        total_dh=totals.dh if totals else None,
+        total_dc=totals.dc if totals else None,
+        sums=totals.sums if totals else None,
+        plan=plan,
     )
     return dgates, dc0.to(c0.dtype)
 

@@ -9,8 +9,11 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
+from triton_lstm.checks import check_lengths
 from triton_lstm.functional import LayerStates, lstm
+from triton_lstm.layout import Layout
 from triton_lstm.packing import refuse_capture
+from triton_lstm.record import Recording, begin
 
 
 class LSTM(nn.RNNBase):
@@ -29,6 +32,7 @@ class LSTM(nn.RNNBase):
 
     backend: Backend | None = None  # of a module from a checkpoint of nn.LSTM, which has neither
     recompute: bool = False
+    _recordings: tuple[tuple[Recording, str], ...] = ()  # of record_gradients, each with this module's name there
     # Every attribute that nn.LSTM has not; each is an argument of the same name and default
     OPTIONS: ClassVar[tuple[str, ...]] = ("backend", "recompute")
 
@@ -148,7 +152,8 @@ class LSTM(nn.RNNBase):
                 )
             hx = hx if batched else tuple(state.unsqueeze(1) for state in hx)
         self._check(input, hx, None)
-        output, h_n, c_n, *states = self._run(input, hx, params, None, return_states)
+        layout = Layout(batched, self.batch_first) if self._recordings else None
+        output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
         if not batched:
             if torch.compiler.is_compiling() and output.requires_grad:
                 from triton_lstm.ops import fresh
@@ -158,13 +163,15 @@ class LSTM(nn.RNNBase):
             states = [_each(layers, lambda t: t.squeeze(batch_dim)) for layers in states]
         return output, (h_n, c_n), *states
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
+    def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool, padded_to: int | None = None) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""
         params = self._params
         data, batch_sizes, sorted_indices, unsorted_indices = input
         self._check(data, hx, batch_sizes)
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
-        output, h_n, c_n, *states = self._run(data, hx, params, batch_sizes, return_states)
+        indices = sorted_indices, unsorted_indices
+        layout = Layout(True, self.batch_first, batch_sizes, *indices, padded_to) if self._recordings else None
+        output, h_n, c_n, *states = self._run(data, hx, params, batch_sizes, return_states, layout)
 
         def packed(t: torch.Tensor) -> PackedSequence:
             return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
@@ -180,28 +187,11 @@ class LSTM(nn.RNNBase):
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("lengths= does not go through torch.func: pack the sequences and transform their data")
-        try:
-            lengths = torch.as_tensor(lengths, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"lengths must be {batch} integers, one for each sequence: {error}") from error
-        if lengths.numel() == 0:  # an empty list becomes floats
-            lengths = lengths.long()
-        if (
-            lengths.shape != (batch,)
-            or lengths.is_floating_point()
-            or lengths.is_complex()
-            or lengths.dtype == torch.bool
-        ):
-            raise ValueError(
-                f"lengths must be {batch} integers, one for each sequence, got {lengths.dtype} {tuple(lengths.shape)}"
-            )
-        lengths = lengths.long()
-        if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(f"lengths must lie between 1 and the input's {steps} steps, got {lengths.tolist()}")
+        lengths = check_lengths(lengths, batch, steps)
         if batch == 0:
             return LSTM.forward(self, input, hx, return_states=return_states)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        output, h_c, *states = self._forward_packed(packed, hx, return_states)
+        output, h_c, *states = self._forward_packed(packed, hx, return_states, padded_to=steps)
 
         def padded(sequence: PackedSequence) -> torch.Tensor:
             return pad_packed_sequence(sequence, self.batch_first, total_length=steps)[0]
@@ -223,10 +213,14 @@ class LSTM(nn.RNNBase):
         params: list[torch.Tensor],
         batch_sizes: torch.Tensor | None,
         return_states: bool,
+        layout: Layout | None,
     ) -> Any:
         fallback = self._why_not_triton(input, params, hx, batch_sizes is not None or return_states) is not None
         if fallback and not return_states:
             self._flatten_for_cudnn()
+        taps: Any = ()
+        if layout is not None:
+            taps = self._begin_recording(input, layout)
         return lstm(
             input,
             hx,
@@ -241,7 +235,22 @@ class LSTM(nn.RNNBase):
             recompute=self.recompute,
             return_states=return_states,
             backend="torch" if fallback else "triton",
+            taps=taps,
         )
+
+    def _begin_recording(self, input: torch.Tensor, layout: Layout) -> Any:
+        if torch.compiler.is_compiling():
+            from triton_lstm.compiled import refuse_recording
+
+            refuse_recording()
+        sizes = layout.batch_sizes
+        steps = input.shape[1 if self.batch_first else 0] if sizes is None else len(sizes)
+        return begin(self._recordings, input, layout, steps, self.num_layers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_recordings", None)  # a copy belongs to no recording
+        return state
 
 
 def _each(layers: list[LayerStates], function: Any) -> list[LayerStates]:

@@ -94,11 +94,33 @@ def successions(
     if starts is None or lengths is None:
         now, before = (slice(None, -1), slice(1, None)) if against_time else (slice(1, None), slice(None, -1))
         return later[now].flatten(0, -2), earlier[before].flatten(0, -2)
-    sizes, batch = starts.diff()[:-1], lengths.shape[0]
-    rest = later.shape[0] - batch
-    shift = torch.repeat_interleave(sizes[:-1], sizes[1:], output_size=rest)
-    one_step_ago = torch.arange(batch, batch + rest, device=later.device) - shift
+    batch, one_step_ago = lengths.shape[0], _one_step_ago(starts, lengths, later.shape[0])
     if against_time:
         moved = torch.zeros_like(earlier, memory_format=torch.contiguous_format)
         return later, moved.index_copy_(0, one_step_ago, earlier[batch:])
     return later[batch:], earlier.index_select(0, one_step_ago)
+
+
+def add_to_predecessors(
+    data: torch.Tensor, added: torch.Tensor, starts: Index, lengths: Index, *, against_time: bool
+) -> None:
+    """Adds each row of `added` in place to the row of `data` that is processed just before it, if there is one.
+
+    data, added: one direction's features of dense or packed data.
+    """
+    if starts is None or lengths is None:
+        now, before = (slice(None, -1), slice(1, None)) if against_time else (slice(1, None), slice(None, -1))
+        data[before] += added[now]
+        return
+    batch, one_step_ago = lengths.shape[0], _one_step_ago(starts, lengths, data.shape[0])
+    if against_time:
+        data[batch:] += added.index_select(0, one_step_ago)
+    else:
+        data.index_add_(0, one_step_ago, added[batch:])
+
+
+def _one_step_ago(starts: torch.Tensor, lengths: torch.Tensor, rows: int) -> torch.Tensor:
+    """For each of the rows after step 0, the row of the same sequence one step before."""
+    sizes, batch = starts.diff()[:-1], lengths.shape[0]
+    shift = torch.repeat_interleave(sizes[:-1], sizes[1:], output_size=rows - batch)
+    return torch.arange(batch, rows, device=starts.device) - shift

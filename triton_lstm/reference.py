@@ -36,10 +36,12 @@ def lstm_steps(
     w_hh: torch.Tensor,
     b_ih: torch.Tensor | None = None,
     b_hh: torch.Tensor | None = None,
+    w_hr: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Every step's gates i, f, g, o (B, 4H), c and h (B, H); arguments as lstm_reference's, x in the order of steps.
+    """Every step's gates i, f, g, o (B, 4H), c (B, H) and h (B, P or H); arguments as lstm_reference's, x in the order
+    of steps.
 
-    Without w_ih, x is the input's share of the gates' pre-activations.
+    Without w_ih, x is the input's share of the gates' pre-activations. w_hr (P, H): a projection.
     """
     for x_t in x:
         x_gates = x_t if w_ih is None else torch.nn.functional.linear(x_t, w_ih, b_ih)
@@ -48,6 +50,7 @@ def lstm_steps(
         i, f, g, o = gates.chunk(4, dim=-1)
         c = f * c + i * g
         h = o * c.tanh()
+        h = h if w_hr is None else torch.nn.functional.linear(h, w_hr)
         yield gates, c, h
 
 
@@ -63,17 +66,35 @@ def layer_reference(
     results = []
     for d in range(directions):
         part, h, c = (t.chunk(directions, -1)[d] for t in (xg, h0, c0))
-        steps = part.unbind(0) if batch_sizes is None else part.split(batch_sizes)
-        rows: list[tuple[torch.Tensor, ...]] = []
-        for x_t in reversed(steps) if d else steps:
-            here = x_t.shape[0]  # sequences past their end, or not begun against time, keep their state
-            [step] = lstm_steps([x_t], h[:here], c[:here], None, w_hh[d])
-            rows.append(step)
-            c, h = torch.cat([step[1], c[here:]]), torch.cat([step[2], h[here:]])
+        steps, h, c = direction_steps(part, h, c, w_hh[d], None, batch_sizes, against_time=d == 1)
         join = torch.stack if batch_sizes is None else torch.cat
-        gates, c_all, y = (join(column) for column in zip(*(rows[::-1] if d else rows), strict=True))
+        gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
         results.append((y, h, c, gates, c_all))
     return tuple(torch.cat(parts, -1) for parts in zip(*results, strict=True))
+
+
+def direction_steps(
+    xg: torch.Tensor,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    w_hh: torch.Tensor,
+    w_hr: torch.Tensor | None,
+    batch_sizes: list[int] | None,
+    *,
+    against_time: bool,
+) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor, torch.Tensor]:
+    """One direction of layer_reference: gates, c and h of the rows of every step t, and the last h and c.
+
+    w_hr (P, H): a projection, for h of P features.
+    """
+    rows: list[tuple[torch.Tensor, ...]] = []
+    steps = xg.unbind(0) if batch_sizes is None else xg.split(batch_sizes)
+    for x_t in reversed(steps) if against_time else steps:
+        here = x_t.shape[0]  # sequences past their end, or not begun against time, keep their state
+        [step] = lstm_steps([x_t], h[:here], c[:here], None, w_hh, w_hr=w_hr)
+        rows.append(step)
+        c, h = torch.cat([step[1], c[here:]]), torch.cat([step[2], h[here:]])
+    return rows[::-1] if against_time else rows, h, c
 
 
 def preactivations(

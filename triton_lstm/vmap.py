@@ -15,12 +15,12 @@ SAVED = dict(y=1, gates=1, c=1)
 
 def forward_rule(function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
     """For LSTMFunction."""
-    return _map(function, info.batch_size, in_dims, inputs, [*ARGUMENTS.values(), None], [*RESULTS.values()])
+    return _map(function, info.batch_size, in_dims, inputs, [*ARGUMENTS.values(), None, None], [*RESULTS.values()])
 
 
 def backward_rule(function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
     """For LSTMBackward."""
-    axes = [*RESULTS.values(), *ARGUMENTS.values(), *SAVED.values()]
+    axes = [*RESULTS.values(), *ARGUMENTS.values(), *SAVED.values(), None]
     return _map(function, info.batch_size, in_dims, inputs, axes, [RESULTS["y"], RESULTS["c_n"]])
 
 

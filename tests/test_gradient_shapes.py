@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from triton_lstm import cli, gradients
+from triton_lstm import cli, gradient_shapes
 
 SHAPES = {
     "one layer, one step": ((3, 1, 10), (3, 1, 20)),
@@ -15,10 +15,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("case", gradients.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", gradient_shapes.CASES, ids=lambda case: case.name)
 def test_against_nn_lstm(case, device):
-    x, output = gradients.run_case(case, device=device)
-    x_ref, output_ref = gradients.run_case(case, nn.LSTM, device=device)
+    x, output = gradient_shapes.run_case(case, device=device)
+    x_ref, output_ref = gradient_shapes.run_case(case, nn.LSTM, device=device)
     assert (tuple(x.shape), tuple(output.shape)) == SHAPES[case.name]
     assert x.grad.shape == x.shape and output.grad.shape == output.shape
     close = dict(rtol=1e-2, atol=1e-2) if device.type == "cuda" else dict(rtol=1e-5, atol=1e-6)
@@ -27,14 +27,14 @@ def test_against_nn_lstm(case, device):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("case", gradients.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", gradient_shapes.CASES, ids=lambda case: case.name)
 def test_output_grad_is_none_unless_retained(case, device):
-    assert gradients.run_case(case, device=device, retain=False)[1].grad is None
-    assert gradients.run_case(case, device=device)[1].grad is not None
+    assert gradient_shapes.run_case(case, device=device, retain=False)[1].grad is None
+    assert gradient_shapes.run_case(case, device=device)[1].grad is not None
 
 
 def test_the_loss_looks_at_the_last_step_only(device):
-    x, output = gradients.run_case(gradients.CASES[1], device=device)
+    x, output = gradient_shapes.run_case(gradient_shapes.CASES[1], device=device)
     assert not output.grad[:-1].any() and (output.grad[-1] == 1).all()
     assert all(step.any() for step in x.grad)
 

@@ -1,0 +1,36 @@
+"""Recorded gradients as a pandas frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from triton_lstm.layer_gradients import LayerGradients
+from triton_lstm.record import GATES
+from triton_lstm.statistics import StepStatistics
+
+
+def frame(records: list[LayerGradients]) -> Any:
+    """See Gradients.frame."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError('frame() needs pandas: pip install "triton-lstm[perf]"') from None
+    return pd.concat([_of_record(pd, record) for record in records], ignore_index=True)
+
+
+def _of_record(pd: Any, record: LayerGradients) -> Any:
+    parts = []
+    saturated = record.saturated.double().cpu()
+    for quantity, statistics in record.statistics().items():
+        steps = range(-1, 0) if quantity in ("h0", "c0") else range(record.steps)
+        numbers = torch.stack(statistics).cpu().numpy()
+        columns = dict(step=steps, quantity=quantity, **dict(zip(StepStatistics._fields, numbers, strict=True)))
+        columns["saturated"] = saturated[:, GATES.index(quantity)].numpy() if quantity in GATES else float("nan")
+        parts.append(pd.DataFrame(columns))
+    result = pd.concat(parts, ignore_index=True)
+    places = ("module", "call", "backward", "layer", "direction")
+    for position, place in enumerate(places):
+        result.insert(position, place, getattr(record, place))
+    return result

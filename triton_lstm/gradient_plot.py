@@ -1,0 +1,95 @@
+"""Recorded gradients as a picture."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from triton_lstm.layer_gradients import LayerGradients
+from triton_lstm.record import GATES
+
+SHOWN = 24  # layers at most; the title says of how many
+DECADES = 12.0  # of the colours at most: what is smaller has the smallest one's
+FEW = 60  # steps, up to which each has a mark of its own
+
+
+def plot(records: list[LayerGradients], path: str | os.PathLike[str] | None) -> Any:
+    """See Gradients.plot."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('plot() needs matplotlib: pip install "triton-lstm[perf]"') from None
+    if path is not None and not str(path).lower().endswith((".png", ".svg")):
+        raise ValueError(f"a picture is saved as .png or .svg, not as {os.fspath(path)!r}")
+    shown = records[:SHOWN]
+    statistics = [record.statistics() for record in shown]
+    names = _names(shown)
+    hidden = [s["hidden"].norm.cpu().numpy() for s in statistics]
+    gates = [s[gate].norm.cpu().numpy() for s in statistics for gate in GATES]
+    gate_names = [f"{name} {gate}" for name in names for gate in GATES]
+    heights = [3.2, 0.9 + 0.24 * len(names), 0.9 + 0.17 * len(gate_names)]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    lines, layers, by_gate = figure.subplots(3, 1, height_ratios=heights)
+    _lines(lines, names, hidden)
+    _heat_map(figure, layers, names, hidden, "log10 of |dL/dh[t]|")
+    _heat_map(figure, by_gate, gate_names, gates, "log10 of |dL/d gate[t]|, before the activation")
+    some = f", {SHOWN} of {len(records)} layers" if len(records) > SHOWN else ""
+    figure.suptitle(f"gradients through time{some}")
+    if path is not None:
+        figure.savefig(path, dpi=110)
+    return figure
+
+
+def _names(records: list[LayerGradients]) -> list[str]:
+    """What tells the records apart, and the layer."""
+    result = [""] * len(records)
+    for field, form in [
+        ("module", "{}"),
+        ("call", "call {}"),
+        ("backward", "pass {}"),
+        ("layer", "layer {}"),
+        ("direction", "{}"),
+    ]:
+        values = [getattr(record, field) for record in records]
+        if field == "layer" or len(set(values)) > 1:
+            result = [f"{name} {form.format(value)}".strip() for name, value in zip(result, values, strict=True)]
+    return result
+
+
+def _lines(axes: Any, names: list[str], norms: list[Any]) -> None:
+    for name, norm in zip(names, norms, strict=True):
+        drawn = np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)
+        axes.plot(np.arange(len(norm)), drawn, label=name, lw=1.2, marker="o" if len(norm) <= FEW else None, ms=3)
+        odd = np.flatnonzero(~np.isfinite(norm))
+        axes.plot(odd, np.full(len(odd), 0.02), "x", color="red", ms=5, transform=axes.get_xaxis_transform())
+    if any((np.isfinite(norm) & (norm > 0)).any() for norm in norms):
+        axes.set_yscale("log")
+    axes.set(xlabel="step t", ylabel="|dL/dh[t]|", title="norm over time; red: NaN or infinity")
+    axes.set_xlim(-0.5, max(map(len, norms)) - 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=7, ncols=1 + len(names) // 9)
+    axes.grid(alpha=0.3)
+
+
+def _heat_map(figure: Any, axes: Any, names: list[str], norms: list[Any], title: str) -> None:
+    grid = np.full((len(norms), max(1, *map(len, norms))), np.nan)
+    for row, norm in zip(grid, norms, strict=True):
+        row[: len(norm)] = norm
+    positive = np.isfinite(grid) & (grid > 0)
+    logs = np.log10(grid, where=positive, out=np.full_like(grid, np.nan))
+    high = float(logs[positive].max()) if positive.any() else 0.0
+    low = max(float(logs[positive].min()), high - DECADES) if positive.any() else -1.0
+    image = axes.imshow(
+        np.ma.masked_invalid(logs), aspect="auto", interpolation="nearest", vmin=min(low, high - 0.1), vmax=high
+    )
+    axes.set_facecolor("lightgrey")
+    for y, norm in enumerate(norms):
+        x = np.flatnonzero(~np.isfinite(norm))
+        axes.plot(x, np.full(len(x), y), "x", color="red", ms=4)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(-0.5, grid.shape[1] - 0.5)
+    axes.set(xlabel="step t", title=f"{title}; grey: zero")
+    figure.colorbar(image, ax=axes, extend="min" if positive.any() and logs[positive].min() < low else "neither")

@@ -1,0 +1,85 @@
+"""Three small cases that show the input and output gradients of an LSTM, and their shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+
+from triton_lstm.module import LSTM
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An LSTM and a loss: the sum of the output, or of its last time step."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    hidden_size: int
+    layers: int = 1
+    batch_first: bool = False
+    last_only: bool = False
+
+
+CASES = (
+    Case("one layer, one step", (3, 1, 10), 20, batch_first=True),
+    Case("one layer, five steps, loss on the last", (5, 3, 10), 20, last_only=True),
+    Case("two layers, five steps, batch_first", (3, 5, 10), 20, layers=2, batch_first=True),
+)
+
+
+def loss_of(case: Case, output: torch.Tensor) -> torch.Tensor:
+    if case.last_only:
+        output = output[:, -1] if case.batch_first else output[-1]
+    return output.sum()
+
+
+def run_case(
+    case: Case, lstm_class: Any = LSTM, device: torch.device | str = "cpu", retain: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs forward and backward with seed 0; returns the input and the output, whose .grad is set only if `retain`."""
+    torch.manual_seed(0)
+    module = lstm_class(case.input_shape[2], case.hidden_size, case.layers, batch_first=case.batch_first)
+    x = torch.randn(case.input_shape).to(device).requires_grad_()
+    output, _ = module.to(device)(x)
+    if retain:
+        output.retain_grad()
+    loss_of(case, output).backward()
+    return x, output
+
+
+def steps_with_gradient(case: Case, grad: torch.Tensor) -> str:
+    """The time steps at which a gradient is not zero, "2 of 5" and which."""
+    by_step = grad.transpose(0, 1) if case.batch_first else grad
+    nonzero = [t for t, g in enumerate(by_step) if g.abs().max() > 0]
+    return f"{len(nonzero)} of {len(by_step)} (t = {', '.join(map(str, nonzero))})"
+
+
+def rows(device: torch.device | str) -> list[dict[str, str]]:
+    """One row a case, for a table."""
+    result = []
+    for case in CASES:
+        _, plain = run_case(case, device=device, retain=False)
+        x, output = run_case(case, device=device)
+        assert x.grad is not None and output.grad is not None
+        result.append(
+            {
+                "case": case.name,
+                "input": str(tuple(x.shape)),
+                "output": str(tuple(output.shape)),
+                "input.grad": str(tuple(x.grad.shape)),
+                "output.grad": "None" if _grad_of(plain) is None else "set",
+                "retained": str(tuple(output.grad.shape)),
+                "output.grad not zero": steps_with_gradient(case, output.grad),
+                "input.grad not zero": steps_with_gradient(case, x.grad),
+            }
+        )
+    return result
+
+
+def _grad_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns that a non-leaf's .grad is None: the very point of the table
+        return tensor.grad

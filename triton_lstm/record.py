@@ -1,0 +1,196 @@
+"""Listens to the backward passes of LSTM modules: what record_gradients hangs into them, and what it takes down."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from triton_lstm.layout import Layout
+from triton_lstm.packing import Index, add_to_predecessors, first_rows
+from triton_lstm.statistics import StepStatistics, elements, from_sums, per_step, saturation
+
+if TYPE_CHECKING:
+    from triton_lstm.layer import Totals
+
+Tensor = torch.Tensor
+GATES = ("i", "f", "g", "o")
+Quantities = dict[str, Tensor]  # of one direction of time, by the names of LayerGradients, rows as a layer has them
+
+
+@dataclasses.dataclass
+class Pass:
+    """One backward pass through a layer, for each direction of time: every element or only statistics."""
+
+    rows: list[Quantities]
+    statistics: list[dict[str, StepStatistics]]
+    saturated: list[Tensor]  # (T, 4), the share of i, f, g, o near an end of their range
+    starts: Index
+
+
+class Tap:
+    """One layer in one call of a module, until the recording ends."""
+
+    def __init__(self, every_element: bool) -> None:
+        self.every_element = every_element
+        self.open = True
+        self.passes: list[Pass] = []
+        self.w_hh: Tensor | None = None  # (D, 4H, P) where there is a projection, which the time loop does not know
+        self.arguments: Any = None  # on PyTorch's path, which has no time loop to ask
+        self.outputs: dict[str, tuple[int, Tensor]] = {}  # with a projection: gradients of y, and in which pass
+
+    def close(self) -> None:
+        self.open = False
+        self.w_hh = self.arguments = None
+        self.outputs = {}
+
+    def keep(self, rows: list[Quantities], sums: list[dict[str, StepStatistics]], gates: Tensor, starts: Index) -> None:
+        """Takes down a pass. sums: statistics of what is not among `rows`; gates: i, f, g, o of all directions."""
+        saturated = [saturation(part, starts) for part in gates.chunk(len(rows), -1)]
+        if self.every_element:
+            self.passes.append(Pass(rows, [], saturated, starts))
+        else:
+            statistics = [of_rows(row, starts) | known for row, known in zip(rows, sums, strict=True)]
+            self.passes.append(Pass([], statistics, saturated, starts))
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a module."""
+
+    module: str
+    layout: Layout
+    steps: int
+    again: bool  # inside a backward pass: checkpointing calls a module once more
+    taps: list[Tap]
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has a number: not what a checkpoint only computes again."""
+        return not self.again or any(tap.passes for tap in self.taps)
+
+
+class Recording:
+    """What a `record_gradients` block hears, of the modules of these names."""
+
+    def __init__(self, modules: list[str], steps: int) -> None:
+        self.modules = modules
+        self.steps = steps  # calls of more than these are kept as norms only
+        self.calls: list[Call] = []
+
+    def begin(self, module: str, layout: Layout, steps: int, layers: int) -> list[Tap]:
+        again = torch._C._current_graph_task_id() != -1
+        self.calls.append(Call(module, layout, steps, again, [Tap(steps <= self.steps) for _ in range(layers)]))
+        return self.calls[-1].taps
+
+    def close(self) -> None:
+        for call in self.calls:
+            for tap in call.taps:
+                tap.close()
+
+
+Taps = tuple["weakref.ref[Tap]", ...]  # weak: a graph that lives longer than the recording keeps nothing of it alive
+
+
+def begin(
+    recordings: tuple[tuple[Recording, str], ...], input: Tensor, layout: Layout, steps: int, layers: int
+) -> list[Taps]:
+    """A call of a module that `recordings` know by name: what hears the backward passes of each layer.
+
+    Raises RuntimeError where a call cannot be heard.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "record_gradients hears the backward passes of autograd, not the transforms of torch.func. Record a call "
+            "outside of grad, vjp, jacrev and vmap, and its backward()"
+        )
+    if input.is_complex():
+        raise RuntimeError("record_gradients knows no complex numbers")
+    if not torch.is_grad_enabled():
+        return []
+    taps = [recording.begin(name, layout, steps, layers) for recording, name in recordings]
+    return [tuple(weakref.ref(of_recording[k]) for of_recording in taps) for k in range(layers)]
+
+
+def listening(taps: Taps) -> list[Tap]:
+    """The taps that still want to hear."""
+    return [tap for reference in taps if (tap := reference()) is not None and tap.open]
+
+
+def of_rows(rows: Quantities, starts: Index) -> dict[str, StepStatistics]:
+    """The statistics of a direction's quantities, those of the gates one by one."""
+    result = {}
+    for name, data in rows.items():
+        if name == "gates":
+            for gate, part in zip(GATES, data.chunk(4, -1), strict=True):
+                result[gate] = per_step(part, starts)
+        elif name in ("h0", "c0"):
+            result[name] = per_step(data.unsqueeze(0), None)
+        else:
+            result[name] = per_step(data, starts)
+    return result
+
+
+def watch_projection(taps: Taps, y: Tensor, w_hh: Tensor) -> Tensor:
+    """Where a projection follows the time loop: y (with x's rows) as the layer's user sees it, its gradients heard."""
+    if not listening(taps) or not y.requires_grad:
+        return y
+    for tap in listening(taps):
+        tap.w_hh = w_hh.detach()
+
+    def hear(name: str) -> Any:
+        def hook(grad: Tensor) -> None:
+            for tap in listening(taps):
+                tap.outputs[name] = torch._C._current_graph_task_id(), grad.detach()
+
+        return hook
+
+    y.register_hook(hear("all"))  # of y with what h_n adds, which is a part of it
+    y = y.view_as(y)
+    y.register_hook(hear("output"))
+    return y
+
+
+@torch.no_grad()
+def hear(
+    taps: list[Tap], dy: Tensor | None, dgates: Tensor, dc0: Tensor, dx: Tensor | None, saved: Any, totals: Totals
+) -> None:
+    """Takes down a backward pass through the kernels; saved: a layer's arguments, y, the gates and c."""
+    x, _, _, w_ih, w_hh, _, _, starts, lengths, y, *_ = saved
+    directions, _, hidden_size = w_hh.shape
+    assert totals.gates is not None
+    dh, dgates = totals.dh, dgates.detach()
+    # Copies of what autograd passes on, and may add to in place later
+    copied = Tensor.clone if any(tap.every_element for tap in taps) else Tensor.detach
+    dx = (dgates.flatten(0, -2) @ w_ih.flatten(0, 1)).reshape(x.shape) if dx is None else copied(dx.detach())
+    if taps[0].w_hh is not None:
+        w_hh = taps[0].w_hh
+        given = {
+            name: grad for name, (task, grad) in taps[0].outputs.items() if task == torch._C._current_graph_task_id()
+        }
+        dy = given.get("output")
+        like = y.new_zeros(()).expand(*y.shape[:-1], directions * w_hh.shape[-1])
+        dh = given.get("all", like).to(dc0.dtype if totals.dc is None else totals.dc.dtype, copy=True)
+        for d in range(directions):
+            part = dgates.chunk(directions, -1)[d]
+            share = (part.flatten(0, -2) @ w_hh[d]).view(*part.shape[:-1], -1)
+            add_to_predecessors(dh.chunk(directions, -1)[d], share, starts, lengths, against_time=d == 1)
+    else:
+        like = y
+    dy = torch.zeros_like(like) if dy is None else copied(dy.detach())
+    first = first_rows(dgates, directions, starts, lengths).chunk(directions, -1)
+    rows: list[Quantities] = []
+    sums: list[dict[str, StepStatistics]] = []
+    for d in range(directions):
+        row = {"input": dx, "output": dy, "hidden": dh, "cell": totals.dc, "gates": dgates, "c0": copied(dc0.detach())}
+        of_direction = {k: t.chunk(directions, -1)[d] for k, t in row.items() if t is not None and k != "input"}
+        rows.append({"input": dx, **of_direction, "h0": first[d] @ w_hh[d]})
+        sums.append({})
+        if totals.sums is not None:
+            count = elements(hidden_size, y, starts)
+            of_loop = {name: from_sums(totals.sums[:, d, :, k], count) for k, name in enumerate(("hidden", "cell"))}
+            sums[d] = {name: known for name, known in of_loop.items() if name not in rows[d]}
+    for tap in taps:
+        tap.keep(rows, sums, totals.gates, starts)

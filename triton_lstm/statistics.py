@@ -1,0 +1,92 @@
+"""Five numbers for every time step of a gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from triton_lstm.packing import Index
+
+SATURATED = 0.01  # a gate this close to an end of its range
+
+
+class StepStatistics(NamedTuple):
+    """Of T steps, float64, each (T,), over all sequences and features of a step."""
+
+    norm: torch.Tensor  # the square root of the sum of squares
+    mean: torch.Tensor
+    max: torch.Tensor  # the largest magnitude
+    zeros: torch.Tensor  # the share of values that are exactly 0
+    nonfinite: torch.Tensor  # the share of values that are infinite or NaN
+
+
+def per_step(rows: torch.Tensor, starts: Index) -> StepStatistics:
+    """Of dense rows (T, B, F) or packed ones (N, F)."""
+    rows = rows.cpu() if rows.device.type == "mps" else rows  # which has no float64
+    wide = torch.float64
+    if rows.numel():
+        largest = torch.linalg.vector_norm(rows, float("inf"), dim=-1).to(wide)
+    else:
+        largest = rows.new_zeros(rows.shape[:-1], dtype=wide)
+    parts = [
+        torch.linalg.vector_norm(rows, dim=-1, dtype=wide).square(),
+        rows.sum(-1, dtype=wide),
+        rows.shape[-1] - torch.linalg.vector_norm(rows, 0, dim=-1, dtype=wide),
+        rows.shape[-1] - rows.isfinite().sum(-1, dtype=wide),
+    ]
+    squares, sums, zeros, odd = (_over_sequences(part, starts) for part in parts)
+    if starts is None:
+        largest = torch.cat([largest, largest.new_zeros(len(largest), 1)], 1).amax(1)
+    else:
+        largest = largest.new_zeros(len(starts) - 2).scatter_reduce_(0, _step_of(starts, rows), largest, "amax")
+    return _statistics(squares, sums, largest, zeros, odd, elements(rows.shape[-1], rows, starts))
+
+
+def saturation(gates: torch.Tensor, starts: Index) -> torch.Tensor:
+    """(T, 4): of i, f, g, o, the share within 0.01 of an end of their range, where hardly any gradient passes.
+
+    gates: the gates themselves, dense (T, B, 4H) or packed (N, 4H).
+    """
+    by_gate = gates.unflatten(-1, (4, -1))
+    lower = torch.tensor([SATURATED, SATURATED, SATURATED - 1, SATURATED], dtype=gates.dtype, device=gates.device)
+    outside = (by_gate < lower.unsqueeze(-1)) | (by_gate > 1 - SATURATED)
+    count = torch.as_tensor(elements(by_gate.shape[-1], gates, starts), device=gates.device)
+    return _over_sequences(outside.sum(-1), starts) / count.reshape(-1, 1)
+
+
+def _over_sequences(rows: torch.Tensor, starts: Index) -> torch.Tensor:
+    """(T, B, ..) or packed (N, ..) -> (T, ..), summed over a step's sequences."""
+    if starts is None:
+        return rows.sum(1)
+    return rows.new_zeros(len(starts) - 2, *rows.shape[1:]).index_add_(0, _step_of(starts, rows), rows)
+
+
+def _step_of(starts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The time step of each packed row."""
+    return torch.repeat_interleave(starts.diff()[:-1], output_size=len(rows))
+
+
+def elements(width: int, rows: torch.Tensor, starts: Index) -> torch.Tensor | int:
+    """How many values of `width` features each step has."""
+    return width * rows.shape[1] if starts is None else width * starts.diff()[:-1]
+
+
+def from_sums(sums: torch.Tensor, elements: torch.Tensor | int) -> StepStatistics:
+    """From the sums (T, programs, 5) of kernels/totals.py."""
+    squares, total, largest, zeros, odd = sums.unbind(-1)
+    return _statistics(squares.sum(1), total.sum(1), largest.amax(1), zeros.sum(1), odd.sum(1), elements)
+
+
+def _statistics(
+    squares: torch.Tensor,
+    sums: torch.Tensor,
+    largest: torch.Tensor,
+    zeros: torch.Tensor,
+    odd: torch.Tensor,
+    elements: torch.Tensor | int,
+) -> StepStatistics:
+    norm = squares.sqrt()
+    return StepStatistics(
+        norm, sums / elements, torch.where(norm.isnan(), norm, largest), zeros / elements, odd / elements
+    )
