@@ -123,6 +123,7 @@ def lstm(
             inner = taps[k] if taps and not torch_path else ()
             y, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
             if taps and torch_path:
+                y = y.view_as(y)  # with a projection h_n is a part of y: not what the loss asks of the output
                 hx_k = [_stacked([s], directions) for s in (c0.new_zeros(h.shape) if h0 is None else h0, c0)]
                 listen(taps[k], (y, h, c, gates, c_all), x, hx_k, weights[rows], packed[0])
             x = y
