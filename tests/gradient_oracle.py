@@ -1,5 +1,5 @@
-"""What record_gradients should find: autograd on PyTorch's equations in float64, one sequence after another, with every
-intermediate tensor retained."""
+"""What record_gradients should find: autograd on PyTorch's equations, one sequence after another, with every intermediate
+tensor retained; in float64, or in another dtype for PyTorch's own error in that."""
 
 from typing import Any
 
@@ -18,31 +18,38 @@ def fake_dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def expected(
-    module: nn.RNNBase, sequences: list[Tensor], hx: tuple[Tensor, Tensor], cotangents: tuple[list[Tensor], Tensor, Tensor]
+    module: nn.RNNBase,
+    sequences: list[Tensor],
+    hx: tuple[Tensor, Tensor],
+    cotangents: tuple[list[Tensor], Tensor, Tensor],
+    dtype: torch.dtype = torch.float64,
 ) -> Found:
     """Of each sequence (T, I) its own: input, output, hidden, cell and gates (T, ..), h0 and c0 (..).
 
-    hx: h0 and c0 of all sequences, (L*D, B, ..). cotangents: of every sequence's output (T, D*(P or H)), of h_n, of c_n.
+    hx: h0 and c0 of all sequences, (L*D, B, ..). cotangents: of every sequence's output (T, ..), of h_n and of c_n.
+    dtype: of the whole calculation.
     """
-    weights = {name: weight.detach().cpu().double() for name, weight in module.named_parameters()}
+    weights = {name: weight.detach().cpu().to(dtype) for name, weight in module.named_parameters()}
     directions = 2 if module.bidirectional else 1
     found: Found = {(k, d): {} for k in range(module.num_layers) for d in range(directions)}
     for b, sequence in enumerate(sequences):
         kept: dict[tuple[int, int], dict[str, list[Tensor]]] = {}
-        loss = torch.zeros((), dtype=torch.float64)
-        xs = [x.detach().cpu().double().requires_grad_() for x in sequence]
+        loss = torch.zeros((), dtype=dtype)
+        xs = [x.detach().cpu().to(dtype).requires_grad_() for x in sequence]
         for k in range(module.num_layers):
             outputs: list[list[Tensor]] = [[] for _ in xs]
             for d in range(directions):
-                steps, h0, c0, h, c = _direction(module, weights, k, d, xs, hx, b)
+                steps, h0, c0, h, c = _direction(
+                    module, weights, k, d, xs, tuple(state[k * directions + d, b] for state in hx)
+                )
                 row = k * directions + d
-                loss = loss + (h * cotangents[1][row, b].cpu()).sum() + (c * cotangents[2][row, b].cpu()).sum()
+                loss = loss + (h * cotangents[1][row, b].to(h)).sum() + (c * cotangents[2][row, b].to(c)).sum()
                 for output, step in zip(outputs, steps["output"], strict=True):
                     output.append(step)
                 kept[k, d] = {"input": xs, "h0": [h0], "c0": [c0], **steps}
             if k == module.num_layers - 1:
                 for output, cotangent in zip(outputs, cotangents[0][b], strict=True):
-                    loss = loss + (torch.cat(output) * cotangent.cpu()).sum()
+                    loss = loss + (torch.cat(output) * cotangent.to(dtype).cpu()).sum()
             xs = [torch.cat(output) for output in outputs]
             xs = [fake_dropout(x) for x in xs] if module.dropout and module.training else xs
             for x in xs:
@@ -56,12 +63,11 @@ def expected(
 
 
 def _direction(
-    module: nn.RNNBase, weights: dict[str, Tensor], k: int, d: int, xs: list[Tensor], hx: Any, b: int
+    module: nn.RNNBase, weights: dict[str, Tensor], k: int, d: int, xs: list[Tensor], hx: tuple[Tensor, ...]
 ) -> tuple[dict[str, list[Tensor]], Tensor, Tensor, Tensor, Tensor]:
     """Every step's output, h, c and pre-activations in the order of the steps, h0, c0, and the last h and c."""
     suffix = f"_l{k}{'_reverse' if d else ''}"
-    row = k * (2 if module.bidirectional else 1) + d
-    h0, c0 = (state[row, b].detach().cpu().double().requires_grad_() for state in hx)
+    h0, c0 = (state.detach().to(xs[0], copy=True).requires_grad_() for state in hx)
     h, c = h0, c0
     steps: dict[str, list[Tensor]] = {"output": [], "hidden": [], "cell": [], "gates": []}
     for x in reversed(xs) if d else xs:

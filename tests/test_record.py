@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import triton_lstm
 from triton_lstm.plan import Plan
 from triton_lstm.statistics import StepStatistics
+from triton_lstm.tolerance import Allowance, draws, enlarge
 
 FEATURES, T = 3, 5
 pytestmark = pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
@@ -36,6 +37,10 @@ FACTORS = {
 def several_programs(device):
     """In the interpreter a launch for each step, on a GPU one with the flag exchange."""
     return Plan("flag", device.type == "cuda", True, 16, 16, 16, 1, groups=1, warps=4)
+
+
+def same(what, got, exact, close):
+    assert_close(got, exact, **close, msg=lambda text: f"{what}: {text}")
 
 
 def module_of(case, device, dtype, hidden_size=6):
@@ -133,7 +138,7 @@ def test_against_autograd(case, device, precise, monkeypatch):
                 rows = sequences_of(value, lengths, grads[0]._layout.batch_first)
             assert quantities[name][0].any(), "a zero would pass for this"
             for got, exact in zip(rows, quantities[name], strict=True):
-                assert_close(got.double().cpu(), exact, **close, msg=lambda text: f"{name}, layer {layer}: {text}")
+                same(f"{name}, layer {layer}", got.double().cpu(), exact, close)
 
 
 @pytest.mark.parametrize("case", all_pairs(FACTORS, seed=1), ids=case_id)
@@ -153,5 +158,36 @@ def test_norms_only_are_the_statistics_of_every_element(case, device, precise, m
             for field in StepStatistics._fields:
                 got, exact = (getattr(s, field) for s in (b.statistics()[name], statistics))
                 assert got.dtype == torch.float64 and got.shape == exact.shape
-                assert_close(got, exact, **close, msg=lambda text: f"{field} of {name}: {text}")
+                same(f"{field} of {name}", got, exact, close)
         assert_close(a.saturated, b.saturated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("proj", [0, 4])
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_accuracy_in_every_dtype(dtype, proj, backend, device):
+    """By the rule for every comparison: PyTorch's own error is that of its equations computed in the dtype."""
+    case = dict(layers=2, both=True, bias=True, proj=proj, dropout=0.0, recompute=False, backend=backend, layout="")
+    module = enlarge(module_of(case, device, dtype, hidden_size=17))
+    exact, own, recorded = [], [], []
+    for draw in range(draws(T * len(LENGTHS) * FEATURES)):
+        torch.manual_seed(draw)
+        x, _, sequences = input_of("dense", device, dtype)
+        hx = tuple(torch.randn(shape, device=device, dtype=dtype) for shape in state_shapes(module, len(sequences)))
+        with triton_lstm.record_gradients(module) as grads:
+            y, states = module(x, hx)
+            given, for_oracle = cotangents_of((y, *states), sequences, False)
+            given = [cotangent.to(y) for cotangent in given]
+            torch.autograd.backward([y, *states], given)
+        for_oracle = [row.to(dtype) for row in for_oracle[0]], *given[1:]
+        for answers, kind in ((exact, torch.float64), (own, dtype)):
+            found = expected(module, sequences, hx, for_oracle, kind)
+            answers.append({(*at, name): torch.stack(rows, -2) for at, q in found.items() for name, rows in q.items()})
+        recorded.append(grads)
+    allowance = Allowance(exact, own)
+    for layer, direction, name in exact[0]:
+        value = getattr(recorded[allowance.draw].select(layer=layer, direction=("forward", "reverse")[direction]), name)
+        value = (value.all if name == "gates" else value).cpu()
+        assert value.dtype == (torch.float32 if name in ("hidden", "cell") else dtype)
+        share = allowance.share((layer, direction, name), value)
+        assert share <= 1, f"{name} of layer {layer}, direction {direction}: {share:.3g} times what is allowed"

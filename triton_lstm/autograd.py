@@ -83,6 +83,8 @@ class LSTMFunction(torch.autograd.Function):
     @staticmethod
     @_untraced
     def backward(ctx: Any, *cotangents: Any) -> Any:
+        if all(cotangent is None for cotangent in cotangents):  # a double backward comes by without any
+            return (None,) * 11
         saved = ctx.saved_tensors  # once: checkpointing unpacks every tensor a single time
         with _without_autocast(saved[0]):
             taps = listening(ctx.taps or ())

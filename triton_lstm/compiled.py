@@ -30,9 +30,7 @@ def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-@torch.compiler.disable(
-    reason="record_gradients hears no compiled call: record the model as it was before torch.compile"
-)
+@torch.compiler.disable(reason="record_gradients hears no call inside torch.compile: record the original model")
 def refuse_recording() -> None:
     """Raises RuntimeError: a graph that is made inside a record_gradients block would hear nothing."""
     raise RuntimeError(

@@ -1,0 +1,358 @@
+"""record_gradients around models: several modules, calls and passes, wrappers, and an answer where nothing is heard."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
+
+import triton_lstm
+from triton_lstm.gradients import Gradients
+
+T, B = 4, 2
+
+
+class Model(nn.Module):
+    """Two LSTMs, the second called twice, a third never."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = triton_lstm.LSTM(3, 4, 2)
+        self.parts = nn.ModuleDict({"decoder": triton_lstm.LSTM(4, 5, bidirectional=True)})
+        self.spare = triton_lstm.LSTM(3, 4)
+
+    def forward(self, x):
+        y = self.encoder(x)[0]
+        decode = self.parts["decoder"]
+        return decode(y)[0].sum() + 2 * decode(y.flip(0)[:2])[0].sum()
+
+
+@pytest.fixture
+def lstm(device):
+    torch.manual_seed(0)
+    return triton_lstm.LSTM(3, 4, backend="triton").to(device)
+
+
+@pytest.fixture
+def x(device):
+    return torch.randn(T, B, 3, device=device)
+
+
+def place(record):
+    return record.module, record.call, record.backward, record.layer, record.direction
+
+
+def test_modules_calls_layers_and_directions(device, x):
+    model = Model().to(device)
+    with triton_lstm.record_gradients(model) as grads:
+        model(x).backward()
+    both = ("forward", "reverse")
+    assert [place(record) for record in grads] == [
+        ("encoder", 0, 0, 0, "forward"),
+        ("encoder", 0, 0, 1, "forward"),
+        *(("parts.decoder", call, 0, 0, direction) for call in (0, 1) for direction in both),
+    ]
+    assert len(grads) == 6 and [r.steps for r in grads] == [T, T, T, T, 2, 2]
+    second = grads.select(module="parts.decoder", call=-1)
+    assert [r.direction for r in second] == list(both) and (second[0].output == 2).all()
+    assert second.select(direction="reverse").hidden.shape == (2, B, 5)
+    inputs = [grads.select(module="parts.decoder", call=call)[0].input for call in (0, 1)]
+    top = grads.select(module="encoder", layer=-1)
+    flipped = nn.functional.pad(inputs[1], (0, 0, 0, 0, 0, T - 2)).flip(0)
+    torch.testing.assert_close(top.output, inputs[0] + flipped)
+    torch.testing.assert_close(grads.select(module="encoder", layer=0).output, top.input)
+    assert "nothing was recorded of 'spare'" in grads.summary()
+    assert "6" in repr(grads) and "'parts.decoder', call 1, layer 0, reverse" in repr(grads)
+
+
+def test_what_there_is_none_of(device, x):
+    model = Model().to(device)
+    with triton_lstm.record_gradients(model) as grads:
+        model(x).backward()
+    with pytest.raises(LookupError, match="nothing was recorded of layer=7; there is 0, 1"):
+        grads.select(layer=7)
+    with pytest.raises(
+        LookupError, match=r"nothing was recorded of module='spare'; there is 'encoder', 'parts.decoder'"
+    ):
+        grads.select(module="spare")
+    with pytest.raises(RuntimeError, match=r"there are 6 of them, by module, call, layer, direction: take one, as in"):
+        _ = grads.hidden
+    with pytest.raises(RuntimeError, match=r"there are 2 of them, by layer.*grads.select\(layer=0\).input"):
+        _ = grads.select(module="encoder").input
+
+
+def test_never_called(lstm):
+    with triton_lstm.record_gradients(lstm) as grads:
+        pass
+    assert len(grads) == 0 and list(grads._records()) == [] and "'LSTM' was not called" in repr(grads)
+    for look in (
+        grads.frame,
+        grads.summary,
+        grads.plot,
+        lambda: grads.hidden,
+        lambda: grads[0],
+        lambda: grads.log(None),
+    ):
+        with pytest.raises(RuntimeError, match="no gradient was recorded: 'LSTM' was not called inside the block"):
+            look()
+
+
+def test_called_where_gradients_are_off(lstm, x):
+    with triton_lstm.record_gradients(lstm) as grads:
+        with torch.no_grad():
+            lstm(x)
+        lstm(x)[0].sum().backward()
+    assert [record.call for record in grads] == [0]
+
+
+def test_backward_never(lstm, x):
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(x)
+        lstm(x)
+    with pytest.raises(RuntimeError, match=r"'LSTM' was called 2 times, but no backward pass came by inside the block"):
+        grads.summary()
+
+
+def test_a_call_that_no_gradient_reaches_keeps_its_number(lstm, x):
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(x)
+        lstm(x)[0].sum().backward()
+    assert [record.call for record in grads] == [1]
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("reduce", [None, "norm"])
+def test_backward_twice_is_two_records(backend, proj_size, reduce, device, x):
+    lstm = triton_lstm.LSTM(3, 4, proj_size=proj_size, backend=backend).to(device)
+    with triton_lstm.record_gradients(lstm, reduce=reduce) as grads:
+        y, (_, c_n) = lstm(x)
+        y.sum().backward(retain_graph=True)
+        c_n.sum().backward()
+    assert [record.backward for record in grads] == [0, 1]
+    norms = [record.statistics()["output"].norm for record in grads]
+    assert norms[0].all() and not norms[1].any(), "the second loss asks nothing of the output"
+    with pytest.raises(RuntimeError, match=r"there are 2 of them, by backward: .*grads.select\(backward=0\).cell"):
+        _ = grads.cell
+    assert set(grads.frame()["backward"]) == {0, 1}
+
+
+def test_a_pass_that_stopped_at_the_output_leaves_nothing_behind(device, x):
+    """With a projection the output's gradient is heard before the time loop's."""
+    lstm = triton_lstm.LSTM(3, 4, proj_size=2, backend="triton").to(device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        y, (_, c_n) = lstm(x)
+        torch.autograd.grad(y.sum(), y, retain_graph=True)
+        c_n.sum().backward()
+    assert len(grads) == 1 and not grads.output.any() and grads.cell.any()
+
+
+def test_nested_recordings_hear_the_same(device, x):
+    model = Model().to(device)
+    with triton_lstm.record_gradients(model) as outer:
+        with triton_lstm.record_gradients(model.encoder, reduce="norm") as inner:
+            model(x).backward()
+        model(x).backward()
+    assert len(outer) == 12 and len(inner) == 2 and inner[0].module == "LSTM"
+    for a, b in zip(outer.select(module="encoder", call=0), inner, strict=True):
+        assert a.every_element and not b.every_element
+        for name, statistics in a.statistics().items():
+            torch.testing.assert_close(b.statistics()[name], statistics)
+    assert all("_recordings" not in vars(module) for module in model.modules())
+
+
+def test_an_exception_inside_the_block(lstm, x):
+    heard = []
+
+    def fails():
+        with triton_lstm.record_gradients(lstm) as grads:
+            lstm(x)[0].sum().backward()
+            heard.extend([grads, lstm(x)[0]])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    grads, y = heard
+    assert "_recordings" not in vars(lstm) and grads.hidden.any()
+    y.sum().backward()
+    assert len(grads) == 1
+
+
+def test_steps_keeps_longer_calls_as_norms(lstm, device):
+    with triton_lstm.record_gradients(lstm, steps=4) as grads:
+        for steps in (4, 5):
+            lstm(torch.randn(steps, B, 3, device=device))[0].sum().backward()
+        packed = pack_padded_sequence(torch.randn(5, B, 3, device=device), [5, 2])
+        lstm(packed)[0].data.sum().backward()
+    assert [record.every_element for record in grads] == [True, False, False]
+    with pytest.raises(RuntimeError, match=r"'LSTM', call 1, layer 0, forward only norms were recorded \(5 steps\)"):
+        _ = grads[1].gates
+    assert grads.frame().groupby("call")["step"].max().tolist() == [3, 4, 4]
+    assert "norms" in repr(grads[1])
+
+
+@pytest.mark.parametrize("arguments, error, text", [
+    (dict(reduce="mean"), ValueError, 'reduce must be "norm" or None'),
+    (dict(steps=-1), ValueError, "steps must be a whole number"),
+    (dict(steps=2.5), ValueError, "steps must be a whole number"),
+    (dict(steps=True), ValueError, "steps must be a whole number"),
+])  # fmt: skip
+def test_wrong_arguments(arguments, error, text, lstm):
+    with pytest.raises(error, match=text), triton_lstm.record_gradients(lstm, **arguments):
+        pass
+
+
+def test_models_that_cannot_be_recorded(lstm):
+    for model, error, text in [
+        (nn.Linear(2, 2), ValueError, "no triton_lstm.LSTM in this Linear"),
+        (nn.Sequential(nn.LSTM(2, 2)), ValueError, r"0 is torch.nn.LSTM: triton_lstm.convert\(model\) first"),
+        (lstm.forward, TypeError, "wants a torch.nn.Module, got method"),
+        (torch.compile(nn.Sequential(lstm)), RuntimeError, "the model is compiled"),
+    ]:
+        with pytest.raises(error, match=text), triton_lstm.record_gradients(model):
+            pass
+    assert "_recordings" not in vars(lstm)
+
+
+def test_a_compiled_submodule_cannot_be_recorded(device):
+    model = nn.Sequential(triton_lstm.LSTM(3, 4))
+    model[0].compile(backend="eager")
+    with pytest.raises(RuntimeError, match="and 0 is compiled"), triton_lstm.record_gradients(model):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_function_around_the_model(before, fullgraph, lstm, x):
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: lstm(x)[0].sum(), backend="eager", fullgraph=fullgraph)
+    plain = function(x) if before else None
+    with triton_lstm.record_gradients(lstm), pytest.raises(Exception, match="record_gradients hears no call inside"):
+        function(x)
+    torch.testing.assert_close(function(x), lstm(x)[0].sum() if plain is None else plain)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev", "jvp"])
+def test_transforms_of_torch_func(transform, lstm, x):
+    def loss(x):
+        return lstm(x)[0].sum()
+
+    calls = {
+        "grad": lambda: torch.func.grad(loss)(x),
+        "vmap": lambda: torch.func.vmap(loss)(x.expand(2, *x.shape)),
+        "jacrev": lambda: torch.func.jacrev(loss)(x),
+        "jvp": lambda: torch.func.jvp(loss, (x,), (x,)),
+    }
+    with triton_lstm.record_gradients(lstm) as grads:
+        with pytest.raises(RuntimeError, match=r"not the transforms of torch.func"):
+            calls[transform]()
+        loss(x).backward()
+    assert len(grads) == 1
+
+
+def test_batched_gradients(lstm, x):
+    x.requires_grad_()
+    with triton_lstm.record_gradients(lstm):
+        y = lstm(x)[0]
+        with pytest.raises(RuntimeError, match="record_gradients does not hear is_grads_batched=True"):
+            torch.autograd.grad(y, x, torch.randn(2, *y.shape).to(y), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_is_one_call(use_reentrant, device, x):
+    model = nn.ModuleList([triton_lstm.LSTM(3, 4, backend="triton"), triton_lstm.LSTM(4, 4, backend="triton")]).to(
+        device
+    )
+
+    def stack(x):
+        for module in model:
+            x = module(x)[0]
+        return x
+
+    x.requires_grad_()
+    with triton_lstm.record_gradients(model) as grads:
+        for _ in range(2):
+            checkpoint(stack, x, use_reentrant=use_reentrant).sum().backward()
+    with triton_lstm.record_gradients(model) as plain:
+        stack(x).sum().backward()
+    assert [place(r)[:2] for r in grads] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    for module in ("0", "1"):
+        for call in (0, 1):
+            got, right = grads.select(module=module, call=call)[0], plain.select(module=module)[0]
+            assert torch.equal(got.hidden, right.hidden) and torch.equal(got.input, right.input)
+
+
+def test_a_gradient_penalty(device, precise, x):
+    """The first pass of a double backward is recorded, not the derivative of it; what is recorded has no history."""
+    dtype, _ = precise
+    lstm = triton_lstm.LSTM(3, 4, backend="triton").to(device, dtype)
+    x = x.to(dtype).requires_grad_()
+
+    def gradients():
+        lstm.zero_grad()
+        [gradient] = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        return gradient.detach(), [p.grad for p in lstm.parameters()]
+
+    plain = gradients()
+    with triton_lstm.record_gradients(lstm) as grads:
+        recorded = gradients()
+    assert torch.equal(plain[0], recorded[0]) and all(map(torch.equal, plain[1], recorded[1]))
+    assert len(grads) == 1 and torch.equal(grads.input, plain[0])
+    assert not any(t.requires_grad for t in (grads.input, grads.output, grads.hidden, grads.cell, grads.gates.all))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype, lstm, x):
+    with triton_lstm.record_gradients(lstm) as grads, torch.autocast(x.device.type, dtype=dtype):
+        lstm(x)[0].float().square().sum().backward()
+    assert {grads.input.dtype, grads.output.dtype, grads.gates.all.dtype, grads.h0.dtype, grads.c0.dtype} == {dtype}
+    assert grads.hidden.dtype == grads.cell.dtype == torch.float32
+
+
+def test_states_that_the_loss_looks_at(device, precise, x):
+    """c and the gates have gradients of their own: the kernels' record is that of PyTorch's path."""
+    dtype, close = precise
+    found = {}
+    for backend in ("triton", "torch"):
+        torch.manual_seed(0)
+        lstm = triton_lstm.LSTM(3, 4, bidirectional=True, proj_size=2, backend=backend).to(device, dtype)
+        with triton_lstm.record_gradients(lstm) as grads:
+            y, _, [states] = lstm(x.to(dtype), return_states=True)
+            sum(t.square().sum() for t in (y, *states)).backward()
+        found[backend] = [t for r in grads for t in (r.input, r.output, r.hidden, r.cell, r.gates.all, r.h0, r.c0)]
+    torch.testing.assert_close(found["triton"], found["torch"], **close)
+
+
+def test_no_sequences_at_all(device):
+    lstm = triton_lstm.LSTM(3, 4, backend="triton").to(device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(torch.randn(T, 0, 3, device=device))[0].sum().backward()
+    assert grads.hidden.shape == (T, 0, 4) and grads.h0.shape == (0, 4)
+    assert "none at any step" in grads.summary() and len(grads.frame()) == 8 * T + 2
+
+
+def test_a_stack_that_is_frozen_below(device, x):
+    lstm = triton_lstm.LSTM(3, 4, 2, backend="triton").to(device)
+    for name, parameter in lstm.named_parameters():
+        parameter.requires_grad_(name.endswith("l1"))
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(x)[0].sum().backward()
+    assert [record.layer for record in grads] == [1] and isinstance(grads, Gradients)
+    assert grads.input.any()
+
+
+def test_data_parallel_replicas_are_heard():
+    """DataParallel copies a module's attributes into its replicas, which run in threads of their own."""
+    lstm = triton_lstm.LSTM(3, 4, backend="triton")
+    with triton_lstm.record_gradients(lstm) as grads, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        replica = lstm._replicate_for_data_parallel()
+        for name, parameter in lstm.named_parameters():
+            setattr(replica, name, parameter * 1)
+        replica(torch.randn(T, B, 3))[0].sum().backward()
+    assert len(grads) == 1
