@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .NOTPARALLEL:
-.PHONY: demo test lint types check codegen test-triton-versions test-triton-smoke clean gpu gpu-there gpu-test \
+.PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke clean gpu gpu-there gpu-test \
     gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -17,6 +17,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(RUN) -m triton_lstm train --compare --checkpoint runs/demo.pt --overwrite
+
+# The pictures of README.md
+figures: $(READY)
+	$(RUN) -m triton_lstm train --checkpoint runs/figures.pt --overwrite
+	mkdir -p docs
+	$(RUN) -m triton_lstm gradients --checkpoint runs/figures.pt --plot docs/gradients.png
 
 test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile

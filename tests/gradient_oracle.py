@@ -1,5 +1,5 @@
-"""What record_gradients should find: autograd on PyTorch's equations, one sequence after another, with every intermediate
-tensor retained; in float64, or in another dtype for PyTorch's own error in that."""
+"""What record_gradients should find: autograd on PyTorch's equations, sequence by sequence, every intermediate tensor
+retained; in float64, or in another dtype for PyTorch's own error in that."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from triton_lstm import commands, doctor, tune_commands
+from triton_lstm import commands, doctor, gradient_commands, tune_commands
 from triton_lstm.config import UsageError
 from triton_lstm.perf import commands as perf_commands
 
@@ -25,6 +25,7 @@ def _parser() -> Parser:
     parser = Parser(prog="triton-lstm", description="The LSTM of PyTorch as persistent Triton kernels.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_commands(subparsers)
+    gradient_commands.add_commands(subparsers)
     perf_commands.add_commands(subparsers)
     tune_commands.add_commands(subparsers)
     doctor.add_commands(subparsers)

@@ -1,4 +1,4 @@
-"""The commands train and gradients of `python -m triton_lstm`."""
+"""The command train of `python -m triton_lstm`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from triton_lstm import gradient_shapes, train
+from triton_lstm import train
 from triton_lstm.backend import device_for, spin_limit, why_not_triton
 from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, require
@@ -22,13 +22,13 @@ from triton_lstm.train import Trainer
 CHECKPOINT = Path("runs/train.pt")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
     return int(text)
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {(1 << 32) - 1}, got {text!r}")
     return int(text)
@@ -45,10 +45,10 @@ def _rate(text: str) -> float:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds train and gradients to the subparsers of the command line."""
+    """Adds train to the subparsers of the command line."""
     t = commands.add_parser("train", help="train a byte-level language model on real text")
     t.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's own standard library")
-    t.add_argument("--steps", type=_positive, help="train up to this step (default: 80 off a GPU, 1000 on one)")
+    t.add_argument("--steps", type=positive, help="train up to this step (default: 80 off a GPU, 1000 on one)")
     for name, what in [
         ("hidden", "hidden units"),
         ("layers", "LSTM layers"),
@@ -56,33 +56,29 @@ def add_commands(commands: Any) -> None:
         ("batch", "sequences in a batch"),
         ("seq-len", "bytes in a sequence"),
     ]:
-        t.add_argument(f"--{name}", type=_positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
+        t.add_argument(f"--{name}", type=positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
     t.add_argument("--lr", type=_rate, help=f"Adam's learning rate (default: {_presets('lr')})")
     t.add_argument("--dtype", choices=list(DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
-    t.add_argument("--seed", type=_seed, help="of the weights, the batches and the sample (default: 0)")
+    t.add_argument("--seed", type=seed_number, help="of the weights, the batches and the sample (default: 0)")
     t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     t.add_argument(
         "--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help=f"where to save (default: {CHECKPOINT})"
     )
     t.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
-    t.add_argument("--save-every", type=_positive, default=100, metavar="STEPS", help="default: 100, and at the end")
+    t.add_argument("--save-every", type=positive, default=100, metavar="STEPS", help="default: 100, and at the end")
     t.add_argument("--resume", action="store_true", help="go on from --checkpoint; sizes and text come from there")
     t.add_argument(
         "--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part"
     )
-    t.add_argument("--sample", type=_positive, default=120, metavar="BYTES", help="length of the sample (default: 120)")
+    t.add_argument("--sample", type=positive, default=120, metavar="BYTES", help="length of the sample (default: 120)")
     t.set_defaults(run=_train)
-
-    g = commands.add_parser("gradients", help="input and output gradients of an LSTM, and their shapes")
-    g.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
-    g.set_defaults(run=_gradients)
 
 
 def _presets(field: str) -> str:
     return f"{getattr(SMALL, field)} off a GPU, {getattr(LARGE, field)} on one"
 
 
-def _device(name: str | None) -> torch.device:
+def command_device(name: str | None) -> torch.device:
     """The device of a command; on the CPU the kernels run in Triton's interpreter."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no GPU that PyTorch can use was found. Leave out --device cuda to run on the CPU")
@@ -105,7 +101,7 @@ def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dic
 
 
 def _train(args: argparse.Namespace) -> int:
-    device = _device(args.device)
+    device = command_device(args.device)
     if args.compare:
         require("pandas")
         if args.resume:
@@ -129,7 +125,7 @@ def _train(args: argparse.Namespace) -> int:
         trainers += [
             Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")
         ]
-    how = _why_not_triton(model.dtype, device)
+    how = checked_backend(model.dtype, device)
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
 
     def save() -> None:
@@ -170,7 +166,8 @@ def _trainer(config: Config, device: torch.device, content: dict[str, Any] | Non
     return trainer
 
 
-def _why_not_triton(dtype: torch.dtype, device: torch.device) -> str | None:
+def checked_backend(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why PyTorch's own LSTM runs; None if the kernels do. What is set wrong is a UsageError."""
     try:
         reason = why_not_triton(torch.zeros(0, dtype=dtype, device=device), None)
         if not reason:
@@ -188,7 +185,7 @@ def _report_comparison(trainers: list[Trainer]) -> int:
     rows = train.compare(*(trainer.losses for trainer in trainers))
     bad = [row for row in rows if not row["ok"]]
     every = max(1, len(rows) // 20)
-    print(_table([row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]))
+    print(table([row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]))
     if bad:
         print(
             f"triton_lstm and nn.LSTM part at step {bad[0]['step']}: {len(bad)} of {len(rows)} losses differ too much"
@@ -198,19 +195,7 @@ def _report_comparison(trainers: list[Trainer]) -> int:
     return 0
 
 
-def _gradients(args: argparse.Namespace) -> int:
-    device = _device(args.device)
-    _why_not_triton(torch.float32, device)
-    columns = gradient_shapes.rows(device)
-    print(_table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
-    print(
-        "output.grad is None unless output.retain_grad() was called before backward: the output is not a leaf.\n"
-        "The output's gradient is zero wherever the loss does not look; the input's reaches back through time."
-    )
-    return 0
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     require("pandas")
     import pandas
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from triton_lstm.gradients import Gradients, record_gradients
 from triton_lstm.module import LSTM
 
 
@@ -50,6 +51,17 @@ def run_case(
     return x, output
 
 
+def record_case(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor, Gradients]:
+    """As run_case without retained gradients, and what record_gradients finds."""
+    torch.manual_seed(0)
+    module = LSTM(case.input_shape[2], case.hidden_size, case.layers, batch_first=case.batch_first).to(device)
+    x = torch.randn(case.input_shape).to(device).requires_grad_()
+    with record_gradients(module) as grads:
+        output, _ = module(x)
+        loss_of(case, output).backward()
+    return x, output, grads
+
+
 def steps_with_gradient(case: Case, grad: torch.Tensor) -> str:
     """The time steps at which a gradient is not zero, "2 of 5" and which."""
     by_step = grad.transpose(0, 1) if case.batch_first else grad
@@ -61,9 +73,10 @@ def rows(device: torch.device | str) -> list[dict[str, str]]:
     """One row a case, for a table."""
     result = []
     for case in CASES:
-        _, plain = run_case(case, device=device, retain=False)
-        x, output = run_case(case, device=device)
+        x, plain, grads = record_case(case, device)
+        _, output = run_case(case, device=device)
         assert x.grad is not None and output.grad is not None
+        top, bottom = grads.select(layer=-1), grads.select(layer=0)
         result.append(
             {
                 "case": case.name,
@@ -72,7 +85,12 @@ def rows(device: torch.device | str) -> list[dict[str, str]]:
                 "input.grad": str(tuple(x.grad.shape)),
                 "output.grad": "None" if _grad_of(plain) is None else "set",
                 "retained": str(tuple(output.grad.shape)),
-                "output.grad not zero": steps_with_gradient(case, output.grad),
+                "grads.output": str(tuple(top.output.shape)),
+                "grads.hidden": str(tuple(top.hidden.shape)),
+                "grads.gates": str(tuple(top.gates.all.shape)),
+                "grads.h0": str(tuple(bottom.h0.shape)),
+                "grads.output not zero": steps_with_gradient(case, top.output),
+                "grads.hidden not zero": steps_with_gradient(case, top.hidden),
                 "input.grad not zero": steps_with_gradient(case, x.grad),
             }
         )
