@@ -34,6 +34,16 @@ TWINS += [
 ]
 TWINS += [case | dict(backward=True, states=True) for case in (YARDSTICK, dict(gpu="A100", dtype="bf16", H=64, B=16))]
 TWINS += [YARDSTICK | dict(backward=False, save=False), dict(gpu="L4", dtype="bf16", H=512, B=16, backward=False)]
+RECORDED = [
+    dict(gpu=gpu, dtype=dtype, H=H, B=B, backward=True, directions=directions, packed=packed)
+    for gpu, dtype, H, B, directions, packed in [
+        ("H100", "bf16", 768, 16, 1, False),
+        ("H100", "bf16", 64, 16, 1, True),
+        ("A100", "tf32", 512, 64, 2, False),
+        ("B200", "fp16", 1024, 64, 1, False),
+        ("MI300X", "bf16", 768, 16, 1, False),
+    ]
+]
 EXCHANGES = [dict(gpu=g, programs=n, flag=f) for g in ("A100", "H100") for n in (2, 32, 128) for f in BOTH]
 
 
@@ -44,7 +54,8 @@ def name(case):
 @pytest.fixture(scope="module")
 def reports():
     """Every case compiled in one process, by its name."""
-    cases = USUAL + TWINS + EXCHANGES
+    recorded = [case | dict(record=record) for case in RECORDED for record in ("", "totals", "sums")]
+    cases = USUAL + TWINS + recorded + EXCHANGES
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(__file__).with_name("codegen.py")), "--cases", json.dumps(cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -57,6 +68,20 @@ def test_planned_kernel(case, reports):
     """Nothing spilled in a step; no more shared memory, and no other loads and products, than planned."""
     report = reports[name(case)]
     assert report["problems"] == []
+
+
+@pytest.mark.parametrize("record", ["totals", "sums"])
+@pytest.mark.parametrize("case", RECORDED, ids=name)
+def test_recording_changes_no_arithmetic(case, record, reports):
+    """The same products, sums and fused ones with and without it, so that the gradients have the same bits; the sums of
+    squares are float64's."""
+    plain, recorded = (reports[name(case | dict(record=r))] for r in ("", record))
+    assert recorded["problems"] == []
+    if case["gpu"] != "MI300X":
+        assert plain["arithmetic"]["FFMA"] > 0 < plain["arithmetic"]["MUFU"]
+        added = ["FADD"] if record == "sums" else []  # |x|
+        assert [k for k, n in plain["arithmetic"].items() if recorded["arithmetic"][k] != n and k not in added] == []
+        assert recorded["instructions"] > plain["instructions"]
 
 
 @pytest.mark.parametrize("case", USUAL, ids=name)

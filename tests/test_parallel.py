@@ -89,6 +89,10 @@ def work(rank, folder):
                 train(wrapped(), batch().chunk(WORLD, dim=1)[rank]),
                 [str(w.message) for w in seen if issubclass(w.category, UserWarning)],
             )
+    model = DistributedDataParallel(ours())
+    with triton_lstm.record_gradients(model) as grads:
+        train(model, batch().chunk(WORLD, dim=1)[rank])
+    results["recorded"] = [(r.module, r.call, r.layer, r.direction, r.hidden) for r in grads]
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -118,6 +122,23 @@ def test_processes_train_as_one_on_the_whole_batch(name, results):
         assert list(got) == list(expected)
         for key, tensor in expected.items():
             torch.testing.assert_close(got[key], tensor, rtol=1e-9, atol=1e-12, msg=f"{name}: {key}")
+
+
+def test_gradients_recorded_in_every_process(results):
+    """Every process records its own share of the batch: the first step's are those of the whole batch, times WORLD."""
+    model = ours()
+    with triton_lstm.record_gradients(model) as grads:
+        train(model, batch())
+    parts = [of_rank["recorded"] for of_rank in results]
+    assert len(grads) == STEPS * 4 == len(parts[0])
+    for record, *shares in zip(grads, *parts, strict=True):
+        assert all(share[:4] == (f"module.{record.module}", *_place(record)) for share in shares)
+        whole = torch.cat([share[4] for share in shares], 1) / WORLD
+        torch.testing.assert_close(whole, record.hidden, rtol=1e-9, atol=1e-12)
+
+
+def _place(record):
+    return record.call, record.layer, record.direction
 
 
 @pytest.mark.parametrize("name", list(WRAPPED)[:3])

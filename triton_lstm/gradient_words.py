@@ -62,7 +62,7 @@ def summary(records: list[LayerGradients], modules: list[str]) -> str:
     lines = []
     for record in records:
         statistics = {name: StepStatistics(*(t.cpu() for t in s)) for name, s in record.statistics().items()}
-        lines.append(f"{record.name}, {record.steps} step{'s' * (record.steps != 1)}:")
+        lines.append(f"{record.name}, {_steps(record.steps)}:")
         lines += [f"  {line}" for line in (_reach(record, statistics), _odd(record, statistics), _saturated(record))]
     silent = [repr(name) for name in modules if name not in {record.module for record in records}]
     if silent:
@@ -79,11 +79,15 @@ def _reach(record: LayerGradients, statistics: dict[str, StepStatistics]) -> str
     if found.growth > GROWN:
         words += f", {found.growth:.3g} times what it is at step {found.begin}: going back it grows"
     if found.faded is not None:
-        return words + f"; it falls under {FADED:.0%} of that {found.reached} steps on, at step {found.faded}"
+        return words + f"; it falls under {FADED:.0%} of that {_steps(found.reached)} on, at step {found.faded}"
     if found.end is None or found.reached == 0:
         return words + "; there its way ends"
     share = norms[found.end] / norms[largest]
-    return words + f"; it reaches step {found.end}, {found.reached} steps on, with {share:.0%} of that"
+    return words + f"; it reaches step {found.end}, {_steps(found.reached)} on, with {share:.0%} of that"
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
 
 
 def _odd(record: LayerGradients, statistics: dict[str, StepStatistics]) -> str:

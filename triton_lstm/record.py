@@ -180,13 +180,14 @@ def hear(
     else:
         like = y
     dy = torch.zeros_like(like) if dy is None else copied(dy.detach())
+    dc0 = copied(dc0.detach())
     first = first_rows(dgates, directions, starts, lengths).chunk(directions, -1)
     rows: list[Quantities] = []
     sums: list[dict[str, StepStatistics]] = []
     for d in range(directions):
-        row = {"input": dx, "output": dy, "hidden": dh, "cell": totals.dc, "gates": dgates, "c0": copied(dc0.detach())}
+        row = {"input": dx, "output": dy, "hidden": dh, "cell": totals.dc, "gates": dgates}
         of_direction = {k: t.chunk(directions, -1)[d] for k, t in row.items() if t is not None and k != "input"}
-        rows.append({"input": dx, **of_direction, "h0": first[d] @ w_hh[d]})
+        rows.append({"input": dx, **of_direction, "h0": first[d] @ w_hh[d], "c0": dc0.chunk(directions, -1)[d]})
         sums.append({})
         if totals.sums is not None:
             count = elements(hidden_size, y, starts)
