@@ -45,7 +45,8 @@ codegen: $(READY)
 TRITON_VERSIONS ?= 3.6.0 3.9.0
 PACKED := tests/test_packed.py tests/test_packed_calls.py
 KERNEL_TESTS := tests/test_layer.py $(PACKED) tests/test_states.py tests/test_record.py tests/test_exchange.py \
-    tests/test_exchange_packed.py tests/test_autograd.py tests/test_codegen.py tests/test_tune.py tests/test_launch.py tests/test_interpreter.py
+    tests/test_exchange_packed.py tests/test_autograd.py tests/test_codegen.py tests/test_tune.py tests/test_launch.py \
+    tests/test_interpreter.py
 SMOKE_TESTS := $(foreach name,record launch interpreter tune codegen,tests/test_$(name).py)
 
 .triton/%: | $(READY)

@@ -249,3 +249,16 @@ def test_data_parallel_replicas_are_heard():
             setattr(replica, name, parameter * 1)
         replica(torch.randn(T, B, 3))[0].sum().backward()
     assert len(grads) == 1
+
+
+def test_norms_of_a_projection_in_16_bits(device, x):
+    """The total of h is added up in float32 there, too."""
+    lstm = triton_lstm.LSTM(3, 4, proj_size=2, backend="triton").to(device, torch.bfloat16)
+    with triton_lstm.record_gradients(lstm) as whole, triton_lstm.record_gradients(lstm, reduce="norm") as norms:
+        lstm(x.bfloat16())[0].square().sum().backward()
+    with triton_lstm.record_gradients(lstm, reduce="norm") as alone:
+        lstm(x.bfloat16())[0].square().sum().backward()
+    assert whole.hidden.dtype == torch.float32
+    for name, statistics in whole[0].statistics().items():
+        torch.testing.assert_close(norms[0].statistics()[name], statistics)
+        torch.testing.assert_close(alone[0].statistics()[name], statistics, rtol=1e-6, atol=1e-12)

@@ -140,16 +140,16 @@ def watch_projection(taps: Taps, y: Tensor, w_hh: Tensor) -> Tensor:
     for tap in listening(taps):
         tap.w_hh = w_hh.detach()
 
-    def hear(name: str) -> Any:
+    def note(name: str) -> Any:
         def hook(grad: Tensor) -> None:
             for tap in listening(taps):
                 tap.outputs[name] = torch._C._current_graph_task_id(), grad.detach()
 
         return hook
 
-    y.register_hook(hear("all"))  # of y with what h_n adds, which is a part of it
+    y.register_hook(note("all"))  # of y with what h_n adds, which is a part of it
     y = y.view_as(y)
-    y.register_hook(hear("output"))
+    y.register_hook(note("output"))
     return y
 
 
@@ -167,19 +167,8 @@ def hear(
     dx = (dgates.flatten(0, -2) @ w_ih.flatten(0, 1)).reshape(x.shape) if dx is None else copied(dx.detach())
     if taps[0].w_hh is not None:
         w_hh = taps[0].w_hh
-        given = {
-            name: grad for name, (task, grad) in taps[0].outputs.items() if task == torch._C._current_graph_task_id()
-        }
-        dy = given.get("output")
-        like = y.new_zeros(()).expand(*y.shape[:-1], directions * w_hh.shape[-1])
-        dh = given.get("all", like).to(dc0.dtype if totals.dc is None else totals.dc.dtype, copy=True)
-        for d in range(directions):
-            part = dgates.chunk(directions, -1)[d]
-            share = (part.flatten(0, -2) @ w_hh[d]).view(*part.shape[:-1], -1)
-            add_to_predecessors(dh.chunk(directions, -1)[d], share, starts, lengths, against_time=d == 1)
-    else:
-        like = y
-    dy = torch.zeros_like(like) if dy is None else copied(dy.detach())
+        dy, dh = _projected(taps[0], y, dgates, w_hh, starts, lengths)
+    dy = torch.zeros_like(y) if dy is None else copied(dy.detach())
     dc0 = copied(dc0.detach())
     first = first_rows(dgates, directions, starts, lengths).chunk(directions, -1)
     rows: list[Quantities] = []
@@ -195,3 +184,19 @@ def hear(
             sums[d] = {name: known for name, known in of_loop.items() if name not in rows[d]}
     for tap in taps:
         tap.keep(rows, sums, totals.gates, starts)
+
+
+def _projected(
+    tap: Tap, m: Tensor, dgates: Tensor, w_hh: Tensor, starts: Index, lengths: Index
+) -> tuple[Tensor, Tensor]:
+    """dL/dy and the total dL/dh where h = W_hr m: the loop has the gradients of m only.
+
+    dh[t] = what y[t] got, h_n's share included, + dgates[t+1] @ W_hh; w_hh (D, 4H, P).
+    """
+    task = torch._C._current_graph_task_id()
+    given = {name: grad for name, (of_task, grad) in tap.outputs.items() if of_task == task}
+    zeros = m.new_zeros(*m.shape[:-1], len(w_hh) * w_hh.shape[-1])
+    dh = given.get("all", zeros).to(torch.promote_types(m.dtype, torch.float32), copy=True)
+    for d, (part, total) in enumerate(zip(dgates.chunk(len(w_hh), -1), dh.chunk(len(w_hh), -1), strict=True)):
+        add_to_predecessors(total, part @ w_hh[d], starts, lengths, against_time=d == 1)
+    return given.get("output", zeros), dh
