@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest_plugins = ["training", "benches", "tuned"]  # their fixtures
+pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 if not torch.cuda.is_available():

@@ -1,17 +1,16 @@
-"""record_gradients around models: several modules, calls and passes, wrappers, and an answer where nothing is heard."""
+"""record_gradients around models: several modules, calls and passes, and wrappers."""
 
 import warnings
 
 import pytest
 import torch
+from recorded import B, T
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import triton_lstm
 from triton_lstm.gradients import Gradients
-
-T, B = 4, 2
 
 
 class Model(nn.Module):
@@ -28,17 +27,6 @@ class Model(nn.Module):
         y = self.encoder(x)[0]
         decode = self.parts["decoder"]
         return decode(y)[0].sum() + 2 * decode(y.flip(0)[:2])[0].sum()
-
-
-@pytest.fixture
-def lstm(device):
-    torch.manual_seed(0)
-    return triton_lstm.LSTM(3, 4, backend="triton").to(device)
-
-
-@pytest.fixture
-def x(device):
-    return torch.randn(T, B, 3, device=device)
 
 
 def place(record):

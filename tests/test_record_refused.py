@@ -6,19 +6,6 @@ from torch import nn
 
 import triton_lstm
 
-T, B = 4, 2
-
-
-@pytest.fixture
-def lstm(device):
-    torch.manual_seed(0)
-    return triton_lstm.LSTM(3, 4, backend="triton").to(device)
-
-
-@pytest.fixture
-def x(device):
-    return torch.randn(T, B, 3, device=device)
-
 
 def test_never_called(lstm):
     with triton_lstm.record_gradients(lstm) as grads:
