@@ -128,6 +128,21 @@ def test_summary_finds_the_first_nan(steps, device):
     assert frame["norm"].isna()[0] and frame["max"].isna()[0]
 
 
+def test_summary_of_a_nan_that_another_way_brought(device):
+    """Through h_n, or through the other direction's share of the input's gradient."""
+    lstm = triton_lstm.LSTM(4, H, bidirectional=True).to(device)
+    x = torch.randn(T, B, 4, device=device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        h_n = lstm(x)[1][0]
+        (h_n[0] * float("nan")).sum().backward()
+    forward, reverse = (grads.select(direction=direction).summary() for direction in ("forward", "reverse"))
+    assert (
+        f"first at step {T - 1} in hidden (1 of its values); it came from the loss of h_n or c_n, or arose here"
+        in forward
+    )
+    assert "in input (1 of its values); both directions share the input" in reverse
+
+
 def test_summary_of_an_overflow_inside_the_layer(device):
     """Finite from above; too large for the numbers on its way back."""
     grads = grads_of(lambda y: (y[-1] * 1e38).sum(), device, scale=30)
@@ -262,7 +277,7 @@ def test_command_on_a_trained_model(command, tmp_path):
     (["--plot", "nowhere/out.png"], "its folder is not there"),
     (["--plot", "folder.png"], "it is not a regular file"),
     (["--checkpoint", "none.pt"], "cannot read the checkpoint none.pt"),
-    (["--checkpoint", "text.txt"], "is no checkpoint of `train`"),
+    (["--checkpoint", "text.txt"], "is no checkpoint of `train`, or is damaged. Name another --checkpoint"),
     (["--text", "none.txt"], "none.txt"),
     (["--seq-len", "1000000"], "1000000"),
 ])  # fmt: skip

@@ -89,9 +89,10 @@ def test_backward_twice_is_two_records(backend, proj_size, reduce, device, x):
     assert set(grads.frame()["backward"]) == {0, 1}
 
 
-def test_a_pass_that_stopped_at_the_output_leaves_nothing_behind(device, x):
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_a_pass_that_stopped_at_the_output_leaves_nothing_behind(backend, device, x):
     """With a projection the output's gradient is heard before the time loop's."""
-    lstm = triton_lstm.LSTM(3, 4, proj_size=2, backend="triton").to(device)
+    lstm = triton_lstm.LSTM(3, 4, proj_size=2, backend=backend).to(device)
     with triton_lstm.record_gradients(lstm) as grads:
         y, (_, c_n) = lstm(x)
         torch.autograd.grad(y.sum(), y, retain_graph=True)
@@ -143,11 +144,10 @@ def test_steps_keeps_longer_calls_as_norms(lstm, device):
     assert "norms" in repr(grads[1])
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing_is_one_call(use_reentrant, device, x):
-    model = nn.ModuleList([triton_lstm.LSTM(3, 4, backend="triton"), triton_lstm.LSTM(4, 4, backend="triton")]).to(
-        device
-    )
+def test_checkpointing_is_one_call(backend, use_reentrant, device, x):
+    model = nn.ModuleList([triton_lstm.LSTM(3, 4, backend=backend), triton_lstm.LSTM(4, 4, backend=backend)]).to(device)
 
     def stack(x):
         for module in model:
@@ -250,3 +250,26 @@ def test_norms_of_a_projection_in_16_bits(device, x):
     for name, statistics in whole[0].statistics().items():
         torch.testing.assert_close(norms[0].statistics()[name], statistics)
         torch.testing.assert_close(alone[0].statistics()[name], statistics, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kwargs", [dict(proj_size=2, backend="triton"), dict(backend="torch")], ids=str)
+@pytest.mark.parametrize("states", [False, True])
+def test_an_output_that_is_changed_in_place(kwargs, states, device, x):
+    lstm = triton_lstm.LSTM(3, 4, **kwargs).to(device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        y = lstm(x, return_states=states)[0]
+        y.mul_(2)
+        y.sum().backward()
+    assert (grads.output == 2).all() and torch.equal(grads.output[-1].float(), grads.hidden[-1])
+
+
+def test_a_weight_changed_in_place_before_the_backward_pass(device, x):
+    """PyTorch's LSTM saves no bias and does not mind; the reference would compute with the changed one."""
+    lstm = triton_lstm.LSTM(3, 4, backend="torch").to(device, torch.float64)
+    with triton_lstm.record_gradients(lstm) as grads:
+        loss = lstm(x.double())[0].sum()
+        with torch.no_grad():
+            lstm.bias_ih_l0.add_(3)
+        with pytest.warns(UserWarning, match="changed in place between its call and the backward pass"):
+            loss.backward()
+    assert len(grads) == 0 and lstm.bias_ih_l0.grad.any()

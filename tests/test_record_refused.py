@@ -106,7 +106,9 @@ def test_transforms_of_torch_func(transform, lstm, x):
     assert len(grads) == 1
 
 
-def test_batched_gradients(lstm, x):
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_batched_gradients(backend, lstm, x):
+    lstm.backend = backend
     x.requires_grad_()
     with triton_lstm.record_gradients(lstm):
         y = lstm(x)[0]

@@ -16,7 +16,7 @@ from triton_lstm.backend import wants_gradient
 from triton_lstm.kernels import accumulator
 from triton_lstm.layer import Totals, layer_backward, layer_forward, layer_gradients
 from triton_lstm.packing import batch_sizes_of
-from triton_lstm.record import Taps, hear, listening
+from triton_lstm.record import Taps, hear, listening, refuse_batched
 from triton_lstm.reference import layer_by_torch, layer_reference, preactivations
 from triton_lstm.vmap import backward_rule, forward_rule
 
@@ -90,7 +90,7 @@ class LSTMFunction(torch.autograd.Function):
             taps = listening(ctx.taps or ())
             if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in cotangents):
                 if taps:
-                    raise RuntimeError("record_gradients does not hear is_grads_batched=True: ask for one gradient")
+                    refuse_batched(cotangents)
                 return *_gradients_by_torch(saved[:9], cotangents, ctx.needs_input_grad), None, None, None, None
             totals = Totals(any(tap.every_element for tap in taps)) if taps else None
             dgates, dc0 = LSTMBackward.apply(*cotangents, *saved, totals)

@@ -58,8 +58,8 @@ def _cannot_write(path: Path, error: BaseException) -> UsageError:
     return UsageError(f"cannot write the checkpoint {path}: {_why(error)}. Name another --checkpoint")
 
 
-def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration and the rest of a checkpoint that save_checkpoint wrote."""
+def load_checkpoint(path: Path, advice: str = "Start afresh without --resume") -> tuple[Config, dict[str, Any]]:
+    """The configuration and the rest of a checkpoint that save_checkpoint wrote; `advice` goes with a damaged one."""
     if path.exists() and not path.is_file():
         raise UsageError(f"the checkpoint {path} is not a regular file")
     try:
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     except Exception:
-        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. Start afresh without --resume") from None
+        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. {advice}") from None
 
 
 def prepare_checkpoint(path: Path, text: list[str], *, replace: bool) -> None:

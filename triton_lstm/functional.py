@@ -12,7 +12,7 @@ from triton_lstm.backend import Backend, wants_gradient, why_not_triton, why_tor
 from triton_lstm.checks import Group, by_layer, check_shapes, check_states
 from triton_lstm.packing import last_rows, starts_and_lengths
 from triton_lstm.record import Taps, watch_projection
-from triton_lstm.record_torch import listen, recorded_lstm
+from triton_lstm.record_torch import listen_to_layer, recorded_lstm
 from triton_lstm.reference import layer_by_torch
 
 
@@ -123,9 +123,9 @@ def lstm(
             inner = taps[k] if taps and not torch_path else ()
             y, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
             if taps and torch_path:
-                y = y.view_as(y)  # with a projection h_n is a part of y: not what the loss asks of the output
                 hx_k = [_stacked([s], directions) for s in (c0.new_zeros(h.shape) if h0 is None else h0, c0)]
-                listen(taps[k], (y, h, c, gates, c_all), x, hx_k, weights[rows], packed[0])
+                layer_k = (y, h, c, gates, c_all), x, hx_k, weights[rows]
+                y, h, c, gates, c_all = listen_to_layer(taps[k], *layer_k, packed[0])
             x = y
             h_n.append(h)
             c_n.append(c)

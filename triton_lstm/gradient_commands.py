@@ -18,6 +18,7 @@ from triton_lstm.gradients import Gradients, record_gradients
 from triton_lstm.module import LSTM
 
 SEQ_LEN = 100
+OTHER = "Name another --checkpoint"
 
 
 def add_commands(commands: Any) -> None:
@@ -72,7 +73,7 @@ def _check_picture(path: Path) -> None:
 
 def _model_config(args: argparse.Namespace) -> tuple[Config, dict[str, Any] | None]:
     """The configuration of the checkpoint or of a random model, with this command's length, and the checkpoint."""
-    config, content = load_checkpoint(args.checkpoint) if args.checkpoint else (SMALL, None)
+    config, content = load_checkpoint(args.checkpoint, OTHER) if args.checkpoint else (SMALL, None)
     given = {"seq_len": args.seq_len} | ({} if args.seed is None else {"seed": args.seed})
     return dataclasses.replace(config, **given), content
 
@@ -85,7 +86,7 @@ def _record(
         try:
             model.load_state_dict(content["model"])
         except Exception:
-            raise UsageError("the checkpoint's weights do not fit its sizes. Name another --checkpoint") from None
+            raise UsageError(f"the checkpoint's weights do not fit its sizes. {OTHER}") from None
     _, held_out = train.split(text)
     tokens = train.window(held_out if len(held_out) > config.seq_len else text, config, 0, where)
     with record_gradients(model) as grads:

@@ -95,10 +95,21 @@ def _odd(record: LayerGradients, statistics: dict[str, StepStatistics]) -> str:
         for name in CAUSES:
             share = statistics[name].nonfinite[t].item()
             if share > 0:
-                origin = "it came from the loss or from the layers above" if name == "output" else "it arose here"
                 what = f"gate {name}" if name in GATES else name
-                return f"NaN or infinity: first at step {t} in {what} ({share:.2g} of its values); {origin}"
+                words = f"NaN or infinity: first at step {t} in {what} ({share:.2g} of its values)"
+                return f"{words}; {_origin(record, name, t)}"
     return "NaN or infinity: none"
+
+
+def _origin(record: LayerGradients, name: str, t: int) -> str:
+    if name == "output":
+        return "it came from the loss or from the layers above"
+    ends = record.lengths.sub(1).tolist() if record.lengths is not None else [record.steps - 1]
+    if name in ("hidden", "cell") and t in (ends if record.direction == "forward" else [0]):
+        return "it came from the loss of h_n or c_n, or arose here"
+    if name == "input" and record.directions == 2:
+        return "both directions share the input: it arose here or in the other one"
+    return "it arose here"
 
 
 def _saturated(record: LayerGradients) -> str:

@@ -154,6 +154,9 @@ class Gradients(Sequence[LayerGradients]):
     def __getitem__(self, index: Any) -> Any:
         return self._some()[index]
 
+    def __iter__(self) -> Iterator[LayerGradients]:
+        return iter(self._records())
+
     def __len__(self) -> int:
         return len(self._records())
 

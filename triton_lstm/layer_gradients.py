@@ -46,10 +46,11 @@ class LayerGradients:
 
     Attributes:
         module: the module's name in the model, or its class's name if it is the model.
-        call: 0 for the module's first call inside the block, 1 for the second, ..
-        layer: 0 up. direction: "forward" or "reverse" in time.
+        call: 0 for the module's first call inside the block, 1 for the second, .. Reentrant checkpoints are numbered in
+            the order in which the backward pass calls them again.
+        layer: 0 up. direction: "forward" or "reverse" in time. directions: of the layer, 1 or 2.
         backward: 0 for the first backward pass through this call, 1 for the second, ..
-        steps: T. lengths: (B,) on the CPU, or None where all sequences have T steps.
+        steps: T, or the largest of `lengths`. lengths: (B,) on the CPU, or None where all sequences have T steps.
         every_element: False where only `statistics` were kept, because of reduce="norm" or steps=.
         saturated: (T, 4), the share of the gates i, f, g, o that are within 0.01 of an end of their range.
     """
@@ -59,6 +60,7 @@ class LayerGradients:
     ) -> None:
         self.module, self.call, self.layer, self.backward = place
         self.direction = DIRECTIONS[direction]
+        self.directions = len(backward.saturated)
         self.steps = steps
         self.lengths = layout.lengths
         self.every_element = bool(backward.rows)

@@ -133,6 +133,39 @@ def of_rows(rows: Quantities, starts: Index) -> dict[str, StepStatistics]:
     return result
 
 
+class _Listener(torch.autograd.Function):
+    """(note, tensors) -> copies, which may be changed in place as the tensors might; note gets their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, note: Any, *tensors: Tensor) -> Any:
+        ctx.note = note
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        ctx.note(grads)
+        return None, *grads
+
+
+def listen(taps: Taps, tensors: list[Tensor], note: Any) -> list[Tensor]:
+    """The same tensors; note(live taps, gradients) is called once in each backward pass that reaches any of them."""
+
+    def heard(grads: tuple[Tensor | None, ...]) -> None:
+        live = listening(taps)
+        if live:
+            refuse_batched(grads)
+            note(live, grads)
+
+    return list(_Listener.apply(heard, *tensors))
+
+
+def refuse_batched(grads: tuple[Tensor | None, ...]) -> None:
+    """Raises RuntimeError for the cotangents of autograd.grad(is_grads_batched=True)."""
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in grads):
+        raise RuntimeError("record_gradients does not hear is_grads_batched=True: ask for one gradient")
+
+
 def watch_projection(taps: Taps, y: Tensor, w_hh: Tensor) -> Tensor:
     """Where a projection follows the time loop: y (with x's rows) as the layer's user sees it, its gradients heard."""
     if not listening(taps) or not y.requires_grad:
@@ -140,16 +173,14 @@ def watch_projection(taps: Taps, y: Tensor, w_hh: Tensor) -> Tensor:
     for tap in listening(taps):
         tap.w_hh = w_hh.detach()
 
-    def note(name: str) -> Any:
-        def hook(grad: Tensor) -> None:
-            for tap in listening(taps):
+    def note(name: str, live: list[Tap], grad: Tensor | None) -> None:
+        for tap in live:
+            if grad is not None:
                 tap.outputs[name] = torch._C._current_graph_task_id(), grad.detach()
 
-        return hook
-
-    y.register_hook(note("all"))  # of y with what h_n adds, which is a part of it
-    y = y.view_as(y)
-    y.register_hook(note("output"))
+    # of y with what h_n adds, which is a part of it
+    y.register_hook(lambda grad: note("all", listening(taps), grad))
+    [y] = listen(taps, [y], lambda live, grads: note("output", live, grads[0]))
     return y
 
 

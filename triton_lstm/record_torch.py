@@ -6,6 +6,7 @@ gradients that reached its outputs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from triton_lstm.checks import Group
 from triton_lstm.packing import batch_sizes_of, starts_and_lengths
-from triton_lstm.record import Quantities, Taps, listening
+from triton_lstm.record import Quantities, Tap, Taps, listen, listening
 from triton_lstm.reference import direction_steps
 
 Tensor = torch.Tensor
@@ -45,45 +46,53 @@ def recorded_lstm(
         else:
             y, h, c = torch.lstm(x, batch_sizes, states, params, *one_layer)
         starts = None if batch_sizes is None else starts_and_lengths(batch_sizes, x.device)[0]
-        listen(taps[k], (y, h, c, None, None), x, states, groups, starts)
+        y, h, c = listen_to_layer(taps[k], (y, h, c), x, states, groups, starts)
         h_n.append(h)
         c_n.append(c)
         x = torch.nn.functional.dropout(y, dropout, True) if train and dropout and k < num_layers - 1 else y
     return x.transpose(0, 1) if transposed else x, torch.cat(h_n), torch.cat(c_n)
 
 
-def listen(
+def listen_to_layer(
     taps: Taps,
-    outputs: tuple[Tensor | None, ...],
+    outputs: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor],
     groups: list[Group],
     starts: Tensor | None,
-) -> None:
-    """Takes down each backward pass that reaches a layer's `outputs`: y, h_n, c_n, the gates, every c; None: not there.
+) -> tuple[Tensor, ...]:
+    """A layer's `outputs` again, y, h_n, c_n and maybe the gates and every c, each backward pass of theirs taken down.
 
     h_n and c_n are (D, B, F) or (B, D*F). x: the layer's input, dense or packed; states: h0 (D, B, P or H) and c0
     (D, B, H); groups: each direction's weights.
     """
-    present = [k for k, output in enumerate(outputs) if output is not None and output.requires_grad]
-    if not listening(taps) or not present:
-        return
+    if not listening(taps) or not any(output.requires_grad for output in outputs):
+        return outputs
+    used = [t for t in (x, *states, *(w for group in groups for w in group)) if t is not None and not t.is_inference()]
+    versions = [t._version for t in used]
+    arguments = x.detach(), [state.detach() for state in states], [[_detached(w) for w in g] for g in groups]
     for tap in listening(taps):
-        tap.arguments = x, states, groups
+        tap.arguments = arguments, used
 
-    def hook(grads: Sequence[Tensor | None]) -> None:
-        cotangents: list[Any] = [None] * len(outputs)
-        for k, grad in zip(present, grads, strict=True):
-            cotangents[k] = grad
-        live = listening(taps)
-        if live:
-            x, states, groups = live[0].arguments
-            rows, gates = _gradients(cotangents, x, states, groups, starts)
-            for tap in live:
-                tap.keep(rows, [{} for _ in rows], gates, starts)
+    def note(live: list[Tap], grads: tuple[Tensor | None, ...]) -> None:
+        (x, states, groups), used = live[0].arguments
+        if [t._version for t in used] != versions:
+            warnings.warn(
+                "the input or a weight of an LSTM was changed in place between its call and the backward pass: "
+                "record_gradients cannot make that pass's gradients again and leaves it out",
+                stacklevel=2,
+            )
+            return
+        rows, gates = _gradients([*grads, *[None] * (5 - len(grads))], x, states, groups, starts)
+        for tap in live:
+            tap.keep(rows, [{} for _ in rows], gates, starts)
 
-    tensors = [output for k in present if (output := outputs[k]) is not None]
-    torch.autograd.graph.register_multi_grad_hook(tensors, hook)
+    del used, arguments  # the taps hold them, until the recording ends
+    return tuple(listen(taps, list(outputs), note))
+
+
+def _detached(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach()
 
 
 def _gradients(
