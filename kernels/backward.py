@@ -30,9 +30,7 @@ def lstm_backward_kernel(
     gates_ptr,  # (N, D, 4H)
     c_all_ptr,  # (N, D, H) accumulator dtype
     dgates_ptr,  # (N, D, 4H)
-    total_dh_ptr,  # (N, D, H) accumulator dtype, out: dL/dh of every step; or None
-    total_dc_ptr,  # (N, D, H) accumulator dtype, out: dL/dc of every step; None with total_dh_ptr
-    sums_ptr,  # (T, D, programs, 2, 5) float64, zero, out: both totals of each program summed up; or None
+    totals_ptr,  # (N, D, 2, H) accumulator dtype, out: dL/dh and dL/dc of every step; or sums, see totals.py; or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
     counter_ptr,  # (D, batch tiles) int32, zero
@@ -55,6 +53,7 @@ def lstm_backward_kernel(
     SENTINEL: tl.constexpr,
     INT: tl.constexpr,
     SPIN_LIMIT: tl.constexpr,
+    TOTALS: tl.constexpr,  # "elements", "sums" or ""
 ):
     PACKED: tl.constexpr = starts_ptr is not None
     tiles = tl.cdiv(B, BLOCK_B)
@@ -182,8 +181,7 @@ def lstm_backward_kernel(
                     gave_up |= late
             dh_t = own + dh
             da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t)
-            offs_t = ((start + row) * D + direction) * H + offs
-            keep_totals(dh_t, dc_t, total_dh_ptr, total_dc_ptr, sums_ptr, offs_t, mask_t, t, direction, D)
+            keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, D, H, TOTALS)
             if dact_ptr is not None:
                 dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
                 d_ig, d_fo = tl.split(tl.load(dact, mask=mask_gates, other=0.0).to(ACC))
@@ -231,8 +229,7 @@ def lstm_backward(
     *,
     dact: torch.Tensor | None = None,
     dc_all: torch.Tensor | None = None,
-    total_dh: torch.Tensor | None = None,
-    total_dc: torch.Tensor | None = None,
+    totals: torch.Tensor | None = None,
     sums: torch.Tensor | None = None,
     plan: Plan,
     run: Callable[..., None] = launch,
@@ -241,8 +238,8 @@ def lstm_backward(
 
     dy (like y), dh_n, dc_n (B, D*H), dact (like gates), dc_all (like c_all): gradients of the outputs, None for zero;
     w_hh (D, 4H, H), gates (T, B, D*4H) or packed (N, D*4H); c0 (B, D*H) and c_all of the accumulator's dtype. All but
-    dc_n contiguous. total_dh and total_dc (like c_all), and sums (of totals.py): filled with the gradients of every h
-    and c if they are given. run: called in the place of `launch`.
+    dc_n contiguous. totals (.., D, 2, H) like c_all, or sums (zeros of totals.py): filled with the gradients of every h
+    and c. run: called in the place of `launch`.
     Returns dgates (like gates) and dc0 (B, D*H), the latter in the accumulator's dtype.
     """
     dgates = torch.empty_like(gates)
@@ -258,11 +255,10 @@ def lstm_backward(
         gates_ptr=gates,
         c_all_ptr=c_all,
         dgates_ptr=dgates,
-        total_dh_ptr=total_dh,
-        total_dc_ptr=total_dc,
-        sums_ptr=sums,
+        totals_ptr=totals if sums is None else sums,
         starts_ptr=starts,
         lengths_ptr=lengths,
+        TOTALS="sums" if sums is not None else "elements" if totals is not None else "",
     )
     run(lstm_backward_kernel, plan, dgates, arguments)
     return dgates, dc

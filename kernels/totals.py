@@ -10,17 +10,31 @@ SUMS = tl.constexpr(5)  # of squares, of values; the largest magnitude; how many
 
 
 @triton.jit
-def keep_totals(dh, dc, dh_ptr, dc_ptr, sums_ptr, offs, mask, t, direction, D: tl.constexpr):
-    """Stores a block of step `t`, at `offs` into dh_ptr and dc_ptr; or only adds it up. A None pointer is left out."""
-    if dh_ptr is not None:
-        tl.store(dh_ptr + offs, dh, mask=mask)
-        tl.store(dc_ptr + offs, dc, mask=mask)
-    if sums_ptr is not None:
+def keep_totals(
+    dh,
+    dc,
+    totals_ptr,
+    first_row,
+    offs_b,
+    offs_h,
+    mask,
+    t,
+    direction,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    TOTALS: tl.constexpr,
+):
+    """Stores a block of step `t`, whose rows begin at `first_row`: its elements, their sums, or nothing."""
+    if TOTALS == "elements":
+        offs = ((first_row + offs_b)[:, None] * D + direction) * (2 * H) + offs_h[None, :]
+        tl.store(totals_ptr + offs, dh, mask=mask)
+        tl.store(totals_ptr + offs + H, dc, mask=mask)
+    if TOTALS == "sums":
         programs = tl.num_programs(0) * tl.num_programs(1)
         program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        sums_ptr += ((t * D + direction) * programs + program) * (2 * SUMS)
-        _add_sums(sums_ptr, dh, mask)
-        _add_sums(sums_ptr + SUMS, dc, mask)
+        totals_ptr += ((t * D + direction) * programs + program) * (2 * SUMS)
+        _add_sums(totals_ptr, dh, mask)
+        _add_sums(totals_ptr + SUMS, dc, mask)
 
 
 @triton.jit

@@ -41,8 +41,8 @@ Row = dict[str, Any]
 class Kernel:
     """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
 
-    states: with the loss's own gradients of c and the gates. save: what backward needs. record: the "totals" of h's and
-    c's gradients in every element, or their "sums".
+    states: with the loss's own gradients of c and the gates. save: what backward needs. record: "elements" of h's and
+    c's total gradients, or "sums" of them.
     """
 
     gpu: str
@@ -104,10 +104,10 @@ def compile_kernel(kernel: Kernel) -> Any:
         values["h0_ptr"] = None
     if kernel.backward and not kernel.states:
         values |= {"dact_ptr": None, "dc_all_ptr": None}
-    if kernel.record != "totals":
-        values |= {"total_dh_ptr": None, "total_dc_ptr": None}
-    if kernel.record != "sums":
-        values |= {"sums_ptr": None}
+    if kernel.backward:
+        values["TOTALS"] = kernel.record
+    if not kernel.record:
+        values["totals_ptr"] = None
     values = {name: value for name, value in values.items() if name in function.arg_names}
     if not kernel.save:
         values |= {"gates_ptr": None, "c_all_ptr": None}
@@ -121,9 +121,10 @@ def compile_kernel(kernel: Kernel) -> Any:
         elif not name.endswith("_ptr"):
             signature[name] = "i32"
         else:
-            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "total_dh_ptr", "total_dc_ptr")
+            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "totals_ptr")
             other = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
-            other["sums_ptr"] = "*fp64"
+            if kernel.record == "sums":
+                other["totals_ptr"] = "*fp64"
             signature[name] = other.get(name, "*fp32" if wide else f"*{element}")
             attributes[(position,)] = [["tt.divisibility", 16]]
     indices = {(function.arg_names.index(name),): value for name, value in values.items()}

@@ -54,7 +54,7 @@ def name(case):
 @pytest.fixture(scope="module")
 def reports():
     """Every case compiled in one process, by its name."""
-    recorded = [case | dict(record=record) for case in RECORDED for record in ("", "totals", "sums")]
+    recorded = [case | dict(record=record) for case in RECORDED for record in ("", "elements", "sums")]
     cases = USUAL + TWINS + recorded + EXCHANGES
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(__file__).with_name("codegen.py")), "--cases", json.dumps(cases)]
@@ -70,7 +70,7 @@ def test_planned_kernel(case, reports):
     assert report["problems"] == []
 
 
-@pytest.mark.parametrize("record", ["totals", "sums"])
+@pytest.mark.parametrize("record", ["elements", "sums"])
 @pytest.mark.parametrize("case", RECORDED, ids=name)
 def test_recording_changes_no_arithmetic(case, record, reports):
     """The same products, sums and fused ones with and without it, so that the gradients have the same bits; the sums of

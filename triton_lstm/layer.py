@@ -37,7 +37,7 @@ class Totals:
     """What the recorder of gradients gets out of a backward pass: of every element, or else sums for each step."""
 
     every_element: bool
-    dh: Tensor | None = None  # dL/dh of every step, like y but in the accumulator's dtype
+    dh: Tensor | None = None  # dL/dh of every step, (.., D, H) in the accumulator's dtype
     dc: Tensor | None = None
     sums: Tensor | None = None  # of both, (T, D, programs, 2, 5): see kernels/totals.py
     gates: Tensor | None = None  # i, f, g, o themselves
@@ -125,10 +125,12 @@ def layer_backward(
     if gates is None:
         gates = _recomputed(x, h0, w_ih, w_hh, biases, r0, starts, lengths, y)
     plan = plan_for(gates, batch, hidden_size, directions, backward=True)
+    both = None
     if totals:
         totals.gates = gates
         if totals.every_element:
-            totals.dh, totals.dc = (torch.empty_like(c_all, memory_format=torch.contiguous_format) for _ in range(2))
+            both = c_all.new_empty(*c_all.shape[:-1], directions, 2, hidden_size)
+            totals.dh, totals.dc = both.unbind(-2)
         else:
             steps = len(gates) if starts is None else len(starts) - 2
             totals.sums = sums_for(plan, steps, directions, hidden_size, gates.device)
@@ -144,8 +146,7 @@ def layer_backward(
         lengths,
         dact=_plain(dact),
         dc_all=_plain(dc_all),
-        total_dh=totals.dh if totals else None,
-        total_dc=totals.dc if totals else None,
+        totals=both,
         sums=totals.sums if totals else None,
         plan=plan,
     )

@@ -199,15 +199,17 @@ def hear(
     if taps[0].w_hh is not None:
         w_hh = taps[0].w_hh
         dy, dh = _projected(taps[0], y, dgates, w_hh, starts, lengths)
+        dh = dh.unflatten(-1, (directions, -1))
     dy = torch.zeros_like(y) if dy is None else copied(dy.detach())
     dc0 = copied(dc0.detach())
     first = first_rows(dgates, directions, starts, lengths).chunk(directions, -1)
     rows: list[Quantities] = []
     sums: list[dict[str, StepStatistics]] = []
     for d in range(directions):
-        row = {"input": dx, "output": dy, "hidden": dh, "cell": totals.dc, "gates": dgates}
-        of_direction = {k: t.chunk(directions, -1)[d] for k, t in row.items() if t is not None and k != "input"}
-        rows.append({"input": dx, **of_direction, "h0": first[d] @ w_hh[d], "c0": dc0.chunk(directions, -1)[d]})
+        row = {"input": dx, "output": dy.chunk(directions, -1)[d]}
+        row |= {k: t[..., d, :] for k, t in (("hidden", dh), ("cell", totals.dc)) if t is not None}
+        row |= {"gates": dgates.chunk(directions, -1)[d], "h0": first[d] @ w_hh[d], "c0": dc0.chunk(directions, -1)[d]}
+        rows.append(row)
         sums.append({})
         if totals.sums is not None:
             count = elements(hidden_size, y, starts)
