@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_lstm
+from triton_lstm.plan import Plan
 
 T, B, FEATURES, H = 5, 3, 4, 6
 KINDS = {
@@ -230,18 +231,27 @@ def test_memory_of_norms_does_not_grow_with_the_batch(device):
     assert kept[None, 64] > 20 * kept[None, 2]
 
 
-def test_the_loop_sums_up_in_memory_that_does_not_grow_with_the_batch(device, monkeypatch):
-    """The buffer of the sums has a place for each program, and each takes its batch tiles in turn."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_program_adds_up_its_batch_tiles(packed, device, monkeypatch):
+    """It takes them in turn, all into one place: as much memory for one tile as for four."""
     import triton_lstm.layer
 
+    plan = Plan("flag", device.type == "cuda", True, 16, 16, 16, 1, groups=1, warps=4)
+    monkeypatch.setattr(triton_lstm.layer, "plan_for", lambda *_, backward: plan)
     sizes = []
     shipped = triton_lstm.layer.sums_for
     monkeypatch.setattr(triton_lstm.layer, "sums_for", lambda *a: sizes.append(shipped(*a)) or sizes[-1])
-    for batch in (16, 64):
-        module = module_of(device, backend="triton")
-        with triton_lstm.record_gradients(module, reduce="norm") as grads:
-            module(torch.randn(T, batch, FEATURES, device=device))[0].sum().backward()
-        assert grads[0].statistics()["hidden"].norm.all()
-    if device.type == "cpu":
-        assert sizes[0].shape == sizes[1].shape
-    assert all(s.shape[0] == T and s.shape[-2:] == (2, 5) for s in sizes)
+    module = module_of(device, backend="triton", bidirectional=True)
+    for batch in (16, 50):
+        x = torch.randn(T, batch, FEATURES, device=device)
+        x = pack_padded_sequence(x, [1 + k % T for k in range(batch)], enforce_sorted=False) if packed else x
+        found = []
+        for reduce in (None, "norm"):
+            with triton_lstm.record_gradients(module, reduce=reduce) as grads:
+                data_of(module(x)[0]).square().sum().backward()
+            found.append([record.statistics() for record in grads])
+        for whole, norms in zip(*found, strict=True):
+            for name, statistics in whole.items():
+                assert statistics.norm.any(), name
+                torch.testing.assert_close(norms[name], statistics, rtol=1e-6, atol=1e-9)
+    assert sizes[0].shape == sizes[1].shape == (T, 2, 1, 2, 5)

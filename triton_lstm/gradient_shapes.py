@@ -41,10 +41,8 @@ def run_case(
     case: Case, lstm_class: Any = LSTM, device: torch.device | str = "cpu", retain: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs forward and backward with seed 0; returns the input and the output, whose .grad is set only if `retain`."""
-    torch.manual_seed(0)
-    module = lstm_class(case.input_shape[2], case.hidden_size, case.layers, batch_first=case.batch_first)
-    x = torch.randn(case.input_shape).to(device).requires_grad_()
-    output, _ = module.to(device)(x)
+    module, x = _module_and_input(case, lstm_class, device)
+    output, _ = module(x)
     if retain:
         output.retain_grad()
     loss_of(case, output).backward()
@@ -53,13 +51,18 @@ def run_case(
 
 def record_case(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor, Gradients]:
     """As run_case without retained gradients, and what record_gradients finds."""
-    torch.manual_seed(0)
-    module = LSTM(case.input_shape[2], case.hidden_size, case.layers, batch_first=case.batch_first).to(device)
-    x = torch.randn(case.input_shape).to(device).requires_grad_()
+    module, x = _module_and_input(case, LSTM, device)
     with record_gradients(module) as grads:
         output, _ = module(x)
         loss_of(case, output).backward()
     return x, output, grads
+
+
+def _module_and_input(case: Case, lstm_class: Any, device: torch.device | str) -> tuple[Any, torch.Tensor]:
+    """With seed 0."""
+    torch.manual_seed(0)
+    module = lstm_class(case.input_shape[2], case.hidden_size, case.layers, batch_first=case.batch_first)
+    return module.to(device), torch.randn(case.input_shape).to(device).requires_grad_()
 
 
 def steps_with_gradient(case: Case, grad: torch.Tensor) -> str:

@@ -72,10 +72,10 @@ def elements(width: int, rows: torch.Tensor, starts: Index) -> torch.Tensor | in
     return width * rows.shape[1] if starts is None else width * starts.diff()[:-1]
 
 
-def from_sums(sums: torch.Tensor, elements: torch.Tensor | int) -> StepStatistics:
+def from_sums(sums: torch.Tensor, count: torch.Tensor | int) -> StepStatistics:
     """From the sums (T, programs, 5) of kernels/totals.py."""
     squares, total, largest, zeros, odd = sums.unbind(-1)
-    return _statistics(squares.sum(1), total.sum(1), largest.amax(1), zeros.sum(1), odd.sum(1), elements)
+    return _statistics(squares.sum(1), total.sum(1), largest.amax(1), zeros.sum(1), odd.sum(1), count)
 
 
 def _statistics(
@@ -84,9 +84,7 @@ def _statistics(
     largest: torch.Tensor,
     zeros: torch.Tensor,
     odd: torch.Tensor,
-    elements: torch.Tensor | int,
+    count: torch.Tensor | int,
 ) -> StepStatistics:
     norm = squares.sqrt()
-    return StepStatistics(
-        norm, sums / elements, torch.where(norm.isnan(), norm, largest), zeros / elements, odd / elements
-    )
+    return StepStatistics(norm, sums / count, torch.where(norm.isnan(), norm, largest), zeros / count, odd / count)
