@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from triton_lstm.perf.cases import Case
+from triton_lstm.reference import Reference
 from triton_lstm.tolerance import NORMS, Allowance, Answer, draws, enlarge
 
 
@@ -75,18 +76,27 @@ def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> A
 
 
 class Check:
-    """The exact answer of a problem, and what nn.LSTM's own distance from it in the case's dtype allows.
+    """The exact answer of a problem, and what PyTorch's own distance from it in the case's dtype allows.
 
-    Raises ValueError if an all-zero answer would pass on every draw.
+    The reference's counts off a GPU only: there the library's thin products want it, and here it would keep every step
+    of long sequences in float64.
+    Raises ValueError as Allowance does.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, dtype = problem, problem.case.dtype
-        wide = copy.deepcopy(problem.twin).double()
-        everywhere = range(len(problem.inputs))
-        exact = [answer(wide, problem, k, torch.float64) for k in everywhere]
-        same = [answer(problem.twin, problem, k, dtype) for k in everywhere]
-        self.allowance = Allowance(exact, same, tf32=problem.case.precision == "tf32")
+        self.problem = problem
+
+        def answers(twin: nn.LSTM) -> tuple[list[Answer], list[Answer]]:
+            kinds = (copy.deepcopy(twin).double(), torch.float64), (twin, problem.case.dtype)
+            exact, same = ([answer(m, problem, k, d) for k in range(len(problem.inputs))] for m, d in kinds)
+            return exact, same
+
+        reference = None
+        if not next(problem.twin.parameters()).is_cuda:
+            plain = Reference(**problem.case.module_arguments).to(problem.case.dtype)
+            plain.load_state_dict(problem.twin.state_dict())
+            reference = answers(plain)
+        self.allowance = Allowance(*answers(problem.twin), reference, tf32=problem.case.precision == "tf32")
 
     def __call__(self, module: nn.Module) -> dict[str, Any]:
         """error: the largest RMS error relative to the RMS of what is right; error_share: see tolerance.py.

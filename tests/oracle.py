@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import triton_lstm
+from triton_lstm.reference import Reference
 from triton_lstm.tolerance import Allowance, draws
 
 Tensors = dict[str, torch.Tensor]
@@ -36,21 +37,24 @@ def run(module: nn.Module, x: Any, hx: Any, seed: int = 1) -> Tensors:
 
 
 def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]], **kwargs: Any) -> None:
-    """Compares `module` with nn.LSTM of the same weights, in its own dtype and in float64; kwargs are nn.LSTM's.
+    """Compares `module` with nn.LSTM and the reference of the same weights, in its own dtype and in float64.
+
+    kwargs: nn.LSTM's.
 
     draw: makes an input and an hx. The first draw on which zeros would fail everywhere is the one compared.
     """
-    dtypes = (next(module.parameters()).dtype, torch.float64)
-    twins = [nn.LSTM(module.input_size, module.hidden_size, **kwargs).to(dtype) for dtype in dtypes]
-    for twin in twins:
-        twin.to(next(module.parameters()).device).load_state_dict(module.state_dict())
+    dtypes = (torch.float64, next(module.parameters()).dtype)
     drawn = [draw()]
     drawn += [draw() for _ in range(1, draws(data_of(drawn[0][0]).numel()))]
-    same = [run(twins[0], x, hx) for x, hx in drawn]
-    exact = [
-        run(twins[1], x.double(), None if hx is None else tuple(state.double() for state in hx)) for x, hx in drawn
-    ]
-    allowance = Allowance(exact, same)
+
+    def answers(kind: type[nn.LSTM], dtype: torch.dtype) -> list[Tensors]:
+        twin = kind(module.input_size, module.hidden_size, **kwargs).to(next(module.parameters()).device, dtype)
+        twin.load_state_dict(module.state_dict())
+        cast = [(x.to(dtype), None if hx is None else tuple(state.to(dtype) for state in hx)) for x, hx in drawn]
+        return [run(twin, *inputs) for inputs in cast]
+
+    (exact, same), reference = ([answers(kind, dtype) for dtype in dtypes] for kind in (nn.LSTM, Reference))
+    allowance = Allowance(exact, same, (reference[0], reference[1]))
     got = run(module, *drawn[allowance.draw])
     assert {k: t.dtype for k, t in got.items()} == {k: t.dtype for k, t in same[0].items()}
     for name, tensor in got.items():

@@ -17,7 +17,7 @@ from triton_lstm.kernels import accumulator
 from triton_lstm.layer import Totals, layer_backward, layer_forward, layer_gradients
 from triton_lstm.packing import batch_sizes_of
 from triton_lstm.record import Taps, hear, listening, refuse_batched
-from triton_lstm.reference import layer_by_torch, layer_reference, preactivations
+from triton_lstm.torch_layer import layer_by_torch, loop_by_torch, preactivations
 from triton_lstm.vmap import backward_rule, forward_rule
 
 Tensor = torch.Tensor
@@ -114,7 +114,7 @@ class LSTMFunction(torch.autograd.Function):
 class LSTMBackward(torch.autograd.Function):
     """(dy, dh_n, dc_n, the gates' and every c's gradients, all that LSTMFunction saved, totals) -> (dgates, dc0).
 
-    Its own backward differentiates layer_reference twice, so that a double backward is right; y, gates and c, which
+    Its own backward differentiates loop_by_torch twice, so that a double backward is right; y, gates and c, which
     only repeat what the arguments determine, get no gradient of their own.
     """
 
@@ -182,7 +182,7 @@ def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) ->
         x, h0, c0, w_ih, w_hh, biases, r0 = wide[5:]
         xg = preactivations(x, w_ih, biases, r0, starts, lengths)
         h0 = torch.zeros_like(c0) if h0 is None else h0
-        outputs, pull_back, *_ = torch.func.vjp(lambda xg, c0: layer_reference(xg, h0, c0, w_hh, batch_sizes), xg, c0)
+        outputs, pull_back, *_ = torch.func.vjp(lambda xg, c0: loop_by_torch(xg, h0, c0, w_hh, batch_sizes), xg, c0)
         dual = zip(outputs, wide[:5], strict=True)
         return pull_back(tuple(torch.zeros_like(out) if d is None else d for out, d in dual))
 

@@ -13,7 +13,7 @@ from triton_lstm.checks import Group, by_layer, check_shapes, check_states
 from triton_lstm.packing import last_rows, starts_and_lengths
 from triton_lstm.record import Taps, watch_projection
 from triton_lstm.record_torch import listen_to_layer, recorded_lstm
-from triton_lstm.reference import layer_by_torch
+from triton_lstm.torch_layer import layer_by_torch
 
 
 class LayerStates(NamedTuple):

@@ -15,6 +15,8 @@ Its results, y and c of every step, have x's rows and D*H features, its gates D*
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import overload
 
 import torch
@@ -24,12 +26,13 @@ from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_f
 from triton_lstm.kernels.totals import sums_for
 from triton_lstm.packing import first_rows, last_rows, successions
 from triton_lstm.plan import Plan
-from triton_lstm.reference import preactivations
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose
+from triton_lstm.torch_layer import preactivations
 
 Tensor = torch.Tensor
 linear = torch.nn.functional.linear
+CHUNK = 500  # rows that a sum adds up at once on the CPU
 
 
 @dataclasses.dataclass
@@ -185,18 +188,29 @@ def layer_gradients(
             dgates.chunk(directions, -1)[d], y.chunk(directions, -1)[d], starts, lengths, against_time=d == 1
         )
         if h0 is None:
-            return now.t() @ before
-        return torch.addmm(firsts[d].t() @ h0.chunk(directions, -1)[d], now.t(), before)
+            return _over_rows(now, before)
+        return _over_rows(now, before, firsts[d].t() @ h0.chunk(directions, -1)[d])
 
     return (
         (flat @ w_ih.flatten(0, 1)).reshape(x.shape) if need_x else None,
         torch.cat([part @ w for part, w in zip(firsts, w_hh, strict=True)], -1) if need_h0 else None,
         dc0 if need_c0 else None,
-        (flat.t() @ x.flatten(0, -2)).reshape(w_ih.shape) if need_w_ih else None,
+        _over_rows(flat, x.flatten(0, -2)).reshape(w_ih.shape) if need_w_ih else None,
         torch.stack([recurrent(d) for d in range(directions)]) if need_w_hh else None,
         torch.stack([db, db]) if db is not None else None,  # two in memory, or they would not add up over several calls
         first if need_r0 else None,
     )
+
+
+def _over_rows(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """start + a.t() @ b, a sum over their rows; on the CPU in chunks of them, as its libraries add up thin products in
+    one long chain. Not in 16 bits, where that ends in a single rounding."""
+    rows = a.shape[0]
+    if a.device.type != "cpu" or a.dtype.itemsize < 4 or not isinstance(rows, int):  # not a number yet: while compiling
+        return a.t() @ b if start is None else torch.addmm(start, a.t(), b)
+    size = max(CHUNK, math.isqrt(rows))
+    parts = [p.t() @ q for p, q in zip(a.split(size), b.split(size), strict=True)]
+    return functools.reduce(torch.add, parts if start is None else [start, *parts])
 
 
 def _initial_share(h0: Tensor | None, w_hh: Tensor, r0: Tensor | None) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from triton_lstm.checks import Group
 from triton_lstm.packing import batch_sizes_of, starts_and_lengths
 from triton_lstm.record import Quantities, Tap, Taps, listen, listening
-from triton_lstm.reference import direction_steps
+from triton_lstm.torch_layer import direction_steps
 
 Tensor = torch.Tensor
 

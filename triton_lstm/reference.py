@@ -1,24 +1,28 @@
-"""The LSTM in twenty lines of torch: the tests' oracle, and what double backward differentiates."""
+"""The LSTM in plain torch, by torch.nn.LSTM's documentation: an oracle, which shares no line with what it judges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from triton_lstm.packing import add_to_first_rows, batch_sizes_of
+Tensor = torch.Tensor
+linear = torch.nn.functional.linear
 
 
 def lstm_reference(
-    x: torch.Tensor,
-    h0: torch.Tensor,
-    c0: torch.Tensor,
-    w_ih: torch.Tensor | None,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One layer and direction, with the equations and the gate order (i, f, g, o) of torch.nn.LSTM's documentation.
 
     x (T, B, I), h0 and c0 (B, H), w_ih (4H, I), w_hh (4H, H), biases (4H,). Returns y (T, B, H), h_n and c_n (B, H).
@@ -29,106 +33,94 @@ def lstm_reference(
 
 
 def lstm_steps(
-    x: Iterable[torch.Tensor],
-    h: torch.Tensor,
-    c: torch.Tensor,
-    w_ih: torch.Tensor | None,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
-    w_hr: torch.Tensor | None = None,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    x: Iterable[Tensor],
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Every step's gates i, f, g, o (B, 4H), c (B, H) and h (B, P or H); arguments as lstm_reference's, x in the order
     of steps.
 
     Without w_ih, x is the input's share of the gates' pre-activations. w_hr (P, H): a projection.
     """
     for x_t in x:
-        x_gates = x_t if w_ih is None else torch.nn.functional.linear(x_t, w_ih, b_ih)
-        i, f, g, o = (x_gates + torch.nn.functional.linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+        x_gates = x_t if w_ih is None else linear(x_t, w_ih, b_ih)
+        i, f, g, o = (x_gates + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
         gates = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], dim=-1)
         i, f, g, o = gates.chunk(4, dim=-1)
         c = f * c + i * g
         h = o * c.tanh()
-        h = h if w_hr is None else torch.nn.functional.linear(h, w_hr)
+        h = h if w_hr is None else linear(h, w_hr)
         yield gates, c, h
 
 
-def layer_reference(
-    xg: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, w_hh: torch.Tensor, batch_sizes: list[int] | None = None
-) -> tuple[torch.Tensor, ...]:
-    """One layer in D directions of time, as the kernels have it.
+class Reference(nn.LSTM):
+    """nn.LSTM, without dropout, by lstm_steps: its own error in a dtype is part of the rule of tolerance.py.
 
-    xg: the input's share of the pre-activations, (T, B, D*4H), or packed (N, D*4H) with the rows of every step; h0 and
-    c0 (B, D*H); w_hh (D, 4H, H). Returns y, h_n, c_n, the gates and every c, with D*H or D*4H features.
+    As on the kernels' path, the products around the time loop are in the weights' dtype, one for all steps; the loop
+    itself is in float32, or float64.
     """
-    directions = w_hh.shape[0]
-    results = []
-    for d in range(directions):
-        part, h, c = (t.chunk(directions, -1)[d] for t in (xg, h0, c0))
-        steps, h, c = direction_steps(part, h, c, w_hh[d], None, batch_sizes, against_time=d == 1)
-        join = torch.stack if batch_sizes is None else torch.cat
-        gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
-        results.append((y, h, c, gates, c_all))
-    return tuple(torch.cat(parts, -1) for parts in zip(*results, strict=True))
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """input and hx of every layout that nn.LSTM takes; returns what nn.LSTM returns."""
+        if isinstance(input, PackedSequence):
+            x, lengths = pad_packed_sequence(input)
+            y, h_n, c_n = self._stack(x, hx, lengths)
+            if input.sorted_indices is not None:
+                y, lengths = y[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
+            return input._replace(data=pack_padded_sequence(y, lengths).data), (h_n, c_n)
+        if input.dim() == 2:
+            y, h_n, c_n = self._stack(input.unsqueeze(1), hx and [state.unsqueeze(1) for state in hx])
+            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        y, h_n, c_n = self._stack(input.transpose(0, 1) if self.batch_first else input, hx)
+        return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
 
-def direction_steps(
-    xg: torch.Tensor,
-    h: torch.Tensor,
-    c: torch.Tensor,
-    w_hh: torch.Tensor,
-    w_hr: torch.Tensor | None,
-    batch_sizes: list[int] | None,
-    *,
-    against_time: bool,
-) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor, torch.Tensor]:
-    """One direction of layer_reference: gates, c and h of the rows of every step t, and the last h and c.
+    def _stack(self, x: Tensor, hx: Any, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers: x (T, B, I) -> y (T, B, ..), h_n and c_n. lengths (B,): rows past them are padding."""
+        directions = 2 if self.bidirectional else 1
+        if hx is None:
+            rows = self.num_layers * directions, x.shape[1]
+            hx = x.new_zeros(*rows, self.proj_size or self.hidden_size), x.new_zeros(*rows, self.hidden_size)
+        present = None if lengths is None else (torch.arange(len(x)).unsqueeze(1) < lengths).unsqueeze(2).to(x.device)
+        states: list[tuple[Tensor, Tensor]] = []
+        for _ in range(self.num_layers):
+            outputs: list[Tensor] = []
+            for d in range(directions):
+                h0, c0 = (state[len(states)] for state in hx)
+                weights = self.all_weights[len(states)]
+                y, h, c = self._direction(x, h0, c0, weights, present, against_time=d == 1)
+                outputs.append(y)
+                states.append((h, c))
+            x = torch.cat(outputs, -1)
+        h_n, c_n = map(torch.stack, zip(*states, strict=True))
+        return x, h_n, c_n
 
-    w_hr (P, H): a projection, for h of P features.
-    """
-    rows: list[tuple[torch.Tensor, ...]] = []
-    steps = xg.unbind(0) if batch_sizes is None else xg.split(batch_sizes)
-    for x_t in reversed(steps) if against_time else steps:
-        here = x_t.shape[0]  # sequences past their end, or not begun against time, keep their state
-        [step] = lstm_steps([x_t], h[:here], c[:here], None, w_hh, w_hr=w_hr)
-        rows.append(step)
-        c, h = torch.cat([step[1], c[here:]]), torch.cat([step[2], h[here:]])
-    return rows[::-1] if against_time else rows, h, c
-
-
-def preactivations(
-    x: torch.Tensor,
-    w_ih: torch.Tensor,
-    biases: torch.Tensor | None,
-    r0: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    lengths: torch.Tensor | None,
-) -> torch.Tensor:
-    """The input's share of the gates' pre-activations and r0, contiguous."""
-    xg = torch.nn.functional.linear(
-        x, w_ih.flatten(0, 1), None if biases is None else biases.sum(0).flatten()
-    ).contiguous()
-    if r0 is not None:
-        add_to_first_rows(xg, r0, len(w_ih), starts, lengths)
-    return xg
-
-
-def layer_by_torch(
-    x: torch.Tensor,
-    h0: torch.Tensor | None,
-    c0: torch.Tensor,
-    w_ih: torch.Tensor,
-    w_hh: torch.Tensor,
-    biases: torch.Tensor | None,
-    r0: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    lengths: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """A layer's arguments -> its results, in plain torch: for what PyTorch's own LSTM does not return."""
-    wide = torch.promote_types(x.dtype, torch.float32)  # the state c adds up rounding errors in 16 bits
-    xg = preactivations(x, w_ih, biases, r0, starts, lengths).to(wide)
-    c0 = c0.to(wide)
-    h0 = torch.zeros_like(c0) if h0 is None else h0.to(wide)
-    *results, c = layer_reference(xg, h0, c0, w_hh.to(wide), batch_sizes_of(starts))
-    return *(result.to(x.dtype) for result in results), c
+    def _direction(
+        self,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        weights: Sequence[Tensor],
+        present: Tensor | None,
+        *,
+        against_time: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer and direction: y (T, B, P or H), h_n and c_n. present (T, B, 1): which rows a step has."""
+        dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        w_ih, w_hh = weights[:2]
+        xg = linear(x, w_ih, weights[2] + weights[3] if self.bias else None).to(wide)
+        w_hh, h, c = w_hh.to(wide), h.to(wide), c.to(wide)
+        w_hr = weights[-1].to(wide) if self.proj_size else None
+        y = []
+        steps = range(len(x))
+        for t in reversed(steps) if against_time else steps:
+            [(_, c_t, h_t)] = lstm_steps([xg[t]], h, c, None, w_hh, w_hr=w_hr)
+            if present is not None:
+                c_t, h_t = torch.where(present[t], c_t, c), torch.where(present[t], h_t, h)
+            c, h = c_t, h_t
+            y.append(h)
+        return torch.stack(y[::-1] if against_time else y).to(dtype), h.to(dtype), c.to(dtype)

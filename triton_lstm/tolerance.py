@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 Answer = dict[str, torch.Tensor]
 Norm = Callable[[torch.Tensor], float]
 
+AGREEMENT = 1e-12  # of the reference and nn.LSTM in float64
 NORMS: dict[str, Norm] = {"rms": lambda t: t.square().mean().sqrt().item(), "max": lambda t: t.abs().max().item()}
 
 
@@ -27,11 +29,13 @@ def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:
 
 
 def allowed(exact: torch.Tensor, own: list[torch.Tensor], norm: Norm, eps: float) -> float:
-    """2 * (PyTorch's own error in the dtype against float64) + eps * max(1, max |exact|).
+    """2 * (PyTorch's own error in the dtype against float64) + eps * max(1, max |exact|); NaN where that is not finite.
 
     own: PyTorch's differences from what is exact, one for each draw of inputs; eps: the dtype's `rounding`.
     """
-    return 2 * max(map(norm, own)) + eps * max(1.0, exact.abs().max().item())
+    errors = [norm(difference) for difference in own]
+    limit = 2 * max(errors) + eps * max(1.0, exact.abs().max().item())
+    return limit if all(map(math.isfinite, [*errors, limit])) else math.nan
 
 
 def worst_share(got: torch.Tensor, exact: torch.Tensor, own: list[torch.Tensor], *, tf32: bool = False) -> float:
@@ -48,15 +52,37 @@ def zeros_would_pass(exact: torch.Tensor, own: list[torch.Tensor], dtype: torch.
 
 
 class Allowance:
-    """The rule for answers by name: what is exact and what PyTorch gives in the dtype, each on several draws of inputs.
+    """The rule for answers by name, each on several draws of inputs.
 
+    exact, same: nn.LSTM's in float64 and in the dtype.
+    reference: those of reference.py in float64 and in the dtype. Its own error counts too: nn.LSTM multiplies in
+        another order, and some processors' libraries sum thin products, which both paths need, in one long chain.
     draw: the first draw on which an all-zero answer would fail under every name; `exact` and `share` are of that one.
-    Raises ValueError if there is none.
+
+    Raises ValueError if there is none, where PyTorch's own error is not finite, and where reference and nn.LSTM differ
+    in float64 by more than 1e-12 * max(1, max |exact|).
     """
 
-    def __init__(self, exact: list[Answer], same: list[Answer], *, tf32: bool = False) -> None:
+    def __init__(
+        self,
+        exact: list[Answer],
+        same: list[Answer],
+        reference: tuple[list[Answer], list[Answer]] | None = None,
+        *,
+        tf32: bool = False,
+    ) -> None:
         self.tf32 = tf32
-        self.own = {name: [s[name].double() - e[name] for s, e in zip(same, exact, strict=True)] for name in same[0]}
+        answers = [same]
+        if reference is not None:
+            _check_reference(exact, reference[0])
+            answers.append(reference[1])
+        self.own = {
+            name: [s[name].double() - e[name] for of_one in answers for s, e in zip(of_one, exact, strict=True)]
+            for name in same[0]
+        }
+        for name, differences in self.own.items():
+            if not all(difference.isfinite().all() for difference in differences):
+                raise ValueError(f"PyTorch's own error of {name} is not finite, so nothing can be allowed")
         biting = [
             k
             for k, e in enumerate(exact)
@@ -69,6 +95,16 @@ class Allowance:
     def share(self, name: str, got: torch.Tensor) -> float:
         """The error of `got` as a share of what is allowed."""
         return worst_share(got, self.exact[name], self.own[name], tf32=self.tf32)
+
+
+def _check_reference(exact: list[Answer], reference: list[Answer]) -> None:
+    for k, (theirs, ours) in enumerate(zip(exact, reference, strict=True)):
+        for name, tensor in theirs.items():
+            difference = (ours[name] - tensor).abs().max().item()
+            if not difference <= AGREEMENT * max(1.0, tensor.abs().max().item()):
+                raise ValueError(
+                    f"the reference is no oracle: in float64 its {name} of draw {k} is {difference:.3g} off nn.LSTM's"
+                )
 
 
 def enlarge(module: Module) -> Module:
