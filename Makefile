@@ -5,7 +5,8 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .NOTPARALLEL:
-.PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke clean gpu gpu-there gpu-test \
+.PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke test-processors \
+    test-processors-smoke clean gpu gpu-there gpu-test \
     gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -61,6 +62,25 @@ test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)
 
 test-triton-smoke: .triton/3.6.0
 	PYTHONPATH=.triton/3.6.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
+
+# The libraries under PyTorch and NumPy take another path on another processor, and with it go the last bits of every sum.
+# These take the paths of others: the tests of numbers must be green on each, and on whatever machine this is.
+PROCESSORS := MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
+    ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell OPENBLAS_CORETYPE=Prescott OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 \
+    OMP_NUM_THREADS=8
+NUMERIC := $(foreach name,tolerance layer packed packed_calls states record record_calls record_effects exchange \
+    exchange_packed autograd func weights contract module torch_modules train tune perf_check perf_providers,\
+    tests/test_$(name).py)
+SENSITIVE := $(foreach name,tolerance layer record perf_check,tests/test_$(name).py)
+
+test-processors: $(READY)
+	for setting in $(PROCESSORS); do \
+	    echo "$$setting"; env $$setting $(RUN) -m pytest -n auto --dist loadfile $(NUMERIC) || exit 1; done
+
+# The most sensitive cases only
+test-processors-smoke: $(READY)
+	for setting in $(PROCESSORS); do \
+	    echo "$$setting"; env $$setting $(RUN) -m pytest -n auto -m sensitive $(SENSITIVE) || exit 1; done
 
 # On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
 # no .venv. Every piece can be called alone, ends within ten minutes or is stopped, and leaves one CSV and one log in

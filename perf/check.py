@@ -33,7 +33,7 @@ def draw(case: Case, device: torch.device) -> Problem:
     inputs, cotangents = [], []
     lengths = case.lengths()
     width = case.directions * (case.proj_size or case.H)
-    for _ in range(draws(int(lengths.sum()) * case.I)):
+    for _ in range(draws(int(lengths.sum()) * min(case.I, case.proj_size or case.H))):
         shape = (case.B, case.T) if case.batch_first else (case.T, case.B)
         x: Any = torch.randn(*shape, case.I, device=device, dtype=case.dtype)
         if case.packed:

@@ -9,7 +9,8 @@ import torch
 
 pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
-torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
+# One thread unless the environment wants more: the workers of pytest-xdist share the cores
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 
@@ -28,6 +29,11 @@ class Outcomes:
     def pytest_sessionfinish(self) -> None:
         with open(self.path, "w", newline="") as file:
             csv.writer(file).writerows([("test", "outcome", "seconds"), *self.rows])
+
+
+def pytest_report_header() -> str:
+    """How PyTorch computes here: the last bits depend on it."""
+    return torch.__config__.parallel_info() + "CPU capability: " + torch.backends.cpu.get_cpu_capability()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -45,7 +45,9 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]],
     """
     dtypes = (torch.float64, next(module.parameters()).dtype)
     drawn = [draw()]
-    drawn += [draw() for _ in range(1, draws(data_of(drawn[0][0]).numel()))]
+    rows = data_of(drawn[0][0])
+    fewest = rows[..., 0].numel() * min(module.input_size, module.proj_size or module.hidden_size)
+    drawn += [draw() for _ in range(1, draws(fewest))]
 
     def answers(kind: type[nn.LSTM], dtype: torch.dtype) -> list[Tensors]:
         twin = kind(module.input_size, module.hidden_size, **kwargs).to(next(module.parameters()).device, dtype)

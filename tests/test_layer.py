@@ -29,7 +29,13 @@ FACTORS = {
 }
 
 
-@pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
+def sensitive(case):
+    """Few units from many inputs, in float32: seen to come nearest to what is allowed."""
+    few = case["H"] < case["I"] and case["T"] <= 2 and case["dtype"] == torch.float32
+    return pytest.param(case, id=case_id(case), marks=pytest.mark.sensitive if few else ())
+
+
+@pytest.mark.parametrize("case", [sensitive(case) for case in all_pairs(FACTORS)])
 def test_against_nn_lstm(case, device):
     if case["dtype"] == torch.float64 and device.type == "cuda":
         pytest.skip("float64 on a GPU goes to PyTorch's own LSTM")
@@ -140,8 +146,12 @@ def test_empty_batch(device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these are other machines' plans, a launch per step")
 @pytest.mark.parametrize(
     "device_facts, B, H",
-    [(small_gpu(6, 49152), 70, 130), (small_gpu(16, 24000), 40, 100), (INTERPRETER, 256, 1024), (INTERPRETER, 2, 2048)],
-    ids=["step-by-step", "streamed", "large", "wide"],
+    [
+        pytest.param(small_gpu(6, 49152), 70, 130, id="step-by-step"),
+        pytest.param(small_gpu(16, 24000), 40, 100, id="streamed"),
+        pytest.param(INTERPRETER, 256, 1024, id="large", marks=pytest.mark.sensitive),
+        pytest.param(INTERPRETER, 2, 2048, id="wide"),
+    ],
 )
 def test_beyond_what_fits_at_once(device_facts, B, H, monkeypatch):
     """Batch tiles taken in turn, weights loaded in every step, more programs than the device holds."""

@@ -22,6 +22,7 @@ CASES = [
 ABLE = [OURS, YARDSTICK, "step by step", "torch.compile"]
 
 
+@pytest.mark.sensitive
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_right_providers_pass(case, device):
     problem = draw(case, device)

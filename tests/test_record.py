@@ -162,6 +162,7 @@ def test_norms_only_are_the_statistics_of_every_element(case, device, precise, m
         assert_close(a.saturated, b.saturated)
 
 
+@pytest.mark.sensitive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("proj", [0, 4])
 @pytest.mark.parametrize("backend", ["triton", "torch"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -61,8 +61,8 @@ def lstm_steps(
 class Reference(nn.LSTM):
     """nn.LSTM, without dropout, by lstm_steps: its own error in a dtype is part of the rule of tolerance.py.
 
-    As on the kernels' path, the products around the time loop are in the weights' dtype, one for all steps; the loop
-    itself is in float32, or float64.
+    As on the kernels' path, the products around the time loop are in the weights' dtype, one for all steps and both
+    directions; the loop itself is in float32, or float64.
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -88,35 +88,37 @@ class Reference(nn.LSTM):
         present = None if lengths is None else (torch.arange(len(x)).unsqueeze(1) < lengths).unsqueeze(2).to(x.device)
         states: list[tuple[Tensor, Tensor]] = []
         for _ in range(self.num_layers):
+            groups = self.all_weights[len(states) : len(states) + directions]
+            bias = torch.cat([group[2] + group[3] for group in groups]) if self.bias else None
+            xg = linear(x, torch.cat([group[0] for group in groups]), bias)
             outputs: list[Tensor] = []
-            for d in range(directions):
+            for d, (group, part) in enumerate(zip(groups, xg.chunk(directions, -1), strict=True)):
                 h0, c0 = (state[len(states)] for state in hx)
-                weights = self.all_weights[len(states)]
-                y, h, c = self._direction(x, h0, c0, weights, present, against_time=d == 1)
+                w_hr = group[-1] if self.proj_size else None
+                y, h, c = self._direction(part, h0, c0, group[1], w_hr, present, against_time=d == 1)
                 outputs.append(y)
                 states.append((h, c))
             x = torch.cat(outputs, -1)
         h_n, c_n = map(torch.stack, zip(*states, strict=True))
         return x, h_n, c_n
 
+    @staticmethod
     def _direction(
-        self,
-        x: Tensor,
+        xg: Tensor,
         h: Tensor,
         c: Tensor,
-        weights: Sequence[Tensor],
+        w_hh: Tensor,
+        w_hr: Tensor | None,
         present: Tensor | None,
         *,
         against_time: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One layer and direction: y (T, B, P or H), h_n and c_n. present (T, B, 1): which rows a step has."""
-        dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
-        w_ih, w_hh = weights[:2]
-        xg = linear(x, w_ih, weights[2] + weights[3] if self.bias else None).to(wide)
-        w_hh, h, c = w_hh.to(wide), h.to(wide), c.to(wide)
-        w_hr = weights[-1].to(wide) if self.proj_size else None
+        dtype, wide = xg.dtype, torch.promote_types(xg.dtype, torch.float32)
+        xg, h, c, w_hh = (t.to(wide) for t in (xg, h, c, w_hh))
+        w_hr = None if w_hr is None else w_hr.to(wide)
         y = []
-        steps = range(len(x))
+        steps = range(len(xg))
         for t in reversed(steps) if against_time else steps:
             [(_, c_t, h_t)] = lstm_steps([xg[t]], h, c, None, w_hh, w_hr=w_hr)
             if present is not None:

@@ -17,7 +17,10 @@ NORMS: dict[str, Norm] = {"rms": lambda t: t.square().mean().sqrt().item(), "max
 
 
 def draws(elements: int) -> int:
-    """On how many draws of inputs to measure PyTorch's own error: on a single one a small tensor is exact by luck."""
+    """On how many draws of inputs to measure PyTorch's own error: on a single one a small tensor is exact by luck.
+
+    elements: of the smallest tensor that the others come from: a few hidden units make a large gradient of few numbers.
+    """
     return 2 if elements > 1000 else 10
 
 
