@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import pytest
 
@@ -39,7 +40,7 @@ def measured(monkeypatch, tables_folder):
     keys = []
 
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def measure(key, device, begin, again):
         keys.append(key)
@@ -134,7 +135,7 @@ def test_where_not_even_the_plan_runs_the_reason_is_shown(run, measured, monkeyp
     assert status == 1 and "no kernel image" in out
 
 
-def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypatch):
+def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, monkeypatch, capsys):
     """Which knows what killed this one, and what was done; `--again` does not begin anew."""
     shipped, started = tune.measure, []
 
@@ -154,9 +155,12 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
     monkeypatch.setattr(tune, "measure", lost)
     monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", gone)
     monkeypatch.setattr(os, "execv", execv)
-    status, _, err = run("tune", *SHAPE, "--again")
-    assert status == 77 and "continuing in a fresh one" in err
-    assert started[0][1:] == ["-m", "triton_lstm", "tune", *SHAPE, "--again"]
+    argv = ["tune", *SHAPE, "--again"]
+    monkeypatch.setattr(sys, "argv", ["triton-lstm", *argv])
+    with pytest.raises(SystemExit, match="77"):
+        cli.main()
+    assert "continuing in a fresh one" in capsys.readouterr().err
+    assert started == [[sys.executable, "-m", "triton_lstm", *argv]]
 
     refused = []
 
@@ -168,6 +172,16 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
     monkeypatch.setattr(tune, "measure", measure)
     assert run("tune", *SHAPE, "--again")[0] == 0
     assert refused == ["the process died while measuring it"] and measured == KEYS
+
+
+def test_a_lost_gpu_replaces_nobody_elses_process(run, measured, monkeypatch):
+    def lost(*args, **kwargs):
+        raise DeviceLostError("an illegal memory access")
+
+    monkeypatch.setattr(tune, "measure", lost)
+    monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("pytest would be gone"))
+    status, _, err = run("tune", *SHAPE)
+    assert status == 2 and "The same command in a fresh process goes on from here" in err
 
 
 def test_a_full_disk_is_no_configs_fault(run, measured, monkeypatch):

@@ -7,10 +7,9 @@ import dataclasses
 import itertools
 import math
 import os
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -131,7 +130,7 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
 
     from triton_lstm.kernels import device_facts
     from triton_lstm.perf.failures import DeviceLostError
-    from triton_lstm.perf.watchdog import HANG_S, watched
+    from triton_lstm.perf.watchdog import HANG_S, start_again, watched
     from triton_lstm.tune_report import print_tuned
 
     gpu = device_facts(device)
@@ -142,14 +141,14 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
     ends = time.monotonic() + args.budget
     try:
-        with watched(progress.path, lambda: start_again(args, f"no answer for {HANG_S} s")), interrupted_by_signals():
+        with watched(progress.path, lambda: start_again(args.argv, f"no answer for {HANG_S} s")), interrupted_by_signals():
             for item in tqdm(wanted, unit="item", disable=None):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
                     break
                 progress.done(str(item), _measure(args, item, path, device, progress))
     except DeviceLostError as lost:
-        start_again(args, f"this process cannot go on with the GPU ({lost})")
+        start_again(args.argv, f"this process cannot go on with the GPU ({lost})")
     except KeyboardInterrupt:
         stopped = "interrupted"
     except BaseException:  # no config's fault
@@ -234,12 +233,6 @@ def _write(path: Path, gpu: str, *entries: Any) -> None:
         update(path, gpu, *entries)
     except TableError as error:
         raise UsageError(f"{path} cannot be added to: {error}. Give another file with --out, or move it away") from None
-
-
-def start_again(args: argparse.Namespace, why: str) -> NoReturn:
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "triton_lstm", *args.argv])
 
 
 def _device_here() -> Device:
