@@ -15,19 +15,23 @@ if not torch.cuda.is_available():
 
 
 class Outcomes:
-    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`."""
+    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`; a run that is stopped leaves what it has."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[tuple[str, str, str]] = []
+        self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known
+        self.rows = csv.writer(self.file, lineterminator="\n")
+        self.rows.writerow(("test", "outcome", "seconds"))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.rows.writerow((report.nodeid, "not collected", ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self.rows.append((report.nodeid, report.outcome, f"{report.duration:.3f}"))
+            self.rows.writerow((report.nodeid, report.outcome, f"{report.duration:.3f}"))
 
-    def pytest_sessionfinish(self) -> None:
-        with open(self.path, "w", newline="") as file:
-            csv.writer(file).writerows([("test", "outcome", "seconds"), *self.rows])
+    def pytest_unconfigure(self) -> None:
+        self.file.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--csv"):
+    if config.getoption("--csv") and not hasattr(config, "workerinput"):  # of pytest-xdist, only the controller writes
         config.pluginmanager.register(Outcomes(config.getoption("--csv")))
 
 

@@ -1,8 +1,11 @@
 """`make gpu`, with a stand-in for Python that says what it was asked to run: its pieces, and what a failure does."""
 
+import csv
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,41 @@ def test_nothing_runs_without_a_gpu_or_its_packages(make, piece, fails, told):
 def test_suites_by_name(make):
     for suite in ("quick", "full"):
         assert f"bench --suite {suite} " in make(f"gpu-bench-{suite}").stdout
+
+
+STOPPED = """
+import os, signal
+import pytest
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert False
+
+def test_skipped():
+    pytest.skip("why")
+
+def test_stops_all():
+    os.kill({process}, signal.SIGTERM)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("process, workers", [("os.getpid()", []), ("os.getppid()", ["-n", "1"])], ids=["one", "xdist"])
+def test_a_run_of_tests_that_is_stopped_leaves_the_outcomes_so_far(process, workers, tmp_path):
+    if workers:
+        pytest.importorskip("xdist")
+    (tmp_path / "test_stopped.py").write_text(STOPPED.format(process=process))
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    path = tmp_path / "tests.csv"
+    command = [sys.executable, "-m", "pytest", *workers, "-p", "conftest", "--csv", str(path)]
+    command += ["--continue-on-collection-errors", "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+    header, *rows = csv.reader(path.read_text().splitlines())
+    assert header == ["test", "outcome", "seconds"]
+    outcomes = {row[0].rpartition("::")[2]: row[1] for row in rows}
+    expected = {"test_passes": "passed", "test_fails": "failed", "test_skipped": "skipped"}
+    assert outcomes == expected | {"test_broken.py": "not collected"}, rows

@@ -140,8 +140,12 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     items = [item for shape in shapes for item in _items(shape)]
     wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
     ends = time.monotonic() + args.budget
+
+    def hangs() -> None:
+        start_again(args.argv, f"no answer for {HANG_S} s")
+
     try:
-        with watched(progress.path, lambda: start_again(args.argv, f"no answer for {HANG_S} s")), interrupted_by_signals():
+        with watched(progress.path, hangs), interrupted_by_signals():
             for item in tqdm(wanted, unit="item", disable=None):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
