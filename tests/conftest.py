@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 
 class Outcomes:
-    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`; a run that is stopped leaves what it has."""
+    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`; a stopped run leaves what it has."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known

@@ -97,6 +97,16 @@ def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):
     assert run("tune", *SHAPE, "--again")[0] == 0 and measured == KEYS + KEYS
 
 
+def test_what_is_done_counts_while_its_table_is_there(run, measured, tmp_path, monkeypatch):
+    times = iter([0.0, 10.0, 20.0, 400.0])
+    monkeypatch.setattr(tune_commands.time, "monotonic", lambda: next(times, 0.0))
+    run("tune", *SHAPE, "--budget", "5m")
+    assert measured == KEYS[:2]
+    (tmp_path / file_name(H200.name)).unlink()  # the note of what is done stays
+    assert run("tune", *SHAPE)[0] == 0
+    assert measured == KEYS[:2] + KEYS and set(read(tmp_path / file_name(H200.name)).plans) == set(KEYS)
+
+
 def test_the_budget_lets_nothing_new_begin(run, measured, monkeypatch):
     times = iter([0.0, 10.0, 400.0])
     monkeypatch.setattr(tune_commands.time, "monotonic", lambda: next(times))

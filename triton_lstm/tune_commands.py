@@ -135,10 +135,12 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
 
     gpu = device_facts(device)
     _write(path, gpu.name)
-    table, progress, stopped = read(path), Progress(Path(f"{path}.running")), ""
+    table, stopped = read(path), ""
+    known = _entries(table)
+    progress = Progress(Path(f"{path}.running"), known)
     remember(gpu.name, *table.plans.values())
     items = [item for shape in shapes for item in _items(shape)]
-    wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
+    wanted = [i for i in items if str(i) not in progress.results and (args.again or str(i) not in known)]
     ends = time.monotonic() + args.budget
 
     def hangs() -> None:
@@ -150,7 +152,11 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
                     break
-                progress.done(str(item), _measure(args, item, path, device, progress))
+                why_not = _measure(args, item, path, device, progress)
+                if why_not is None:
+                    progress.done(str(item), _entries(read(path)).get(str(item), ""))
+                else:
+                    progress.failed(str(item), why_not)
     except DeviceLostError as lost:
         start_again(args.argv, f"this process cannot go on with the GPU ({lost})")
     except KeyboardInterrupt:
@@ -181,11 +187,6 @@ class Item:
     B: int
     backward: bool | None
 
-    def known(self, table: Table) -> bool:
-        if self.backward is not None:
-            return self.key in table.plans
-        return all((mode, self.dtype, self.H, self.B) in table.layers for mode in ("inference", "training"))
-
     @property
     def key(self) -> Key:
         return Key(bool(self.backward), self.dtype, self.H, self.B)
@@ -193,6 +194,16 @@ class Item:
     def __str__(self) -> str:
         what = {None: "whole layer", False: "forward", True: "backward"}[self.backward]
         return f"{self.dtype} H={self.H} B={self.B} {what}"
+
+
+def _entries(table: Table) -> dict[str, str]:
+    """What a table has of each item, in words."""
+    found = {str(Item(key.dtype, key.H, key.B, key.backward)): str(tuned) for key, tuned in table.plans.items()}
+    for _, *shape in table.layers:
+        times = [table.layers.get((mode, *shape)) for mode in ("inference", "training")]
+        if all(times):
+            found[str(Item(*shape, None))] = str(times)
+    return found
 
 
 def _items(shape: Shape) -> list[Item]:
