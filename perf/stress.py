@@ -83,7 +83,7 @@ def stress_case(
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
     keep_busy = _other_stream(device)
-    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False):
+    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False, disable=None):
         if k % 8 == 0:
             keep_busy()
         wrong[0] += _differ(forward(plans[0]), expected)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from triton_lstm.backend import no_kernel_for
+
 pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
@@ -45,7 +47,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Where the kernels run. Skips, with the reason, where they cannot: not every NumPy goes with an interpreter."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if reason := no_kernel_for(device.type, torch.float32):
+        pytest.skip(reason)
+    return device
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> None:
+    """Skips, with the reason, where Triton's interpreter cannot run the kernels; on a GPU they are compiled."""
+    if reason := no_kernel_for("cpu", torch.float64):
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def measured(monkeypatch, tables_folder):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
     monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
     monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", lambda device: None)
+    monkeypatch.setattr("triton_lstm.perf.warm.compile_all", lambda jobs: None)
     monkeypatch.setattr(tune, "provenance", lambda: "torch 2, today")
     monkeypatch.setattr(tune, "measure", measure)
     monkeypatch.setattr(tune, "layer_times", layer_times)
@@ -76,6 +77,16 @@ def test_it_writes_a_table_and_shows_the_gain(run, measured, tmp_path):
     assert found.about["gpu"] == H200.name and len(found.layers) == 4
     assert "gain" in out and " 2.5 " in out and " 1.5 " in out and f"table: {path}" in out
     assert not path.with_suffix(".json.running").exists()
+
+
+def test_kernels_are_compiled_ahead(run, measured, monkeypatch):
+    """Side by side, before the first is measured; not where there are few."""
+    ahead = []
+    monkeypatch.setattr("triton_lstm.perf.warm.compile_all", lambda jobs: ahead.append((list(jobs), list(measured))))
+    run("tune", *SHAPE)
+    assert ahead == [([str(key) for key in KEYS], [])]
+    run("tune", *SHAPE, "--hidden", "24", "--again")
+    assert len(ahead) == 1
 
 
 def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):

@@ -29,15 +29,7 @@ SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 def add_commands(commands: Any) -> None:
     """Adds tune to the subparsers of the command line."""
     t = commands.add_parser("tune", help="measure the best config per shape on this GPU; continues where it stopped")
-    t.add_argument("--hidden", type=_sizes, default=[256, 512, 768, 1024], metavar="N[,N]", help="hidden units")
-    t.add_argument(
-        "--batch",
-        type=_sizes,
-        default=[16, 64],
-        metavar="N[,N]",
-        help="rows; measured at the next power of two from 16",
-    )
-    t.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+    add_shapes(t)
     t.add_argument(
         "--budget", type=_seconds, default=math.inf, metavar="TIME", help="start nothing new after 300s, 10m"
     )
@@ -49,6 +41,28 @@ def add_commands(commands: Any) -> None:
     t.add_argument("--dry-run", action="store_true", help="show what is planned and predicted; needs no GPU")
     t.add_argument("--gpu", type=_gpu, metavar="NAME", help=f"with --dry-run: for another GPU; {', '.join(GPUS)}")
     t.set_defaults(run=tune)
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """The options that say which shapes."""
+    parser.add_argument("--hidden", type=_sizes, default=[256, 512, 768, 1024], metavar="N[,N]", help="hidden units")
+    parser.add_argument(
+        "--batch",
+        type=_sizes,
+        default=[16, 64],
+        metavar="N[,N]",
+        help="rows; measured at the next power of two from 16",
+    )
+    parser.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+
+
+def shapes_of(args: argparse.Namespace) -> list[Shape]:
+    return list(dict.fromkeys(itertools.product(args.dtype, args.hidden, map(bucket, args.batch))))
+
+
+def keys_of(args: argparse.Namespace) -> list[Key]:
+    """The time loops of all shapes."""
+    return [item.key for shape in shapes_of(args) for item in _items(shape) if item.backward is not None]
 
 
 def _sizes(text: str) -> list[int]:
@@ -84,7 +98,7 @@ def _seconds(text: str) -> float:
 def tune(args: argparse.Namespace) -> int:
     """0; 1 where a shape could not be tuned; 130 when interrupted."""
     require(*SHOWING)
-    shapes = list(dict.fromkeys(itertools.product(args.dtype, args.hidden, map(bucket, args.batch))))
+    shapes = shapes_of(args)
     if args.dry_run:
         from triton_lstm.tune_report import print_plans
 
@@ -130,6 +144,7 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
 
     from triton_lstm.kernels import device_facts
     from triton_lstm.perf.failures import DeviceLostError
+    from triton_lstm.perf.warm import compile_all, jobs_of_tune
     from triton_lstm.perf.watchdog import HANG_S, start_again, watched
     from triton_lstm.tune_report import print_tuned
 
@@ -148,6 +163,9 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
 
     try:
         with watched(progress.path, hangs), interrupted_by_signals():
+            loops = [item.key for item in wanted if item.backward is not None]
+            if len(loops) > 2:
+                compile_all(jobs_of_tune(loops))
             for item in tqdm(wanted, unit="item", disable=None):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
@@ -199,10 +217,10 @@ class Item:
 def _entries(table: Table) -> dict[str, str]:
     """What a table has of each item, in words."""
     found = {str(Item(key.dtype, key.H, key.B, key.backward)): str(tuned) for key, tuned in table.plans.items()}
-    for _, *shape in table.layers:
-        times = [table.layers.get((mode, *shape)) for mode in ("inference", "training")]
+    for _, dtype, H, B in table.layers:
+        times = [table.layers.get((mode, dtype, H, B)) for mode in ("inference", "training")]
         if all(times):
-            found[str(Item(*shape, None))] = str(times)
+            found[str(Item(dtype, H, B, None))] = str(times)
     return found
 
 
