@@ -38,6 +38,21 @@ def test_the_exchange_needs_every_program(device):
         assert not loop.complete()
 
 
+def test_an_exchange_that_gives_up_while_it_is_timed_has_no_time(device, monkeypatch):
+    class Tired(floor.ExchangeLoop):
+        runs = 0
+
+        def run(self):
+            super().run()
+            Tired.runs += 1
+            if Tired.runs > 1:
+                self.late.fill_(1)
+
+    monkeypatch.setattr(floor, "ExchangeLoop", Tired)
+    row = floor.measure_floor("exchange-flag-2", device)
+    assert row["status"] == "wrong" and "us_per_step" not in row and Tired.runs > 1
+
+
 def test_every_floor_off_a_gpu(device):
     if device.type == "cuda":
         pytest.skip("`make gpu-bench` measures them")
