@@ -6,9 +6,8 @@ READY := .venv/.ready
 
 .NOTPARALLEL:
 .PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke test-processors \
-    test-processors-smoke clean gpu gpu-there gpu-test \
-    gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress gpu-sanitize \
-    gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
+    test-processors-smoke clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck \
+    gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
@@ -83,29 +82,37 @@ test-processors-smoke: $(READY)
 	    echo "$$setting"; env $$setting $(RUN) -m pytest -n auto -m sensitive $(SENSITIVE) || exit 1; done
 
 # On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
-# no .venv. Every piece can be called alone, ends within ten minutes or is stopped, and leaves one CSV and one log in
-# perf/results/<gpu>, or in OUT=folder. gpu-bench goes on where it was stopped.
+# no .venv. `make gpu` takes half an hour at most. Every piece can be called alone, is stopped after LIMIT seconds, and
+# leaves one CSV and one log in perf/results/<gpu>, or in OUT=folder; gpu-bench and gpu-tune go on where they were stopped.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-GPU_PYTHON := env PYTHONPATH=$(CURDIR) $(PYTHON)
-GPU := timeout --kill-after=10 540 $(GPU_PYTHON)
+# From make's command line only: in the environment OUT may be anything
+OUT :=
+GPU_PYTHON := env PYTHONPATH=$(CURDIR) PYTHONUNBUFFERED=1 $(PYTHON)
+LIMIT = 540
+GPU = timeout --kill-after=10 $(LIMIT) $(GPU_PYTHON)
+THERE := $(if $(filter command,$(origin TO)),,gpu-there)
 TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO)
-LOG = | tee $(TO)/$@.log
-SANITIZER := timeout --kill-after=10 540 env PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
-PIECES := gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest gpu-stress \
-    gpu-memcheck gpu-racecheck gpu-tune gpu-bench
+LOG = 2>&1 | tee $(TO)/$@.log
+SANITIZER = timeout --kill-after=10 $(LIMIT) env PYTHONPATH=$(CURDIR) PYTHONUNBUFFERED=1 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
 TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
-# What nn.LSTM promises and what it cannot do
-DROPIN := $(foreach name,contract weights torch_modules states compile compile_fallback operators func cuda_graphs convert \
-    convert_report parallel,tests/test_$(name).py)
 SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
+# What matters most comes first, and half of the cores are for gpu-warm; one process where pytest-xdist is missing
+FIRST := tests/test_layer.py $(PACKED) $(foreach name,contract weights torch_modules states compile,tests/test_$(name).py)
+TESTS := $(FIRST) $(filter-out $(FIRST) tests/test_codegen.py,$(sort $(wildcard tests/test_*.py)))
+XDIST = $(shell $(GPU_PYTHON) -c 'import os, xdist; print("-n", max(1, min(8, os.cpu_count() // 2)), "--dist loadfile")' \
+    2>/dev/null)
 
-# All pieces run, also after one that failed
-gpu: gpu-there
-	$(MAKE) --keep-going $(PIECES)
-
-gpu-test: gpu-test-layer gpu-test-plans gpu-test-packed gpu-test-dropin gpu-test-perf gpu-test-rest
+# Side by side what only has to be right, then on a quiet GPU what is timed. All run, also after one that failed, but
+# nothing does where gpu-look found something BAD
+gpu: gpu-look
+	@beside=(); failed=0; \
+	for piece in gpu-warm gpu-memcheck gpu-racecheck; do $(MAKE) TO=$(TO) $$piece & beside+=($$!); done; \
+	$(MAKE) TO=$(TO) gpu-test || failed=2; \
+	for process in $${beside[@]}; do wait $$process || failed=2; done; \
+	$(MAKE) TO=$(TO) --keep-going gpu-bench-quick gpu-stress gpu-tune gpu-bench || failed=2; \
+	exit $$failed
 
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
@@ -114,38 +121,37 @@ gpu-there:
 	hypothesis' 2>&1) || { echo "$(PYTHON) lacks a package ($${told##*$$'\n'}): give another as PYTHON=..." >&2; exit 2; }
 	@$(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT) > /dev/null
 
-gpu-test-layer: gpu-there
-	$(GPU) -m pytest tests/test_layer.py -k against_nn_lstm --csv $(TO)/$@.csv $(LOG)
+gpu-look: LIMIT = 60
+gpu-look: $(THERE)
+	{ TRITON_LSTM_SPIN_LIMIT=20000000 $(GPU) -m triton_lstm doctor \
+	    && $(GPU) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv; } $(LOG)
 
-gpu-test-plans: gpu-there
-	$(GPU) -m pytest tests/test_layer.py -k 'not against_nn_lstm' --csv $(TO)/$@.csv $(LOG)
+# The kernels of the timed pieces, compiled while the tests run
+gpu-warm: LIMIT = 420
+gpu-warm: $(THERE)
+	nice -n 10 $(GPU) -m triton_lstm.perf.warm --suite quick --suite standard $(SHAPES) $(LOG)
 
-gpu-test-packed: gpu-there
-	$(GPU) -m pytest $(PACKED) --csv $(TO)/$@.csv $(LOG)
+gpu-test: LIMIT = 420
+gpu-test: $(THERE)
+	$(GPU) -m pytest $(XDIST) $(TESTS) -o faulthandler_timeout=120 --csv $(TO)/$@.csv $(LOG)
 
-gpu-test-dropin: gpu-there
-	$(GPU) -m pytest $(DROPIN) --csv $(TO)/$@.csv $(LOG)
-
-gpu-test-perf: gpu-there
-	$(GPU) -m pytest tests/test_perf_*.py --csv $(TO)/$@.csv $(LOG)
-
-gpu-test-rest: gpu-there
-	$(GPU) -m pytest $(patsubst %,--ignore=%,tests/test_layer.py tests/test_codegen.py $(PACKED) $(DROPIN)) \
-	    --ignore-glob='*/test_perf_*' --csv $(TO)/$@.csv $(LOG)
-
-gpu-stress: gpu-there
+gpu-stress: LIMIT = 240
+gpu-stress: $(THERE)
 	$(GPU) -m triton_lstm.perf.stress --out $(TO)/$@.csv $(LOG)
 
-gpu-memcheck gpu-racecheck: gpu-there
+gpu-memcheck gpu-racecheck: LIMIT = 420
+gpu-memcheck gpu-racecheck: $(THERE)
 	@if command -v compute-sanitizer; \
 	then $(SANITIZER) --tool $(@:gpu-%=%) $(PYTHON) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv $(LOG); \
 	else echo "$@: skipped, compute-sanitizer is not installed" $(LOG); fi
 
-# Into the checkout, so that gpu-bench measures what would be shipped; goes on where it was stopped
-gpu-tune: gpu-there
-	$(GPU) -m triton_lstm tune $(SHAPES) --budget 450s --verbose --out $(TABLE) $(LOG)
+# Into the checkout, so that gpu-bench measures what would be shipped
+gpu-tune: LIMIT = 300
+gpu-tune: $(THERE)
+	$(GPU) -m triton_lstm tune $(SHAPES) --budget 270s --verbose --out $(TABLE) $(LOG)
 
-gpu-bench gpu-bench-quick gpu-bench-full: gpu-there
+gpu-bench-quick: LIMIT = 150
+gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:

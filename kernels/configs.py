@@ -91,8 +91,7 @@ class Trials:
         if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
             arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
         state = {name: tensor.clone() for name, tensor in arguments.items() if name in ("c_ptr", "dc_ptr")}
-        for exchange in ("none", *EXCHANGES):
-            best = BEST if exchange == plan.exchange else BEST_OF_OTHERS
+        for exchange, best in _measured(plan).items():
             self.trials += _Group(self, kernel, exchange, exchanged, arguments, state).run(best)
         planned = dataclasses.replace(plan, groups=1)
 
@@ -101,6 +100,18 @@ class Trials:
             return not is_planned, math.isnan(trial.predicted_us), trial.predicted_us
 
         self.trials.sort(key=order)
+
+
+def compile_best(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
+    """To be called as `launch`: compiles, instead of the one plan, what `Trials` would measure, and runs nothing."""
+    owner = Trials(lambda call, quantiles: [], lambda arguments: None)
+    for exchange, best in _measured(plan).items():
+        _Group(owner, kernel, exchange, exchanged, arguments, {}).compile(best)
+
+
+def _measured(plan: Plan) -> dict[Exchange, int]:
+    """How many configs of every exchange are measured where `plan` is the planned one."""
+    return {exchange: BEST if exchange == plan.exchange else BEST_OF_OTHERS for exchange in ("none", *EXCHANGES)}
 
 
 class _Group:
@@ -131,6 +142,7 @@ class _Group:
             precision=product_precision(exchanged.dtype, exchanged.device),
             limit=0,
         )
+        self.plans = [p for p in space(*self._problem) if p.exchange == exchange]
         self.reasons: dict[Plan, str] = {}
         self.times: dict[Plan, float] = {}
         self.current: dict[str, Any] = {}  # what the running trial is launched with
@@ -138,11 +150,23 @@ class _Group:
         self.measuring = False
 
     def run(self, best: int) -> list[Trial]:
-        plans = [p for p in space(*self._problem) if p.exchange == self.exchange]
+        tuner = self._tuner(best)
+        with contextlib.suppress(_MeasuredError, AutotunerError):  # the latter where no config is left
+            tuner[self._grid](**self._launched_with)
+        if not self.begun:  # they come from the cache on disk
+            for config, (ms, *_) in getattr(tuner, "configs_timings", {}).items():
+                self.times[self._plan(config.all_kwargs())] = ms * 1e3 / self.steps
+        return [self._trial(plan) for plan in self.plans]
+
+    def compile(self, best: int) -> None:
+        with contextlib.suppress(AutotunerError):  # no config is left
+            self._tuner(best).warmup(grid=(1,), **self._launched_with)
+
+    def _tuner(self, best: int) -> _Autotuner:
         tuner = _Autotuner(
             self.kernel,
             self.kernel.arg_names,
-            [triton.Config(tile(plan), **options(plan, self.device.backend)) for plan in plans],
+            [triton.Config(tile(plan), **options(plan, self.device.backend)) for plan in self.plans],
             key=["B", "H", "D", "EXCHANGE", "PRECISION"],
             reset_to_zero=None,
             restore_value=None,
@@ -152,23 +176,22 @@ class _Group:
             cache_results=isinstance(tl.cdiv, JITFunction) and not self.owner.again,
         )
         tuner.where = self.device.name, self.steps
-        with contextlib.suppress(_MeasuredError, AutotunerError):  # the latter where no config is left
-            tuner[self._grid](
-                **self.arguments,
-                counter_ptr=self.counter,
-                error_ptr=None,
-                step_begin=0,
-                step_end=self.steps,
-                first_direction=0,
-                T=self.steps,
-                B=self.batch,
-                launch_cooperative_grid=self.exchange != "none",
-                **self.constants,
-            )
-        if not self.begun:  # they come from the cache on disk
-            for config, (ms, *_) in getattr(tuner, "configs_timings", {}).items():
-                self.times[self._plan(config.all_kwargs())] = ms * 1e3 / self.steps
-        return [self._trial(plan) for plan in plans]
+        return tuner
+
+    @property
+    def _launched_with(self) -> dict[str, Any]:
+        return dict(
+            **self.arguments,
+            counter_ptr=self.counter,
+            error_ptr=None,
+            step_begin=0,
+            step_end=self.steps,
+            first_direction=0,
+            T=self.steps,
+            B=self.batch,
+            launch_cooperative_grid=self.exchange != "none",
+            **self.constants,
+        )
 
     @property
     def _problem(self) -> tuple[int, int, int, bool]:

@@ -26,7 +26,7 @@ from triton_lstm.perf.measure import TURNS, Runner
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider, make
 from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, describe
 from triton_lstm.perf.store import Store
-from triton_lstm.perf.warm import compile_all
+from triton_lstm.perf.warm import compile_all, jobs_of_bench
 from triton_lstm.perf.work import Floors, floor_ms
 
 Wanted = tuple[Case, Provider, str]
@@ -48,10 +48,10 @@ def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
     floors_wanted = floor.floor_names(device)
     with tqdm(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
         bar.set_description("compiling")
-        ahead = [item for item in wanted if not _done(item, results, device) and item[1].name == OURS]
         missing_floors = [name for name in floors_wanted if not results.has(name, DEVICE, floor.MODE)]
-        if device.type == "cuda" and len(ahead) + len(missing_floors) > 2:
-            compile_all(list({case.name: case for case, _, _ in ahead}.values()), missing_floors)
+        jobs = jobs_of_bench(calls_of_ours(wanted, results, device), missing_floors)
+        if device.type == "cuda" and len(jobs) > 2:
+            compile_all(jobs)
         for name in floors_wanted:
             bar.set_description(name)
             if name in missing_floors:
@@ -64,6 +64,12 @@ def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
             if missing:
                 _CaseRun(missing, results, floors, device).run(bar)
             bar.update(len(items) - len(missing))
+
+
+def calls_of_ours(wanted: Sequence[Wanted], results: Store, device: torch.device) -> list[tuple[Case, str]]:
+    """The cases that are still to be measured with a provider whose kernels are ours, and its name."""
+    ours = [item for item in wanted if item[1].name.startswith(OURS) and not _done(item, results, device)]
+    return list(dict.fromkeys((case, provider.name) for case, provider, _ in ours))
 
 
 def _done(item: Wanted, results: Store, device: torch.device) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from triton_lstm.backend import device_for
 from triton_lstm.config import UsageError, interrupted_by_signals, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
-from triton_lstm.perf.watchdog import HANG_S, watched
+from triton_lstm.perf.watchdog import HANG_S, start_again, watched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +97,7 @@ def bench(args: argparse.Namespace) -> int:
     except filelock.Timeout:
         raise UsageError(f"another bench is writing {path}. Wait for it, or give another folder with --out") from None
     except DeviceLostError as lost:
-        _start_again(args, f"this process cannot go on with the GPU ({lost})")
+        start_again(_again(args), f"this process cannot go on with the GPU ({lost})")
     if not finished:
         print(f"stopped; what was measured is in {path}, and the same command continues from there")
         return 130
@@ -128,7 +126,7 @@ def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device:
                     row = store.get(case.name, provider.name, mode)
                     if row is not None and row["status"] not in ("ok", "skipped"):
                         store.measure_again(row)
-            with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
+            with watched(store.marker, lambda: start_again(_again(args), f"no answer for {HANG_S} s")):
                 run(wanted, store, device)
     except KeyboardInterrupt:
         if store:
@@ -154,16 +152,14 @@ def _log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _start_again(args: argparse.Namespace, why: str) -> NoReturn:
-    """The same command in a fresh process, which continues after what the marker names; --retry would begin anew."""
-    command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", args.suite]
+def _again(args: argparse.Namespace) -> list[str] | None:
+    """The arguments with which a fresh process goes on after what the marker names; --retry would begin anew."""
+    if args.argv is None:
+        return None
+    command = ["bench", "--suite", args.suite]
     for column, values in args.only:
         command += ["--only", f"{column}={','.join(values)}"]
-    if args.out:
-        command += ["--out", str(args.out)]
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    return command + (["--out", str(args.out)] if args.out else [])
 
 
 def choose(wanted: list[Wanted], only: Only) -> list[Wanted]:

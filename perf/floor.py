@@ -66,6 +66,8 @@ def _exchange(device: torch.device, kind: str, programs: str) -> Row:
     if not loop.complete():
         return {"status": "wrong", "reason": "a wait gave up or a value did not arrive"}
     ms, row = _time(loop.run)
+    if not loop.complete():  # before prepare fills the buffer anew
+        return {"status": "wrong", "reason": "a wait gave up or a value did not arrive while it was timed"}
     ms -= _time(loop.prepare)[0]
     return row | {"us_per_step": ms * 1e3 / (loop.steps - 1)}  # the first step waits for nothing
 

@@ -83,7 +83,7 @@ def stress_case(
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
     keep_busy = _other_stream(device)
-    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False):
+    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False, disable=None):
         if k % 8 == 0:
             keep_busy()
         wrong[0] += _differ(forward(plans[0]), expected)
@@ -134,13 +134,14 @@ def main() -> int:
     import pandas as pd
 
     from triton_lstm.perf.machine import machine, now, results_folder
+    from triton_lstm.perf.results import write
 
     path = args.out or results_folder() / "stress.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for row in stress(args.small):
         rows.append(row | machine() | {"date": now()})
-        pd.DataFrame(rows).to_csv(path, index=False)  # after every row, so that nothing measured is lost
+        write(pd.DataFrame(rows), path)  # after every row, so that nothing measured is lost
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     return int(any(row.get("failed") or row.get("wrong_forward") or row.get("wrong_backward") for row in rows))
 

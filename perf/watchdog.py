@@ -1,12 +1,17 @@
-"""A way out of a measurement that never ends: a GPU that hangs cannot be interrupted from Python."""
+"""Ways out of a measurement that never ends, or loses the GPU: neither can be mended in the same process."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from triton_lstm.config import UsageError
 
 HANG_S = 300  # a measurement takes seconds
 
@@ -28,3 +33,15 @@ def watched(marker: Path, alarm: Callable[[], None], look_every: float = 5.0) ->
         yield
     finally:
         over.set()
+
+
+def start_again(command: Sequence[str] | None, why: str) -> NoReturn:
+    """Replaces this process by a fresh `python -m triton_lstm` with the arguments `command`.
+
+    command: None where the process is not the command's own, but a test's, say: raises UsageError.
+    """
+    if command is None:
+        raise UsageError(f"{why}. The same command in a fresh process goes on from here")
+    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "triton_lstm", *command])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from triton_lstm.backend import no_kernel_for
+
 pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
 # One thread unless the environment wants more: the workers of pytest-xdist share the cores
@@ -16,19 +18,23 @@ if not torch.cuda.is_available():
 
 
 class Outcomes:
-    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`."""
+    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`; a stopped run leaves what it has."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[tuple[str, str, str]] = []
+        self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known
+        self.rows = csv.writer(self.file, lineterminator="\n")
+        self.rows.writerow(("test", "outcome", "seconds"))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.rows.writerow((report.nodeid, "not collected", ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self.rows.append((report.nodeid, report.outcome, f"{report.duration:.3f}"))
+            self.rows.writerow((report.nodeid, report.outcome, f"{report.duration:.3f}"))
 
-    def pytest_sessionfinish(self) -> None:
-        with open(self.path, "w", newline="") as file:
-            csv.writer(file).writerows([("test", "outcome", "seconds"), *self.rows])
+    def pytest_unconfigure(self) -> None:
+        self.file.close()
 
 
 def pytest_report_header() -> str:
@@ -41,13 +47,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--csv"):
+    if config.getoption("--csv") and not hasattr(config, "workerinput"):  # of pytest-xdist, only the controller writes
         config.pluginmanager.register(Outcomes(config.getoption("--csv")))
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Where the kernels run. Skips, with the reason, where they cannot: not every NumPy goes with an interpreter."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if reason := no_kernel_for(device.type, torch.float32):
+        pytest.skip(reason)
+    return device
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> None:
+    """Skips, with the reason, where Triton's interpreter cannot run the kernels; on a GPU they are compiled."""
+    if reason := no_kernel_for("cpu", torch.float64):
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """`make gpu`, with a stand-in for Python that says what it was asked to run: its pieces, and what a failure does."""
 
+import csv
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,25 +13,32 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PYTHON = """#!/bin/sh
 case "$*" in
-    *"{fails}"*) echo "$@"; exit 3;;
+    *"{fails}"*) echo "$@" >&2; exit 3;;
     *perf.machine*--table*) echo {table};;
-    *perf.machine*) mkdir -p {out}; echo {out};;
+    *perf.machine*) echo "$@" >> {asked}; mkdir -p {out}; echo {out};;
+    -c*xdist*) echo "-n 8";;
     -c*) ;;
     *) echo "ran $@";;
 esac
 """
+TIMEOUT = """#!/bin/sh
+shift
+echo "stopped after $1 s: $*"
+shift
+exec "$@"
+"""
 TABLE = "triton_lstm/tuned/some_gpu.json"
-PIECES = [
-    "gpu-test-layer",
-    "gpu-test-plans",
-    "gpu-test-packed",
-    "gpu-test-dropin",
-    "gpu-test-perf",
-    "gpu-test-rest",
-    "gpu-stress",
-    "gpu-tune",
-    "gpu-bench",
-]
+BESIDE = ["gpu-warm", "gpu-test", "gpu-memcheck", "gpu-racecheck"]
+TIMED = ["gpu-bench-quick", "gpu-stress", "gpu-tune", "gpu-bench"]
+PIECES = {
+    "gpu-look": ["triton_lstm doctor", "perf.stress --small"],
+    "gpu-warm": ["perf.warm --suite quick --suite standard --hidden"],
+    "gpu-test": ["-m pytest -n 8 tests/test_layer.py"],
+    "gpu-bench-quick": ["bench --suite quick --out"],
+    "gpu-stress": ["perf.stress --out"],
+    "gpu-tune": [f"--budget 270s --verbose --out {TABLE}"],
+    "gpu-bench": ["bench --suite standard --out"],
+}
 
 
 @pytest.fixture
@@ -36,32 +46,80 @@ def make(tmp_path):
     if not shutil.which("make"):
         pytest.skip("needs make")
 
-    def call(*arguments, fails="nothing"):
-        python = tmp_path / "python"
-        python.write_text(PYTHON.format(out=tmp_path / "out", fails=fails, table=TABLE))
-        python.chmod(0o755)
-        command = ["make", "-C", str(ROOT), *arguments, f"PYTHON={python}", f"OUT={tmp_path / 'out'}"]
+    def call(*arguments, fails="nothing", **variables):
+        out, programs = tmp_path / "out", tmp_path / "programs"
+        programs.mkdir(exist_ok=True)
+        text = PYTHON.format(out=out, asked=tmp_path / "asked", fails=fails, table=TABLE)
+        for name, content in (("python", text), ("timeout", TIMEOUT)):
+            (programs / name).write_text(content)
+            (programs / name).chmod(0o755)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        environment |= variables | {"PATH": f"{programs}:{environment['PATH']}"}
+        command = ["make", "-C", str(ROOT), *arguments, f"PYTHON={programs / 'python'}"]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     return call
 
 
-def test_every_piece_runs(make, tmp_path):
-    done = make("gpu")
+def lines_of(done, begin):
+    return [line for line in done.stdout.splitlines() if line.startswith(begin)]
+
+
+def test_every_piece_runs_in_order(make, tmp_path):
+    done = make("gpu", f"OUT={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
-    assert len(ran) == len(PIECES) + 2 * bool(shutil.which("compute-sanitizer"))
-    assert "bench --suite standard" in ran[-1] and sum("-m pytest" in line for line in ran) == 6
+    ran = lines_of(done, "ran ")
+    sanitized = [line for line in ran if "--tool" in line]
+    wanted = [text for texts in PIECES.values() for text in texts]
+    places = [next(k for k, line in enumerate(ran) if text in line) for text in wanted]
+    assert len(ran) == len(wanted) + len(sanitized)
+    assert places[:2] == [0, 1] and places[-4:] == list(range(len(ran) - 4, len(ran)))  # warm and test in between
     logs = {path.stem for path in (tmp_path / "out").glob("*.log")}
-    assert logs == {*PIECES, "gpu-memcheck", "gpu-racecheck"} - {"gpu-bench"}  # which writes its own
-    assert all(f"{name}.csv" in done.stdout for name in PIECES[:-2])
-    assert f"--out {TABLE}" in ran[-2]
+    assert logs == {*PIECES, *BESIDE} - {"gpu-bench", "gpu-bench-quick"}  # which write their own
+    assert all(f"{name}.csv" in done.stdout for name in ("gpu-look", "gpu-test", "gpu-stress"))
+    assert (tmp_path / "asked").read_text().splitlines() == [f"-m triton_lstm.perf.machine {tmp_path / 'out'}"] * 2
+
+
+def test_it_takes_half_an_hour_at_most(make, tmp_path):
+    """Each piece is stopped in time; those side by side count as one."""
+    seconds = {}
+    for piece in ("gpu-look", *BESIDE, *TIMED):
+        limits = lines_of(make(piece, f"OUT={tmp_path / 'out'}"), "stopped after ")
+        seconds[piece] = sum(int(line.split()[2]) for line in limits)
+        assert limits or piece in ("gpu-memcheck", "gpu-racecheck")  # where there is no compute-sanitizer
+    assert all(0 < limit < 600 for piece, limit in seconds.items() if piece not in BESIDE[2:])
+    beside = max(seconds.pop(piece) for piece in BESIDE)
+    assert beside + sum(seconds.values()) <= 30 * 60 - 30  # which it takes to begin
+
+
+def test_the_tests_are_all_of_them_but_the_machine_codes(make, tmp_path):
+    (line,) = lines_of(make("gpu-test", f"OUT={tmp_path / 'out'}"), "ran ")
+    named = [word for word in line.split() if word.startswith("tests/")]
+    there = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
+    assert len(named) == len(set(named)) and set(named) == there - {"tests/test_codegen.py"}
+
+
+def test_without_xdist_the_tests_run_in_one_process(make, tmp_path):
+    (line,) = lines_of(make("gpu-test", f"OUT={tmp_path / 'out'}", fails="import os, xdist"), "ran ")
+    assert "-m pytest tests/test_layer.py" in line
+
+
+def test_the_folder_is_not_the_environments(make, tmp_path):
+    assert make("gpu-stress", OUT="/nowhere").returncode == 0
+    assert {line.split(maxsplit=1)[1] for line in (tmp_path / "asked").read_text().splitlines()} == {
+        "triton_lstm.perf.machine"
+    }
 
 
 def test_a_failing_piece_does_not_stop_the_others_and_is_not_forgotten(make):
-    done = make("gpu", fails="perf.stress --out")
-    assert done.returncode != 0 and "ran -m triton_lstm bench --suite standard" in done.stdout
+    for fails in ("perf.stress --out", "-m pytest", "perf.warm"):
+        done = make("gpu", fails=fails)
+        assert done.returncode != 0 and "ran -m triton_lstm bench --suite standard" in done.stdout
+
+
+def test_nothing_goes_on_where_something_is_bad(make):
+    done = make("gpu", fails="triton_lstm doctor")
+    assert done.returncode != 0 and "ran " not in done.stdout
 
 
 @pytest.mark.parametrize("piece", ["gpu", "gpu-bench", "gpu-stress"])
@@ -74,3 +132,41 @@ def test_nothing_runs_without_a_gpu_or_its_packages(make, piece, fails, told):
 def test_suites_by_name(make):
     for suite in ("quick", "full"):
         assert f"bench --suite {suite} " in make(f"gpu-bench-{suite}").stdout
+
+
+STOPPED = """
+import os, signal
+import pytest
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert False
+
+def test_skipped():
+    pytest.skip("why")
+
+def test_stops_all():
+    os.kill({process}, signal.SIGTERM)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("process, workers", [("os.getpid()", []), ("os.getppid()", ["-n", "1"])], ids=["one", "xdist"])
+def test_a_run_of_tests_that_is_stopped_leaves_the_outcomes_so_far(process, workers, tmp_path):
+    if workers:
+        pytest.importorskip("xdist")
+    (tmp_path / "test_stopped.py").write_text(STOPPED.format(process=process))
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    path = tmp_path / "tests.csv"
+    command = [sys.executable, "-m", "pytest", *workers, "-p", "conftest", "--csv", str(path)]
+    command += ["--continue-on-collection-errors", "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
+    header, *rows = csv.reader(path.read_text().splitlines())
+    assert header == ["test", "outcome", "seconds"]
+    outcomes = {row[0].rpartition("::")[2]: row[1] for row in rows}
+    expected = {"test_passes": "passed", "test_fails": "failed", "test_skipped": "skipped"}
+    assert outcomes == expected | {"test_broken.py": "not collected"}, rows

@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import triton_lstm
+import triton_lstm.torch_ops  # the operators
 
 CASES = {
     "plain": {},

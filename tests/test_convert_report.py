@@ -65,15 +65,15 @@ def test_back_leaves_subclasses_and_pytorchs_own():
     assert [type(module) for module in model[:4]] == [nn.LSTM, Ours, nn.LSTM, Own]
 
 
-def test_parametrizing_after_conversion_works():
-    model = nn.LSTM(3, 4)
+def test_parametrizing_after_conversion_works(device):
+    model = nn.LSTM(3, 4).to(device)
     convert(model, backend="triton")
-    x = torch.randn(2, 1, 3)
+    x = torch.randn(2, 1, 3, device=device)
     parametrizations.weight_norm(model, "weight_hh_l0")
-    twin = parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    twin = parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0").to(device)
     twin.load_state_dict(model.state_dict())
     assert isinstance(model, triton_lstm.LSTM)
-    torch.testing.assert_close(model(x)[0], twin(x)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x)[0], twin(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_twice_is_once():

@@ -27,14 +27,14 @@ def test_wgan_gp_runs():
 
 
 @pytest.mark.parametrize("kwargs", [{}, dict(num_layers=2, bidirectional=True)], ids=str)
-def test_the_weight_gradients_of_a_gradient_penalty_are_those_of_nn_lstm(kwargs):
+def test_the_weight_gradients_of_a_gradient_penalty_are_those_of_nn_lstm(kwargs, device):
     """In float64 where the kernels have it; nn.LSTM on the CPU, since cuDNN's has no double backward."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     torch.manual_seed(0)
     twin = nn.LSTM(3, 4, **kwargs).double()
     module = triton_lstm.LSTM(3, 4, **kwargs, backend="triton")
     module.load_state_dict(twin.state_dict())
-    module.to("cuda" if on_gpu else "cpu", torch.float32 if on_gpu else torch.float64)
+    module.to(device, torch.float32 if on_gpu else torch.float64)
     data = torch.randn(5, 2, 3, dtype=torch.float64)
 
     def gradients(module):

@@ -20,6 +20,7 @@ from triton_lstm.perf import exchange_loop
 from triton_lstm.perf.exchange_loop import ExchangeLoop
 from triton_lstm.perf.stress import stress_case
 
+pytestmark = pytest.mark.usefixtures("interpreter")
 SHAPES = [(3, 33), (1, 32)]  # B, H: masked rows and columns; none masked but rows
 SEEDS = 20
 

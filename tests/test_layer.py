@@ -143,7 +143,7 @@ def test_empty_batch(device):
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="these are other machines' plans, a launch per step")
+@pytest.mark.usefixtures("interpreter")  # other machines' plans, a launch per step
 @pytest.mark.parametrize(
     "device_facts, B, H",
     [

@@ -97,13 +97,14 @@ def test_backends_agree_and_are_chosen(device, monkeypatch):
 _lstm = torch.lstm
 
 
-def test_a_bad_backend_is_named(monkeypatch):
+def test_a_bad_backend_is_named(device, monkeypatch):
     module = triton_lstm.LSTM(4, 6)
     monkeypatch.setenv("TRITON_LSTM_BACKEND", "cuda")
     with pytest.raises(ValueError, match='TRITON_LSTM_BACKEND must be "auto", "triton" or "torch", got \'cuda\''):
         module(torch.randn(5, 3, 4))
+    options = dict(device=device, dtype=torch.complex64)
     with pytest.raises(RuntimeError, match=r"no kernel for torch\.complex64"):
-        triton_lstm.LSTM(4, 6, dtype=torch.complex64, backend="triton")(torch.randn(5, 3, 4, dtype=torch.complex64))
+        triton_lstm.LSTM(4, 6, backend="triton", **options)(torch.randn(5, 3, 4, **options))
 
 
 H, C = torch.zeros(1, 3, 6), torch.zeros(1, 3, 6)

@@ -12,13 +12,14 @@ import pytest
 import torch
 import triton
 from benches import CASE, OTHER, provider, results, rows, wanted
+from tuned import FORWARD
 
 from triton_lstm.perf import cold, floor, measure, warm, watchdog
-from triton_lstm.perf.bench import run
+from triton_lstm.perf.bench import calls_of_ours, everything, run
 from triton_lstm.perf.cases import MODES, Case
 from triton_lstm.perf.check import draw
 from triton_lstm.perf.clock import host_times_ms, times_after_ms
-from triton_lstm.perf.providers import PROVIDERS
+from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import YARDSTICK
 from triton_lstm.perf.watchdog import watched
 
@@ -35,6 +36,21 @@ def test_the_exchange_needs_every_program(device):
         assert loop.complete()
         loop.prepare()
         assert not loop.complete()
+
+
+def test_an_exchange_that_gives_up_while_it_is_timed_has_no_time(device, monkeypatch):
+    class Tired(floor.ExchangeLoop):
+        runs = 0
+
+        def run(self):
+            super().run()
+            Tired.runs += 1
+            if Tired.runs > 1:
+                self.late.fill_(1)
+
+    monkeypatch.setattr(floor, "ExchangeLoop", Tired)
+    row = floor.measure_floor("exchange-flag-2", device)
+    assert row["status"] == "wrong" and "us_per_step" not in row and Tired.runs > 1
 
 
 def test_every_floor_off_a_gpu(device):
@@ -179,13 +195,26 @@ def test_the_watchdog(tmp_path, monkeypatch):
 def test_kernels_are_compiled_ahead_in_other_processes(device, caplog, monkeypatch):
     warm.compile_case(CASE)
     bad = Case("fp32", T=2, B=2, H=-1)
-    warm.compile_all([CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)], [], workers=2)
-    assert [record.getMessage() for record in caplog.records] == [f"{bad.name} was not compiled ahead"]
+    cases = [CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)]
+    jobs = warm.jobs_of_bench([(case, OURS) for case in cases], ["copy"]) | warm.jobs_of_tune([FORWARD])
+    assert warm.compile_all(jobs, workers=2) == 4
+    assert [record.getMessage() for record in caplog.records] == [f"{bad.name}, triton_lstm was not compiled ahead"]
     monkeypatch.setattr(floor, "STEPS", floor.STEPS)
     warm.compile_floor("exchange-flag-2")
 
 
+def test_every_provider_with_kernels_of_ours_is_compiled_ahead(device, tmp_path):
+    """Also the one that recomputes the gates, whose forward kernel is another one."""
+    store = results(tmp_path)
+    every = everything([CASE, OTHER])
+    names = list(warm.jobs_of_bench(calls_of_ours(every, store, device), ["copy", "exchange-flag-2"]))
+    ours = ("triton_lstm", "triton_lstm recompute")
+    assert names == [f"{case.name}, {who}" for case in (CASE, OTHER) for who in ours] + ["exchange-flag-2"]
+    store.add(*({"case": OTHER.name, "provider": who, "mode": "inference", "status": "ok"} for who in ours))
+    assert calls_of_ours(every, store, device) == [(CASE, who) for who in ours]
+
+
 def test_what_does_not_end_is_not_waited_for(device, caplog, monkeypatch):
     monkeypatch.setattr(warm, "LIMIT_S", 0.01)
-    warm.compile_all([CASE], [], workers=1)
+    assert warm.compile_all(warm.jobs_of_bench([(CASE, OURS)], []), workers=1) == 0
     assert "within" in caplog.text

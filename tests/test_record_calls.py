@@ -227,15 +227,15 @@ def test_a_stack_that_is_frozen_below(device, x):
     assert grads.input.any()
 
 
-def test_data_parallel_replicas_are_heard():
+def test_data_parallel_replicas_are_heard(device, x):
     """DataParallel copies a module's attributes into its replicas, which run in threads of their own."""
-    lstm = triton_lstm.LSTM(3, 4, backend="triton")
+    lstm = triton_lstm.LSTM(3, 4, backend="triton").to(device)
     with triton_lstm.record_gradients(lstm) as grads, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         replica = lstm._replicate_for_data_parallel()
         for name, parameter in lstm.named_parameters():
             setattr(replica, name, parameter * 1)
-        replica(torch.randn(T, B, 3))[0].sum().backward()
+        replica(x)[0].sum().backward()
     assert len(grads) == 1
 
 

@@ -81,7 +81,7 @@ def test_the_gradient_of_one_state_alone(name, device, precise):
     torch.testing.assert_close(got, right, **close)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels have no float64 on a GPU")
+@pytest.mark.usefixtures("interpreter")  # the kernels have no float64 on a GPU
 @pytest.mark.parametrize("packed", [False, True])
 def test_double_backward_through_states(packed):
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from triton.runtime.autotuner import Autotuner
+from triton.runtime.interpreter import InterpretedFunction
 from tuned import BACKWARD, FORWARD, H200, Clock
 
 import triton_lstm
@@ -35,6 +36,25 @@ def test_the_fastest_config_wins(key):
     measured = [trial for trial in trials if math.isfinite(trial.us)]
     assert {trial.plan.exchange for trial in measured} == {"none", "flag", "barrier"}
     assert len(measured) <= configs.BEST + 2 * configs.BEST_OF_OTHERS
+
+
+@pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_what_is_compiled_ahead_is_what_is_measured(key, monkeypatch):
+    seen = {warmup: set() for warmup in (False, True)}
+    shipped = InterpretedFunction.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        dtypes = {name: value.dtype if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
+        for name in ("step_begin", "step_end", "first_direction", "T", "B"):  # which are not specialized
+            assert isinstance(dtypes.pop(name), int)
+        seen[warmup].add(str(sorted(dtypes.items())))
+        return shipped(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    monkeypatch.setattr(InterpretedFunction, "run", run)
+    tune.compile_ahead(key, CPU)
+    assert not seen[False]  # nothing is run
+    trials = measure(key, Clock())
+    assert seen[True] == seen[False] and len(seen[True]) == sum(math.isfinite(trial.us) for trial in trials) > 4
 
 
 def test_the_planned_config_is_the_first_and_always_measured():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import pytest
 
@@ -39,7 +40,7 @@ def measured(monkeypatch, tables_folder):
     keys = []
 
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def measure(key, device, begin, again):
         keys.append(key)
@@ -60,6 +61,7 @@ def measured(monkeypatch, tables_folder):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
     monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
     monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", lambda device: None)
+    monkeypatch.setattr("triton_lstm.perf.warm.compile_all", lambda jobs: None)
     monkeypatch.setattr(tune, "provenance", lambda: "torch 2, today")
     monkeypatch.setattr(tune, "measure", measure)
     monkeypatch.setattr(tune, "layer_times", layer_times)
@@ -75,6 +77,16 @@ def test_it_writes_a_table_and_shows_the_gain(run, measured, tmp_path):
     assert found.about["gpu"] == H200.name and len(found.layers) == 4
     assert "gain" in out and " 2.5 " in out and " 1.5 " in out and f"table: {path}" in out
     assert not path.with_suffix(".json.running").exists()
+
+
+def test_kernels_are_compiled_ahead(run, measured, monkeypatch):
+    """Side by side, before the first is measured; not where there are few."""
+    ahead = []
+    monkeypatch.setattr("triton_lstm.perf.warm.compile_all", lambda jobs: ahead.append((list(jobs), list(measured))))
+    run("tune", *SHAPE)
+    assert ahead == [([str(key) for key in KEYS], [])]
+    run("tune", *SHAPE, "--hidden", "24", "--again")
+    assert len(ahead) == 1
 
 
 def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):
@@ -94,6 +106,16 @@ def test_the_same_command_continues(run, measured, tmp_path, monkeypatch):
     assert measured == KEYS
     assert run("tune", *SHAPE)[0] == 0 and measured == KEYS  # nothing is left
     assert run("tune", *SHAPE, "--again")[0] == 0 and measured == KEYS + KEYS
+
+
+def test_what_is_done_counts_while_its_table_is_there(run, measured, tmp_path, monkeypatch):
+    times = iter([0.0, 10.0, 20.0, 400.0])
+    monkeypatch.setattr(tune_commands.time, "monotonic", lambda: next(times, 0.0))
+    run("tune", *SHAPE, "--budget", "5m")
+    assert measured == KEYS[:2]
+    (tmp_path / file_name(H200.name)).unlink()  # the note of what is done stays
+    assert run("tune", *SHAPE)[0] == 0
+    assert measured == KEYS[:2] + KEYS and set(read(tmp_path / file_name(H200.name)).plans) == set(KEYS)
 
 
 def test_the_budget_lets_nothing_new_begin(run, measured, monkeypatch):
@@ -134,7 +156,7 @@ def test_where_not_even_the_plan_runs_the_reason_is_shown(run, measured, monkeyp
     assert status == 1 and "no kernel image" in out
 
 
-def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypatch):
+def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, monkeypatch, capsys):
     """Which knows what killed this one, and what was done; `--again` does not begin anew."""
     shipped, started = tune.measure, []
 
@@ -154,9 +176,12 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
     monkeypatch.setattr(tune, "measure", lost)
     monkeypatch.setattr("triton_lstm.perf.failures.device_still_there", gone)
     monkeypatch.setattr(os, "execv", execv)
-    status, _, err = run("tune", *SHAPE, "--again")
-    assert status == 77 and "continuing in a fresh one" in err
-    assert started[0][1:] == ["-m", "triton_lstm", "tune", *SHAPE, "--again"]
+    argv = ["tune", *SHAPE, "--again"]
+    monkeypatch.setattr(sys, "argv", ["triton-lstm", *argv])
+    with pytest.raises(SystemExit, match="77"):
+        cli.main()
+    assert "continuing in a fresh one" in capsys.readouterr().err
+    assert started == [[sys.executable, "-m", "triton_lstm", *argv]]
 
     refused = []
 
@@ -168,6 +193,16 @@ def test_a_lost_gpu_is_left_to_a_fresh_process(run, measured, tmp_path, monkeypa
     monkeypatch.setattr(tune, "measure", measure)
     assert run("tune", *SHAPE, "--again")[0] == 0
     assert refused == ["the process died while measuring it"] and measured == KEYS
+
+
+def test_a_lost_gpu_replaces_nobody_elses_process(run, measured, monkeypatch):
+    def lost(*args, **kwargs):
+        raise DeviceLostError("an illegal memory access")
+
+    monkeypatch.setattr(tune, "measure", lost)
+    monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("pytest would be gone"))
+    status, _, err = run("tune", *SHAPE)
+    assert status == 2 and "The same command in a fresh process goes on from here" in err
 
 
 def test_a_full_disk_is_no_configs_fault(run, measured, monkeypatch):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from triton_lstm import tables
 from triton_lstm.devices import GPUS
@@ -31,11 +30,9 @@ def tables_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tables_folder: Path) -> Iterator[None]:
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tables_folder: Path, interpreter: None) -> Iterator[None]:
     """Plans are an H200's; the programs of a launch run concurrently."""
     pytest.importorskip("greenlet")
-    if torch.cuda.is_available():
-        pytest.skip("on a GPU the real clock is at hand")
     from interleave import concurrent_programs
 
     for module in ("kernels.configs", "kernels", "layer"):

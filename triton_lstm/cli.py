@@ -33,13 +33,16 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 1 for a comparison that fails, 2 for bad input, 130 for Ctrl-C."""
+    """Runs a command; returns the exit status: 0, 1 for a comparison that fails, 2 for bad input, 130 for Ctrl-C.
+
+    argv: None for the process's own, whose program a command may then replace by a fresh one.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no failure
     args = _parser().parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)  # for a command that starts itself again
+    args.argv = sys.argv[1:] if argv is None else None  # for a command that starts itself again
     try:
         status: int = args.run(args)
         sys.stdout.flush()

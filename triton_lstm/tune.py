@@ -15,7 +15,7 @@ from triton.testing import do_bench
 
 import triton_lstm.kernels as kernels
 from triton_lstm import tables
-from triton_lstm.kernels.configs import Clock, Trial, Trials
+from triton_lstm.kernels.configs import Clock, Trial, Trials, compile_best
 from triton_lstm.module import LSTM
 from triton_lstm.perf.cases import DTYPES
 from triton_lstm.plan import Plan, make_plan
@@ -66,18 +66,28 @@ def measure(
         return None
 
     trials = Trials(clock, wrong, begin, again)
-    chosen = data[allowance.draw]
-    w_hh, c0 = chosen["w_hh"][None], chosen["c0"].to(kernels.accumulator(dtype))
+    _launch(key, data[allowance.draw], plan, trials)
+    return trials.trials
+
+
+def compile_ahead(key: Key, device: torch.device) -> None:
+    """Compiles the kernels that `measure` will measure, and runs none of them."""
+    facts = kernels.device_facts(device)
+    plan = make_plan(facts, facts.itemsize(key.dtype), key.B, key.H, key.backward)
+    if plan.one_launch:
+        _launch(key, _draw(key, DTYPES[key.dtype], 2, device)[0], plan, compile_best)
+
+
+def _launch(key: Key, data: Data, plan: Plan, run: Callable[..., None]) -> None:
+    device, dtype = data["xg"].device, data["xg"].dtype
+    w_hh, c0 = data["w_hh"][None], data["c0"].to(kernels.accumulator(dtype))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if key.backward:
-            saved = _answer(chosen, c0.dtype, backward=False)
+            saved = _answer(data, c0.dtype, backward=False)
             gates, c_all = saved["gates"].to(dtype), saved["c_all"]
-            kernels.lstm_backward(chosen["dy"], None, None, w_hh, c0, gates, c_all, plan=plan, run=trials)
+            kernels.lstm_backward(data["dy"], None, None, w_hh, c0, gates, c_all, plan=plan, run=run)
         else:
-            kernels.lstm_forward(
-                chosen["xg"], w_hh, chosen["h0"], c0, plan=plan, save_gates=True, save_c=True, run=trials
-            )
-    return trials.trials
+            kernels.lstm_forward(data["xg"], w_hh, data["h0"], c0, plan=plan, save_gates=True, save_c=True, run=run)
 
 
 def _steps(most: int, batch: int, hidden_size: int) -> int:

@@ -7,10 +7,9 @@ import dataclasses
 import itertools
 import math
 import os
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,15 +29,7 @@ SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 def add_commands(commands: Any) -> None:
     """Adds tune to the subparsers of the command line."""
     t = commands.add_parser("tune", help="measure the best config per shape on this GPU; continues where it stopped")
-    t.add_argument("--hidden", type=_sizes, default=[256, 512, 768, 1024], metavar="N[,N]", help="hidden units")
-    t.add_argument(
-        "--batch",
-        type=_sizes,
-        default=[16, 64],
-        metavar="N[,N]",
-        help="rows; measured at the next power of two from 16",
-    )
-    t.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+    add_shapes(t)
     t.add_argument(
         "--budget", type=_seconds, default=math.inf, metavar="TIME", help="start nothing new after 300s, 10m"
     )
@@ -50,6 +41,28 @@ def add_commands(commands: Any) -> None:
     t.add_argument("--dry-run", action="store_true", help="show what is planned and predicted; needs no GPU")
     t.add_argument("--gpu", type=_gpu, metavar="NAME", help=f"with --dry-run: for another GPU; {', '.join(GPUS)}")
     t.set_defaults(run=tune)
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """The options that say which shapes."""
+    parser.add_argument("--hidden", type=_sizes, default=[256, 512, 768, 1024], metavar="N[,N]", help="hidden units")
+    parser.add_argument(
+        "--batch",
+        type=_sizes,
+        default=[16, 64],
+        metavar="N[,N]",
+        help="rows; measured at the next power of two from 16",
+    )
+    parser.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+
+
+def shapes_of(args: argparse.Namespace) -> list[Shape]:
+    return list(dict.fromkeys(itertools.product(args.dtype, args.hidden, map(bucket, args.batch))))
+
+
+def keys_of(args: argparse.Namespace) -> list[Key]:
+    """The time loops of all shapes."""
+    return [item.key for shape in shapes_of(args) for item in _items(shape) if item.backward is not None]
 
 
 def _sizes(text: str) -> list[int]:
@@ -85,7 +98,7 @@ def _seconds(text: str) -> float:
 def tune(args: argparse.Namespace) -> int:
     """0; 1 where a shape could not be tuned; 130 when interrupted."""
     require(*SHOWING)
-    shapes = list(dict.fromkeys(itertools.product(args.dtype, args.hidden, map(bucket, args.batch))))
+    shapes = shapes_of(args)
     if args.dry_run:
         from triton_lstm.tune_report import print_plans
 
@@ -131,25 +144,39 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
 
     from triton_lstm.kernels import device_facts
     from triton_lstm.perf.failures import DeviceLostError
-    from triton_lstm.perf.watchdog import HANG_S, watched
+    from triton_lstm.perf.warm import compile_all, jobs_of_tune
+    from triton_lstm.perf.watchdog import HANG_S, start_again, watched
     from triton_lstm.tune_report import print_tuned
 
     gpu = device_facts(device)
     _write(path, gpu.name)
-    table, progress, stopped = read(path), Progress(Path(f"{path}.running")), ""
+    table, stopped = read(path), ""
+    known = _entries(table)
+    progress = Progress(Path(f"{path}.running"), known)
     remember(gpu.name, *table.plans.values())
     items = [item for shape in shapes for item in _items(shape)]
-    wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
+    wanted = [i for i in items if str(i) not in progress.results and (args.again or str(i) not in known)]
     ends = time.monotonic() + args.budget
+
+    def hangs() -> None:
+        start_again(args.argv, f"no answer for {HANG_S} s")
+
     try:
-        with watched(progress.path, lambda: start_again(args, f"no answer for {HANG_S} s")), interrupted_by_signals():
+        with watched(progress.path, hangs), interrupted_by_signals():
+            loops = [item.key for item in wanted if item.backward is not None]
+            if len(loops) > 2:
+                compile_all(jobs_of_tune(loops))
             for item in tqdm(wanted, unit="item", disable=None):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
                     break
-                progress.done(str(item), _measure(args, item, path, device, progress))
+                why_not = _measure(args, item, path, device, progress)
+                if why_not is None:
+                    progress.done(str(item), _entries(read(path)).get(str(item), ""))
+                else:
+                    progress.failed(str(item), why_not)
     except DeviceLostError as lost:
-        start_again(args, f"this process cannot go on with the GPU ({lost})")
+        start_again(args.argv, f"this process cannot go on with the GPU ({lost})")
     except KeyboardInterrupt:
         stopped = "interrupted"
     except BaseException:  # no config's fault
@@ -178,11 +205,6 @@ class Item:
     B: int
     backward: bool | None
 
-    def known(self, table: Table) -> bool:
-        if self.backward is not None:
-            return self.key in table.plans
-        return all((mode, self.dtype, self.H, self.B) in table.layers for mode in ("inference", "training"))
-
     @property
     def key(self) -> Key:
         return Key(bool(self.backward), self.dtype, self.H, self.B)
@@ -190,6 +212,16 @@ class Item:
     def __str__(self) -> str:
         what = {None: "whole layer", False: "forward", True: "backward"}[self.backward]
         return f"{self.dtype} H={self.H} B={self.B} {what}"
+
+
+def _entries(table: Table) -> dict[str, str]:
+    """What a table has of each item, in words."""
+    found = {str(Item(key.dtype, key.H, key.B, key.backward)): str(tuned) for key, tuned in table.plans.items()}
+    for _, dtype, H, B in table.layers:
+        times = [table.layers.get((mode, dtype, H, B)) for mode in ("inference", "training")]
+        if all(times):
+            found[str(Item(dtype, H, B, None))] = str(times)
+    return found
 
 
 def _items(shape: Shape) -> list[Item]:
@@ -234,12 +266,6 @@ def _write(path: Path, gpu: str, *entries: Any) -> None:
         update(path, gpu, *entries)
     except TableError as error:
         raise UsageError(f"{path} cannot be added to: {error}. Give another file with --out, or move it away") from None
-
-
-def start_again(args: argparse.Namespace, why: str) -> NoReturn:
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "triton_lstm", *args.argv])
 
 
 def _device_here() -> Device:

@@ -8,17 +8,25 @@ from pathlib import Path
 
 
 class Progress:
-    """A file with what is done (and why it failed), what is running, and what processes died of. Gone after the end."""
+    """A file with what is done (and why it failed), what is running, and what processes died of. Gone after the end.
 
-    def __init__(self, path: Path) -> None:
+    entries: what the table has of each item, in words. What is done counts while the table still has what it had then,
+    and what failed while any of it counts: this file may outlive the table.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, str]) -> None:
         self.path = path
         self._running: str | None = None
         self._died: list[str] = []
-        self._done: dict[str, str | None] = {}
+        self._measured: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
         try:
             before = json.loads(path.read_text())
-            done, died, running = dict(before["done"]), list(before["died"]), before["running"]
-            self._done, self._died = done, [*died, *[running] * (running is not None)]
+            measured, failed = dict(before["measured"]), dict(before["failed"])
+            died, running = list(before["died"]), before["running"]
+            self._measured = {item: entry for item, entry in measured.items() if entries.get(item) == entry}
+            self._failed = failed if self._measured else {}
+            self._died = [*died, *[running] * (running is not None)]
         except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):  # none, or no file of this kind
             pass
         self._save()  # also for the watchdog, to whom an old file is a hang
@@ -31,16 +39,20 @@ class Progress:
         self._save()
         return None
 
-    def done(self, item: str, why_not: str | None) -> None:
-        """Notes that an item has a result, or the reason why it has none."""
-        self._running = None
-        self._done[item] = why_not
-        self._save()
+    def done(self, item: str, entry: str) -> None:
+        """Notes what the table has of an item now."""
+        self._measured[item] = entry
+        self.stop()
+
+    def failed(self, item: str, why: str) -> None:
+        """Notes why the table has nothing of an item."""
+        self._failed[item] = why
+        self.stop()
 
     @property
     def results(self) -> dict[str, str | None]:
         """The items that are done, in this process or one before it, and why they failed."""
-        return dict(self._done)
+        return dict.fromkeys(self._measured) | self._failed
 
     def stop(self) -> None:
         """Nothing runs any more, and nothing has died: the same command may go on from here."""
@@ -53,5 +65,6 @@ class Progress:
 
     def _save(self) -> None:
         beside = Path(f"{self.path}.tmp")
-        beside.write_text(json.dumps({"running": self._running, "died": self._died, "done": self._done}))
+        known = {"running": self._running, "died": self._died, "measured": self._measured, "failed": self._failed}
+        beside.write_text(json.dumps(known))
         os.replace(beside, self.path)
