@@ -195,7 +195,7 @@ def test_a_deadlock_is_seen(monkeypatch):
 @pytest.mark.parametrize("passes", ["forward", "backward"])
 @pytest.mark.parametrize("kind", ["flag", "barrier"])
 def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
-    """Also where all that is waited for later is there: of a program's two batch tiles one misses its first arrival.
+    """Also where all that is waited for later is there: of a program's two batch tiles one misses two arrivals.
 
     After LIMIT looks nothing is waited for any more: each later step has a single look.
     """
@@ -214,7 +214,7 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
 
     def forgetful(*args):
         arrivals.append(args)
-        if len(arrivals) > 1:
+        if len(arrivals) not in (1, 3):
             shipped(*args)
 
     monkeypatch.setattr(f"triton_lstm.kernels.{passes}.{arrives}", forgetful)
@@ -235,7 +235,7 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     if kind == "flag":  # the first tile's second step, and once at each of its later ones: the product is a NaN
         assert len(looks) == LIMIT + T - 2
     else:  # every step's, the first tile's second one LIMIT times, and the arrivals themselves
-        assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 1
+        assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
