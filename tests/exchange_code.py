@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
-LOADS = {"flag": r"ld\.volatile\.global\.", "barrier": r"ld\.global\.cg\.", "none": "no load"}  # of the rows
+LOADS = {"flag": "ld.volatile.global.", "barrier": "ld.global.cg.", "none": "no load"}  # of the rows
 NVIDIA = r"(ld|atom)\.global\.gpu\.acquire\.", r"(atom|red)\.global\.gpu\.release\.add\."  # once each on the counter
 AMD = r"atom\.agent\.acquire$", r"atom\.agent\.release$"
 
@@ -45,7 +45,7 @@ def ptx_accesses(ptx: str, arguments: list[str]) -> list[Access]:
 
 
 def amd_accesses(llir: str) -> list[Access]:
-    """Every barrier, store to memory and atomic in LLVM's code, as far as the barrier exchange goes."""
+    """Every barrier and access to global memory in LLVM's code; which argument's is told of atomics only."""
     found = []
     for line in llir.splitlines():
         if re.search(r"call void @llvm.amdgcn.s.barrier", line):
@@ -54,11 +54,16 @@ def amd_accesses(llir: str) -> list[Access]:
             found.append(Access(f"atom.{atomic[1]}.{atomic[2]}", frozenset({"counter_ptr"})))
         elif re.search(r"\bstore .* ptr addrspace\(1\)|raw\.(ptr\.)?buffer\.store", line):
             found.append(Access("st"))
+        elif re.search(r"= load .* ptr addrspace\(1\)|raw\.(ptr\.)?buffer\.load", line):
+            found.append(Access("ld"))
     return found
 
 
 def order(accesses: list[Access], rows: str) -> str:
-    """How the exchanged `rows` are ordered, a letter each: Acquire and reLease of the counter, Barrier, Read, Write."""
+    """How the exchanged `rows` are ordered, a letter each: Acquire and reLease of the counter, Barrier, Read, Write.
+
+    On AMD all that is loaded and stored: what follows `wait` are the rows, and what comes before `arrive` too.
+    """
     letters = {"acquire": "A", "release": "L", "barrier": "B", "ld": "R", "st": "W"}
     found = ""
     for opcode, pointers in accesses:
@@ -70,14 +75,15 @@ def order(accesses: list[Access], rows: str) -> str:
 def exchanged(compiled: Any, rows: str) -> Row:
     """How a kernel reads its argument `rows`, through which programs see each other's, and what orders that.
 
-    reads: how often each instruction loads from it (not on AMD). counter: the instructions on the barrier's counter.
-    order: see there.
+    reads: how often each instruction loads from it, or from nobody knows where; none on AMD. counter: the instructions
+    on the barrier's counter. order: see there.
     """
     arguments = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     nvidia = "ptx" in compiled.asm
     found = ptx_accesses(compiled.asm["ptx"], arguments) if nvidia else amd_accesses(compiled.asm["llir"])
+    loads = [a for a in found if nvidia and a.opcode.startswith("ld")]
     return {
-        "reads": Counter(a.opcode for a in found if a.opcode.startswith("ld") and rows in a.pointers),
+        "reads": Counter(a.opcode for a in loads if rows in (a.pointers or {rows})),
         "counter": [a.opcode for a in found if "counter_ptr" in a.pointers],
         "order": order(found, rows),
     }
@@ -92,7 +98,7 @@ def unordered(row: Row) -> list[str]:
     exchange, amd, reads = row["exchange"], row["arch"].startswith("gfx"), row["reads"]
     wanted = row.get("loads", LOADS[exchange])
     seen = sum(n * poll_bytes(width(read)) for read, n in reads.items())
-    if not amd and (not all(re.match(wanted, read) for read in reads) or seen < row["least_bytes"]):
+    if not amd and (not all(read.startswith(wanted) for read in reads) or seen < row["least_bytes"]):
         wrong.append(f"rows are loaded by {dict(reads)}, wanted: {row['least_bytes']} bytes a thread by {wanted}")
     once = [sum(bool(re.match(wanted, used)) for used in row["counter"]) for wanted in (AMD if amd else NVIDIA)]
     if (once, len(row["counter"])) != (([1, 1], 2) if exchange == "barrier" else ([0, 0], 0)):
@@ -100,7 +106,7 @@ def unordered(row: Row) -> list[str]:
     order = 2 * row["order"]  # a loop, which the compiler may begin anywhere
     if exchange == "barrier" and not re.search("WB+L", order):
         wrong.append("no barrier of all warps between the rows' stores and `arrive`")
-    if exchange == "barrier" and not amd and not re.search("ABB+R", order):  # the first hands out what one thread saw
+    if exchange == "barrier" and not re.search("ABB+R", order):  # the first hands out what one thread saw
         wrong.append("no barrier of all warps between `wait` and the rows' loads")
     return wrong
 

@@ -203,9 +203,7 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     module, _, x, cotangents = problem(B=20, H=16, T=T)
     alone = Plan("none", True, True, 32, 16, 16, 1, 1, 4)
     plans = {passes: plan(kind), "backward" if passes == "forward" else "forward": alone}
-    monkeypatch.setattr(
-        "triton_lstm.layer.plan_for", lambda *_, backward: plans["backward" if backward else "forward"]
-    )
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plans["backward" if backward else "forward"])
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", str(LIMIT))
     run(module, x, cotangents)  # in time
     looks, arrivals = [], []

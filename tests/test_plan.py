@@ -142,7 +142,7 @@ def test_two_programs_fit_a_processor_to_the_register():
 
 
 def test_what_is_just_enough_is_enough():
-    """Of processors for programs that wait for each other, of shared memory and of registers; one less is too little."""
+    """Processors for programs that wait for each other, shared memory, registers; one less is too little."""
     plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 8)
     shared, registers = shared_bytes(2, 512, False, plan), 256 * 8 * 32
     enough = dataclasses.replace(small_gpu(32, shared), registers=registers)  # 512 units are 32 programs
