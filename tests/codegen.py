@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+from exchange_code import LOADS, Row, exchanged, poll_bytes, unordered, width
 from machine_code import count, disassemble, inside_time_loop, time_loop, weight_loads
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,7 +35,6 @@ HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
 BATCHES = (16, 32, 64, 256, 1024)
 PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  # tl.dot's, on NVIDIA
 ARITHMETIC = ("FMUL", "FFMA", "MUFU", r"[A-Z]*MMA", "FADD")  # whose counts tell whether sums are fused alike
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +164,8 @@ def report(kernel: Kernel) -> Row:
         "conversions_fp32": sum(bool(re.search(r"ttg.convert_layout.*xf32", line)) for line in inside),
         "triton": triton.__version__,
     }
+    row |= exchanged(compiled, "dgates_ptr" if kernel.backward else "y_ptr")
+    row["least_bytes"] = least_bytes(kernel)
     if device.backend == "hip":
         asm = compiled.asm["amdgcn"]
         registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
@@ -181,10 +183,21 @@ def report(kernel: Kernel) -> Row:
         "tensor_core": count(r"MMA", step),
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
-        "polls": " ".join(sorted(set(re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])))),
+        "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read)),
         "poll_bytes": plan.poll_bytes(DTYPES[kernel.dtype].itemsize, kernel.H, kernel.backward),
     }
     return row | {"problems": problems(row)}
+
+
+def least_bytes(kernel: Kernel) -> int:
+    """What each thread has to load of the exchanged rows, in the text: the product's chunks, or one if they are in a
+    loop, and one more to look for what is missing."""
+    plan, itemsize = kernel.plan, DTYPES[kernel.dtype].itemsize
+    if plan.exchange == "none":
+        return 0
+    chunks = plan.sum_length(kernel.H, kernel.backward) // plan.block_k if plan.resident else 1
+    chunks += plan.exchange == "flag"
+    return chunks * plan.block_b * plan.block_k * itemsize // (plan.warps * GPUS[kernel.gpu].warp_size)
 
 
 def problems(row: Row) -> list[str]:
@@ -195,6 +208,7 @@ def problems(row: Row) -> list[str]:
         wrong.append(f"resident, but {row['weight_loads_in_loop']} loads of W_hh in the time loop")
     if row["shared"] > row["shared_device"]:
         wrong.append(f"shared memory {row['shared']}, there {row['shared_device']}")
+    wrong += unordered(row)
     if amd:
         return wrong + ["the flag exchange on AMD, which drops `volatile`"] * (row["exchange"] == "flag")
     if row["local_in_loop"]:
@@ -213,12 +227,6 @@ def problems(row: Row) -> list[str]:
     return wrong
 
 
-def poll_bytes(width: str) -> int:
-    """16 for v4.b32."""
-    vector, bits = re.fullmatch(r"(?:v(\d)\.)?[a-z](\d+)", width).groups()
-    return int(vector or 1) * int(bits) // 8
-
-
 def report_exchange(gpu: str, programs: int, flag: bool) -> Row:
     """The benchmarks' bare exchange."""
     values = exchange_constants(programs, flag)
@@ -232,12 +240,10 @@ def report_exchange(gpu: str, programs: int, flag: bool) -> Row:
         ASTSource(exchange_kernel, signature, indices, attributes), target=target(gpu), options=dict(num_warps=WARPS)
     )
     _, stack, _ = disassemble(compiled.asm["cubin"])
-    polls = re.findall(r"ld\.volatile\.global\.(\S+)", compiled.asm["ptx"])
-    return {
-        "stack": stack,
-        "polls": sorted(set(polls)),
-        "atomics": len(re.findall(r"\b(?:atom|red)\.|ld\.acquire", compiled.asm["ptx"])),
-    }
+    row = {"arch": GPUS[gpu].arch, "exchange": "flag" if flag else "barrier", "stack": stack}
+    chunk = values["BLOCK_B"] * values["BLOCK_K"] * 2 // (32 * WARPS)  # bytes of bf16 a thread
+    row |= exchanged(compiled, "buffer_ptr") | {"loads": LOADS["flag"], "least_bytes": chunk}
+    return row | {"problems": unordered(row)}
 
 
 def main() -> int:
@@ -255,7 +261,7 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
-    frame = frame.drop(columns="arithmetic")
+    frame = frame.drop(columns=["arithmetic", "reads", "least_bytes", "counter", "order"])
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)
     shown = ["registers", "stack", "shared", "instructions", "conversions"]

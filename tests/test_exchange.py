@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import nn
+from triton.runtime.interpreter import InterpreterBuilder
 
 import triton_lstm
 from triton_lstm.plan import Plan
@@ -192,19 +193,48 @@ def test_a_deadlock_is_seen(monkeypatch):
         run(module, x, cotangents, forward_seed=0)
 
 
+@pytest.mark.parametrize("passes", ["forward", "backward"])
 @pytest.mark.parametrize("kind", ["flag", "barrier"])
-def test_a_bounded_wait_gives_up_and_says_so(kind, monkeypatch):
-    module, _, x, cotangents = problem(1, 32)
-    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "5000")
-    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plan(kind))
-    run(module, x, cotangents, forward_seed=0, backward_seed=0)  # in time
-    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "50")
-    if kind == "barrier":
-        monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
+def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
+    """Also where all that is waited for later is there: of a program's two batch tiles one misses two arrivals.
+
+    After LIMIT looks nothing is waited for any more: each later step has a single look.
+    """
+    LIMIT, T, TILES = 7, 4, 2
+    module, _, x, cotangents = problem(B=20, H=16, T=T)
+    alone = Plan("none", True, True, 32, 16, 16, 1, 1, 4)
+    plans = {passes: plan(kind), "backward" if passes == "forward" else "forward": alone}
+    monkeypatch.setattr("triton_lstm.layer.plan_for", lambda *_, backward: plans["backward" if backward else "forward"])
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", str(LIMIT))
+    run(module, x, cotangents)  # in time
+    looks, arrivals = [], []
+    arrives = "arrive" if kind == "barrier" else "store_unlike_sentinel"
+    shipped, shipped_missing = getattr(exchange, arrives), exchange.missing
+
+    def forgetful(*args):
+        arrivals.append(args)
+        if len(arrivals) not in (1, 3):
+            shipped(*args)
+
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.{arrives}", forgetful)
+    if kind == "flag":
+        monkeypatch.setattr(exchange, "missing", lambda *args: looks.append(args) or shipped_missing(*args))
     else:
-        monkeypatch.setattr("triton_lstm.kernels.forward.store_unlike_sentinel", lambda *_: None)
-    with pytest.raises(RuntimeError, match="TRITON_LSTM_SPIN_LIMIT=50"):
-        run(module, x, cotangents, forward_seed=0)
+        atomic = InterpreterBuilder.create_atomic_rmw
+        monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", lambda *a: looks.append(a) or atomic(*a))
+    says = pytest.raises(RuntimeError, match=f"TRITON_LSTM_SPIN_LIMIT={LIMIT} times")
+    if passes == "forward":
+        with says:
+            module(x)
+    else:
+        y, (h_n, c_n) = module(x)
+        with says:
+            torch.autograd.backward([y, h_n, c_n], cotangents)
+    assert len(arrivals) == T * TILES
+    if kind == "flag":  # the first tile's second step, and once at each of its later ones: the product is a NaN
+        assert len(looks) == LIMIT + T - 2
+    else:  # every step's, the first tile's second one LIMIT times, and the arrivals themselves
+        assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -124,6 +124,57 @@ def test_two_programs_on_a_processor_only_where_both_fit():
     assert co_resident(GPUS["MI300X"], 2, 512, False, small) == GPUS["MI300X"].processors  # nothing is known
 
 
+def test_two_programs_fit_a_processor_to_the_byte():
+    """Each of them takes what it needs and 1 KiB of the system's, of which a processor has one more than a program."""
+    small = Plan("flag", True, True, 16, 8, 64, 1, 1, 4)
+    exactly = 2 * shared_bytes(2, 512, False, small) + 1024
+    fits, short = (small_gpu(5, exactly - missing) for missing in (0, 1))
+    assert co_resident(fits, 2, 512, False, small) == 10
+    assert co_resident(short, 2, 512, False, small) == 5
+
+
+def test_two_programs_fit_a_processor_to_the_register():
+    small = Plan("flag", True, True, 16, 8, 64, 1, 1, 4)
+    roomy = small_gpu(5, 1 << 20)
+    fits, short = (dataclasses.replace(roomy, registers=2 * 4 * 32 * 256 - missing) for missing in (0, 1))
+    assert co_resident(fits, 2, 512, False, small) == 10
+    assert co_resident(short, 2, 512, False, small) == 5
+
+
+def test_what_is_just_enough_is_enough():
+    """Processors for programs that wait for each other, shared memory, registers; one less is too little."""
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 8)
+    shared, registers = shared_bytes(2, 512, False, plan), 256 * 8 * 32
+    enough = dataclasses.replace(small_gpu(32, shared), registers=registers)  # 512 units are 32 programs
+    assert why_impossible(enough, 2, 512, False, plan) is None
+    for change, reason in (
+        (dict(processors=31), "its 32 programs wait for each other, and only 31 run at once"),
+        (dict(shared_bytes=shared - 1), "KiB of shared memory"),
+        (dict(registers=registers - 1), "8 warps with 255 registers a thread are more than a processor has"),
+    ):
+        assert reason in why_impossible(dataclasses.replace(enough, **change), 2, 512, False, plan)
+    few = dataclasses.replace(enough, processors=31)
+    assert why_impossible(few, 2, 512, False, dataclasses.replace(plan, one_launch=False)) is None  # nobody waits
+
+
+def test_both_directions_fit_to_the_processor():
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 8)
+    shared = shared_bytes(2, 512, False, plan)
+    for processors, fit in ((64, True), (63, False)):
+        device = small_gpu(processors, shared)
+        assert plan.beside(device, 2, 512, False) == fit
+        assert plan.on(device, 2, 64, 512, False).groups == (2 if fit else 1)
+        assert plan.on(device, 2, 64, 512, False, 2).groups == 1
+
+
+def test_a_chunk_that_gives_each_thread_just_one_load():
+    """16 rows of 64 in bf16 are 16 bytes for each of 128 threads."""
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
+    assert why_not(H200, 2, 512, False, plan) is None
+    assert "a chunk of 32 has less" in why_not(H200, 2, 512, False, dataclasses.replace(plan, block_k=32))
+    assert why_not(H200, 2, 514, False, dataclasses.replace(plan, block_k=32)) is None  # rows allow 4 bytes a load
+
+
 def test_groups_are_no_more_than_rounds_need():
     plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 8).on(H200, 2, 5 * 16, 512, False)
     assert plan.groups == 3  # 132 // 32 = 4 at once make two rounds of five tiles, and so do 3

@@ -203,6 +203,46 @@ def test_what_autograd_adds_to_in_place_is_not_what_was_recorded(device):
     assert torch.equal(x.grad, 2 * before["input"]) and torch.equal(leaf.grad, 2 * before["output"])
 
 
+def nodes_of(*outputs):
+    """Every node of the autograd graph behind `outputs`."""
+    found, waiting = set(), [output.grad_fn for output in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("proj_size", [0, 3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_changed_afterwards_is_not_what_was_recorded(backend, proj_size, both, device):
+    """A user's own cotangents, gradients, input, states and weights, all of them zeroed after the pass; nor is it the
+    memory of anything that went from one node of the graph to another."""
+    module = module_of(device, backend=backend, proj_size=proj_size, bidirectional=both)
+    x = torch.randn(T, B, FEATURES, device=device, requires_grad=True)
+    hx = [torch.randn(shape, device=device, requires_grad=True) for shape in state_shapes(module, B)]
+    handed: list[torch.Tensor] = []
+    with triton_lstm.record_gradients(module) as grads:
+        y, (h_n, c_n) = module(x, hx)
+        given = [torch.randn_like(tensor) for tensor in (y, h_n, c_n)]
+        for node in nodes_of(y, h_n, c_n):
+            node.register_hook(lambda *grads: handed.extend(t for side in grads for t in side if t is not None))
+        torch.autograd.backward([y, h_n, c_n], given)
+        [backward] = grads._recording.calls[0].taps[0].passes
+        recorded = [row[name] for row in backward.rows for name in row]
+        before = [tensor.clone() for tensor in recorded]
+        assert len(recorded) == 7 * (1 + both) and all(tensor.any() for tensor in recorded)
+        given += [tensor.grad for tensor in (x, *hx, *module.parameters())]
+        with torch.no_grad():
+            for tensor in (*given, x, *hx, y, h_n, c_n, *module.parameters()):
+                tensor.zero_()
+    own, theirs = ({t.untyped_storage().data_ptr() for t in tensors} for tensors in (recorded, handed))
+    assert theirs and not own & theirs
+    assert all(torch.equal(tensor, as_it_was) for tensor, as_it_was in zip(recorded, before, strict=True))
+
+
 def test_copies_made_inside_the_block_are_not_recorded(device):
     module = module_of(device, backend="triton")
     with triton_lstm.record_gradients(module) as grads:

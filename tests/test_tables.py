@@ -43,6 +43,21 @@ def test_an_entry_wins_over_the_plan(folder):
     assert choice.plan == PLAN.on(H200, 2, 64, 512, False) and choice.plan.groups == 4
 
 
+def test_what_was_just_measured_is_taken_at_once():
+    """Also where the plan was asked for before, and nothing is written; who reads the old entries is not disturbed."""
+    before, reading = choose(H200, KEY), iter(tables.table_for(H200.name).plans)
+    assert before.tuned is None
+    tables.remember(H200.name, ENTRY)
+    assert choose(H200, KEY).tuned == ENTRY and list(reading) == []
+    better = dataclasses.replace(ENTRY, us=1.0)
+    other = dataclasses.replace(ENTRY, key=dataclasses.replace(KEY, B=16))
+    tables.remember(H200.name, better, other)
+    assert choose(H200, KEY).tuned == better
+    assert choose(H200, dataclasses.replace(KEY, B=16)).tuned == other
+    tables.forget()
+    assert choose(H200, KEY) == before
+
+
 def test_batches_of_one_bucket_share_a_config_but_not_a_grid(folder):
     put(folder, ENTRY)
     few, many = (choose(H200, dataclasses.replace(KEY, B=B)) for B in (33, 64))
