@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 
 import triton_lstm
-from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning
+from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning, why_no_triton
 from triton_lstm.table_file import TableError
 from triton_lstm.tables import FOLDER, tables_of, user_folder
 
-OLDEST_TORCH, OLDEST_TRITON = (2, 9), (3, 5)
+OLDEST_TORCH = (2, 9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = f"{properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} processors"
-        driver = machine()["driver"] if _importable("triton") else ""
+        driver = machine()["driver"] if not why_no_triton() else ""
         return Finding("GPU", "ok", f"{properties.name}, {memory}{f', driver {driver}' if driver else ''}")
     if torch.version.cuda is None and torch.version.hip is None:
         return Finding(
@@ -102,22 +102,16 @@ def _gpu() -> Finding:
 
 
 def _triton() -> Finding:
-    if not _importable("triton"):
-        reason = "not installed: every call goes to PyTorch's own LSTM"
-        return Finding("triton", "BAD" if platform.system() == "Linux" else "note", reason, "pip install triton")
-    import triton
+    reason = why_no_triton()
+    if reason is None:
+        import triton
 
-    if release(triton.__version__) < OLDEST_TRITON:
-        return Finding("triton", "BAD", f"{triton.__version__} is too old", "install triton 3.5 or newer")
-    return Finding("triton", "ok", triton.__version__)
-
-
-def _importable(name: str) -> bool:
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+        return Finding("triton", "ok", triton.__version__)
+    remedy = "mend or remove what is there, then install triton 3.5 or newer"
+    if reason.endswith("not installed"):
+        remedy = "pip install triton"
+    text = f"{reason.removeprefix('triton ')}: every call goes to PyTorch's own LSTM"
+    return Finding("triton", "BAD" if platform.system() == "Linux" else "note", text, remedy)
 
 
 def _cudnn() -> Finding:
