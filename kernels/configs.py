@@ -21,6 +21,7 @@ from triton_lstm.kernels.launch import (
     constants,
     counter_for,
     device_facts,
+    launching,
     options,
     tile,
 )
@@ -152,7 +153,8 @@ class _Group:
             cache_results=isinstance(tl.cdiv, JITFunction) and not self.owner.again,
         )
         tuner.where = self.device.name, self.steps
-        with contextlib.suppress(_MeasuredError, AutotunerError):  # the latter where no config is left
+        quiet = contextlib.suppress(_MeasuredError, AutotunerError)  # the latter where no config is left
+        with launching(self.exchanged.device), quiet:
             tuner[self._grid](
                 **self.arguments,
                 counter_ptr=self.counter,

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ import torch
 Backend = Literal["auto", "triton", "torch"]
 OLDEST_TRITON = (3, 5)
 MARGIN = 0.05  # by which PyTorch's path must have been faster to be taken
+_importing = threading.RLock()
+if hasattr(
+    os, "register_at_fork"
+):  # a fork waits for an import: its child would wait for the importing thread for ever
+    os.register_at_fork(
+        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
+    )
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -145,11 +153,12 @@ def why_not_imported(module: str, *names: str) -> str | None:
     A failure is final: what half an import has left is not to be trusted. Only one that Ctrl-C ended is tried again.
     """
     package = module.partition(".")[0]
-    if package == "triton" and package not in sys.modules:  # an interrupted import leaves parts that know another whole
-        for name in [n for n in sys.modules if n.startswith("triton.") and not n.startswith("triton._C")]:
-            del sys.modules[name]
     try:
-        found = importlib.import_module(module)
+        with _importing:
+            if package == "triton" and package not in sys.modules:  # Ctrl-C has left parts that know another whole
+                for name in [n for n in sys.modules if n.startswith("triton.") and not n.startswith("triton._C")]:
+                    del sys.modules[name]
+            found = importlib.import_module(module)
         for name in names:
             getattr(found, name)
     except Exception as error:
