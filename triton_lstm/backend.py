@@ -195,8 +195,13 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int((re.match(r"\d+", part) or ["0"])[0]) for part in str(version).split(".")[:2])
 
 
+def interpreter_asked_for() -> bool:
+    """Whether TRITON_INTERPRET is set, as triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 def _interpreting() -> bool:
-    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
+    if not interpreter_asked_for():
         return False
     from triton.language import cdiv
     from triton.runtime import JITFunction
@@ -237,7 +242,7 @@ def wants_tuning(device: torch.device) -> bool:
     chosen = os.environ.get("TRITON_LSTM_AUTOTUNE") or "0"
     if chosen not in ("0", "1"):
         raise ValueError(f"TRITON_LSTM_AUTOTUNE must be 0 or 1, got {chosen!r}")
-    if chosen == "0" or device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if chosen == "0" or device.type != "cuda" or interpreter_asked_for():
         return False
     if torch._C._are_functorch_transforms_active():
         return False

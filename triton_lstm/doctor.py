@@ -8,13 +8,21 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 import triton_lstm
-from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning, why_no_triton
+from triton_lstm.backend import (
+    chosen_backend,
+    device_for,
+    interpreter_asked_for,
+    product_precision,
+    release,
+    spin_limit,
+    wants_tuning,
+    why_no_triton,
+)
 from triton_lstm.table_file import TableError
 from triton_lstm.tables import FOLDER, tables_of, user_folder
 
@@ -126,6 +134,7 @@ def _environment() -> Iterator[Finding]:
     checks: dict[str, Callable[[], Any]] = {
         "TRITON_LSTM_BACKEND": lambda: chosen_backend(None),
         "TRITON_LSTM_AUTOTUNE": lambda: wants_tuning(torch.device("cpu")),
+        "TRITON_LSTM_FP32": lambda: product_precision(torch.float32, torch.device("cpu")),
         "TRITON_LSTM_SPIN_LIMIT": spin_limit,
     }
     for name, check in checks.items():
@@ -135,18 +144,28 @@ def _environment() -> Iterator[Finding]:
                 yield Finding("environment", "ok", f"{name}={os.environ[name]}")
             except ValueError as error:
                 yield Finding("environment", "BAD", str(error), f"unset {name}")
-    folder = os.environ.get(FOLDER)
-    if folder:
-        tables = sorted(path.name for path in Path(folder).glob("*.json"))
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            yield Finding(
-                "environment", "BAD", f"{FOLDER}={folder} is no folder", "name the folder that holds the tables"
-            )
-        else:
-            yield Finding("environment", "ok", f"{FOLDER}={folder}: {', '.join(tables) or 'no tables yet'}")
-    if os.environ.get("TRITON_INTERPRET") == "1" and torch.cuda.is_available():
-        text = "TRITON_INTERPRET=1: the kernels run in Triton's interpreter, not on the GPU"
+    if os.environ.get(FOLDER):
+        yield _named_folder()
+    if interpreter_asked_for() and torch.cuda.is_available():
+        value = os.environ["TRITON_INTERPRET"]
+        text = f"TRITON_INTERPRET={value}: the kernels run in Triton's interpreter, not on the GPU"
         yield Finding("environment", "BAD", text, "unset TRITON_INTERPRET")
+
+
+def _named_folder() -> Finding:
+    """The folder in TRITON_LSTM_TUNED, as a call and `tune` will have it."""
+    named, remedy = f"{FOLDER}={os.environ[FOLDER]}", "name the folder that holds the tables"
+    try:
+        names = sorted(name for name in os.listdir(user_folder()) if name.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    except NotADirectoryError:
+        return Finding("environment", "BAD", f"{named} is no folder", remedy)
+    except TableError as error:
+        return Finding("environment", "BAD", str(error), remedy)
+    except OSError as error:
+        return Finding("environment", "BAD", f"{named} cannot be read: {error.strerror}", remedy)
+    return Finding("environment", "ok", f"{named}: {', '.join(names) or 'no tables yet'}")
 
 
 def _tables() -> Iterator[Finding]:
@@ -162,8 +181,9 @@ def _tables() -> Iterator[Finding]:
             yield Finding("tuned tables", "ok", f"{path}: {len(found.plans)} configs, {len(found.layers)} layer times")
     if not known:
         yield Finding("tuned tables", "note", f"none for {gpu}: configs are planned", "run `triton-lstm tune`")
-    if user_folder() is None:
-        yield Finding("tuned tables", "note", "platformdirs is not installed: no user's tables", "install platformdirs")
+    if not os.environ.get(FOLDER) and user_folder() is None:
+        text = "no cache folder is known, for want of platformdirs or of a home: no user's tables"
+        yield Finding("tuned tables", "note", text, f"name a folder in {FOLDER}")
 
 
 def _cooperative(device: torch.device) -> Finding:

@@ -174,10 +174,10 @@ def tune_now(key: Key, device: torch.device) -> None:
         if found is None:
             return
         tables.remember(facts.name, found)
-        folder = tables.user_folder()
-        if folder is None:
-            return
         try:
+            folder = tables.user_folder()
+            if folder is None:
+                return
             update(folder / file_name(facts.name), facts.name, found)
         except (OSError, TableError) as error:
             warnings.warn(f"what was tuned is known to this process only: {error}", stacklevel=2)
