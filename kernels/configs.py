@@ -21,6 +21,7 @@ from triton_lstm.kernels.launch import (
     constants,
     counter_for,
     device_facts,
+    launching,
     options,
     tile,
 )
@@ -151,7 +152,8 @@ class _Group:
 
     def run(self, best: int) -> list[Trial]:
         tuner = self._tuner(best)
-        with contextlib.suppress(_MeasuredError, AutotunerError):  # the latter where no config is left
+        quiet = contextlib.suppress(_MeasuredError, AutotunerError)  # the latter where no config is left
+        with launching(self.exchanged.device), quiet:
             tuner[self._grid](**self._launched_with)
         if not self.begun:  # they come from the cache on disk
             for config, (ms, *_) in getattr(tuner, "configs_timings", {}).items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -22,8 +25,40 @@ from triton_lstm.limits import REGISTERS
 from triton_lstm.plan import Plan, streamed
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
-_one_at_a_time = threading.Lock()  # Triton's interpreter patches its own modules during a launch
 _refused: set[tuple[torch.device, Plan, tuple[int, ...]]] = set()  # cooperative launches that a device would not take
+
+
+class Turns:
+    """Lets one thread in at a time. A forked child begins with nobody inside: it has none of the other threads, so what
+    it inherited locked would stay so."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+
+_interpreter = Turns()  # Triton's interpreter patches its own modules during a launch
+
+
+@contextlib.contextmanager
+def launching(device: torch.device) -> Iterator[None]:
+    """What a launch wants around it: its GPU as the current one; interpreted, its turn, and a NumPy that takes infinity
+    and NaN as quietly as a GPU does."""
+    if isinstance(tl.cdiv, JITFunction):
+        with torch.cuda.device(device):
+            yield
+    else:
+        with _interpreter.taken(), np.errstate(all="ignore"):
+            yield
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -150,8 +185,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         fit = plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments)
         if not fit or (device, plan, grid) in _refused:
             beside, grid = 1, (*plan.grid(size.H), 1)
-    compiled = isinstance(tl.cdiv, JITFunction)
-    with torch.cuda.device(device) if compiled else nullcontext(), nullcontext() if compiled else _one_at_a_time:
+    with launching(device):
         for first in range(0, size.D, beside):
             arguments["first_direction"] = first
             try:

@@ -5,6 +5,7 @@ between. Memory is sequentially consistent: a missing fence or debug barrier can
 """
 
 import contextlib
+import contextvars
 import inspect
 import random
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ class Scheduler:
         builder = interpreter.interpreter_builder
         self.main = getcurrent()
         waiting = [(index, greenlet(program)) for index, program in programs]
+        for _, program in waiting:
+            program.gr_context = contextvars.copy_context()  # NumPy's errstate of the launch
         while waiting:
             k = self.random.randrange(len(waiting))
             index, program = waiting[k]

@@ -29,7 +29,9 @@ def test_here(run):
     assert status == 0 and "all is well" in out and "as nn.LSTM" in out
 
 
-@pytest.mark.parametrize("name, value", [("BACKEND", "best"), ("AUTOTUNE", "yes"), ("SPIN_LIMIT", "-1")])
+@pytest.mark.parametrize(
+    "name, value", [("BACKEND", "best"), ("AUTOTUNE", "yes"), ("SPIN_LIMIT", "-1"), ("FP32", "tf16")]
+)
 def test_a_bad_variable_is_named(name, value, run, monkeypatch):
     monkeypatch.setenv(f"TRITON_LSTM_{name}", value)
     status, out, _ = run()
@@ -83,6 +85,24 @@ def test_the_tables_folder_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setenv(tables.FOLDER, str(tmp_path / "a_gpu.json"))
     status, out, _ = run()
     assert status == 1 and "is no folder" in out
+
+
+def test_the_tables_folder_below_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    update(tmp_path / "tables" / "a_gpu.json", "a gpu", LayerTime("training", "bf16", 24, 16, 4.0, 6.0))
+    monkeypatch.setenv(tables.FOLDER, "~/tables")
+    assert doctor._named_folder().text == f"{tables.FOLDER}=~/tables: a_gpu.json"
+    monkeypatch.setenv(tables.FOLDER, "~/none")
+    assert doctor._named_folder().text == f"{tables.FOLDER}=~/none: no tables yet"
+
+
+def test_a_tables_folder_that_cannot_be_read_is_red(run, tmp_path, monkeypatch):
+    monkeypatch.setenv(tables.FOLDER, "~no_such_user_here/tables")
+    status, out, err = run()
+    assert status == 1 and "the home folder of a user that there is not" in out and "Traceback" not in err
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path / ("long" * 100)))
+    finding = doctor._named_folder()
+    assert finding.state == "BAD" and "cannot be read: File name too long" in finding.text
 
 
 @pytest.mark.parametrize("version, state", [("2.8.1", "BAD"), ("2.13.0+cpu", "ok")])

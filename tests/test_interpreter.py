@@ -1,4 +1,4 @@
-"""The repair of the interpreter's bfloat16, against torch."""
+"""The repair of the interpreter's bfloat16, against torch; NumPy's warnings."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ import triton.language as tl
 if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here, not interpreted", allow_module_level=True)
 
-import triton_lstm.kernels  # noqa: F401  (repairs the interpreter)
+import triton_lstm
+import triton_lstm.kernels  # repairs the interpreter
 
 
 @triton.jit
@@ -50,3 +51,20 @@ def test_dot_multiplies_values():
     out = torch.empty(32, 32)
     dot_kernel[(1,)](a, b, out, 32)
     torch.testing.assert_close(out, a.float() @ b.float())
+
+
+@pytest.mark.filterwarnings("error", "ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0], ids=["NaN", "infinity", "overflow"])
+def test_numpy_says_nothing_of_what_is_not_finite(value, dtype):
+    module = triton_lstm.LSTM(3, 4, bidirectional=True, proj_size=2, backend="triton").to(dtype)
+    if value == 1.0:
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.fill_(torch.finfo(dtype).max)
+    x = torch.randn(4, 2, 3, dtype=dtype)
+    x[1, 0] = value
+    x.requires_grad_()
+    y, (_, c_n) = module(x, (torch.full((2, 2, 2), value, dtype=dtype), torch.full((2, 2, 4), value, dtype=dtype)))
+    (y.square().sum() + c_n.sum()).backward()
+    assert not y.isfinite().all() or not x.grad.isfinite().all()

@@ -155,3 +155,19 @@ def test_the_cache_folder_is_the_platforms(monkeypatch, tmp_path):
     monkeypatch.delenv(tables.FOLDER)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tables.user_folder() == tmp_path / "triton_lstm" / "tuned"
+
+
+def test_a_home_that_there_is_not_is_one_warning(folder, monkeypatch):
+    monkeypatch.setenv(tables.FOLDER, "~no_such_user_here/x")
+    update(folder / "shipped" / file_name(H200.name), "x", ENTRY)
+    with pytest.warns(UserWarning, match=f"{tables.FOLDER}=~no_such_user_here/x begins with the home") as seen:
+        found = [choose(H200, dataclasses.replace(KEY, B=batch)).tuned for batch in (KEY.B, KEY.B - 1)]
+    assert found == [ENTRY] * 2 and len(seen) == 1  # the shipped table counts all the same
+
+
+def test_without_a_home_no_folder_is_made_up(monkeypatch):
+    """platformdirs answers ~/.cache, which is no home but a folder named ~ wherever the process happens to run."""
+    platformdirs = pytest.importorskip("platformdirs")
+    monkeypatch.delenv(tables.FOLDER)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/triton_lstm")
+    assert tables.user_folder() is None and len(tables.places("x")) == 1

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import os
+import re
+import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 Backend = Literal["auto", "triton", "torch"]
+OLDEST_TRITON = (3, 5)
 MARGIN = 0.05  # by which PyTorch's path must have been faster to be taken
+_importing = threading.RLock()
+if hasattr(
+    os, "register_at_fork"
+):  # a fork waits for an import: its child would wait for the importing thread for ever
+    os.register_at_fork(
+        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
+    )
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -101,28 +115,93 @@ def _cannot_run_on(*tensors: torch.Tensor) -> str | None:
 
 def no_kernel_for(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot take such tensors, in words."""
-    try:
+    reason = why_no_triton() or why_not_imported("numpy", "__version__")
+    if reason:
+        return reason
+    if device_type == "cpu":
         import numpy
         import triton
-    except ImportError as error:
-        return f"{error.name} is not installed"
-    if device_type == "cpu":
+
         if not _interpreting():
             return "the input is on the CPU and TRITON_INTERPRET=1 was not set before triton was imported"
         if release(triton.__version__) < (3, 7) and release(numpy.__version__) >= (2, 4):
             return f"the interpreter of triton {triton.__version__} needs NumPy < 2.4, this is {numpy.__version__}"
-        return None if dtype in (*_DTYPES, torch.float64) else f"no kernel for {dtype}"
-    if device_type != "cuda":
-        return f"no kernel for {device_type} tensors"
-    return None if dtype in _DTYPES else f"no kernel for {dtype} on a GPU"
+        reason = None if dtype in (*_DTYPES, torch.float64) else f"no kernel for {dtype}"
+    elif device_type != "cuda":
+        reason = f"no kernel for {device_type} tensors"
+    elif dtype not in _DTYPES:
+        reason = f"no kernel for {dtype} on a GPU"
+    return reason or why_not_imported("triton_lstm.autograd")
 
 
+def why_no_triton() -> str | None:
+    """Why there is no triton to work with, in words: none, an old or broken one, something else of its name."""
+    for module, name in (("triton", "__version__"), ("triton.language", "cdiv"), ("triton.runtime", "JITFunction")):
+        if reason := why_not_imported(module, name):
+            return reason
+    import triton
+
+    if release(triton.__version__) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is too old: 3.5 or newer is needed"
+    return None
+
+
+@functools.cache
+def why_not_imported(module: str, *names: str) -> str | None:
+    """Why a module cannot be imported, or lacks one of `names`, in words.
+
+    A failure is final: what half an import has left is not to be trusted. Only one that Ctrl-C ended is tried again.
+    """
+    package = module.partition(".")[0]
+    try:
+        with _importing:
+            if package == "triton" and package not in sys.modules:  # Ctrl-C has left parts that know another whole
+                for name in [n for n in sys.modules if n.startswith("triton.") and not n.startswith("triton._C")]:
+                    del sys.modules[name]
+            found = importlib.import_module(module)
+        for name in names:
+            getattr(found, name)
+    except Exception as error:
+        if _is_from_ctrl_c(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return f"{package} is not installed"
+        lines = str(error).splitlines() or ["no message"]
+        what = f"the kernels with triton{_place('triton')}" if names == () else package + _place(package)
+        return f"{what} cannot be used: {type(error).__name__}: {lines[0]}"
+    return None
+
+
+def _is_from_ctrl_c(error: BaseException | None) -> bool:
+    """Python makes RuntimeError of what a descriptor raises in its making, and pybind11 ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
+
+
+def _place(package: str) -> str:
+    """Where a package lies, which tells a stranger of the same name; nothing where that cannot be told."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except Exception:
+        return ""
+    places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
+    return f" in {places[0]}" if places else ""
+
+
+@functools.cache
 def release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
+    """The first two numbers of a version; what stands there without a number counts as 0."""
+    return tuple(int((re.match(r"\d+", part) or ["0"])[0]) for part in str(version).split(".")[:2])
+
+
+def interpreter_asked_for() -> bool:
+    """Whether TRITON_INTERPRET is set, as triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def _interpreting() -> bool:
-    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
+    if not interpreter_asked_for():
         return False
     from triton.language import cdiv
     from triton.runtime import JITFunction
@@ -163,7 +242,7 @@ def wants_tuning(device: torch.device) -> bool:
     chosen = os.environ.get("TRITON_LSTM_AUTOTUNE") or "0"
     if chosen not in ("0", "1"):
         raise ValueError(f"TRITON_LSTM_AUTOTUNE must be 0 or 1, got {chosen!r}")
-    if chosen == "0" or device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if chosen == "0" or device.type != "cuda" or interpreter_asked_for():
         return False
     if torch._C._are_functorch_transforms_active():
         return False

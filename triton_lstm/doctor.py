@@ -8,17 +8,25 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 import triton_lstm
-from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning
+from triton_lstm.backend import (
+    chosen_backend,
+    device_for,
+    interpreter_asked_for,
+    product_precision,
+    release,
+    spin_limit,
+    wants_tuning,
+    why_no_triton,
+)
 from triton_lstm.table_file import TableError
 from triton_lstm.tables import FOLDER, tables_of, user_folder
 
-OLDEST_TORCH, OLDEST_TRITON = (2, 9), (3, 5)
+OLDEST_TORCH = (2, 9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +97,7 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = f"{properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} processors"
-        driver = machine()["driver"] if _importable("triton") else ""
+        driver = machine()["driver"] if not why_no_triton() else ""
         return Finding("GPU", "ok", f"{properties.name}, {memory}{f', driver {driver}' if driver else ''}")
     if torch.version.cuda is None and torch.version.hip is None:
         return Finding(
@@ -102,22 +110,16 @@ def _gpu() -> Finding:
 
 
 def _triton() -> Finding:
-    if not _importable("triton"):
-        reason = "not installed: every call goes to PyTorch's own LSTM"
-        return Finding("triton", "BAD" if platform.system() == "Linux" else "note", reason, "pip install triton")
-    import triton
+    reason = why_no_triton()
+    if reason is None:
+        import triton
 
-    if release(triton.__version__) < OLDEST_TRITON:
-        return Finding("triton", "BAD", f"{triton.__version__} is too old", "install triton 3.5 or newer")
-    return Finding("triton", "ok", triton.__version__)
-
-
-def _importable(name: str) -> bool:
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+        return Finding("triton", "ok", triton.__version__)
+    remedy = "mend or remove what is there, then install triton 3.5 or newer"
+    if reason.endswith("not installed"):
+        remedy = "pip install triton"
+    text = f"{reason.removeprefix('triton ')}: every call goes to PyTorch's own LSTM"
+    return Finding("triton", "BAD" if platform.system() == "Linux" else "note", text, remedy)
 
 
 def _cudnn() -> Finding:
@@ -132,6 +134,7 @@ def _environment() -> Iterator[Finding]:
     checks: dict[str, Callable[[], Any]] = {
         "TRITON_LSTM_BACKEND": lambda: chosen_backend(None),
         "TRITON_LSTM_AUTOTUNE": lambda: wants_tuning(torch.device("cpu")),
+        "TRITON_LSTM_FP32": lambda: product_precision(torch.float32, torch.device("cpu")),
         "TRITON_LSTM_SPIN_LIMIT": spin_limit,
     }
     for name, check in checks.items():
@@ -141,18 +144,28 @@ def _environment() -> Iterator[Finding]:
                 yield Finding("environment", "ok", f"{name}={os.environ[name]}")
             except ValueError as error:
                 yield Finding("environment", "BAD", str(error), f"unset {name}")
-    folder = os.environ.get(FOLDER)
-    if folder:
-        tables = sorted(path.name for path in Path(folder).glob("*.json"))
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            yield Finding(
-                "environment", "BAD", f"{FOLDER}={folder} is no folder", "name the folder that holds the tables"
-            )
-        else:
-            yield Finding("environment", "ok", f"{FOLDER}={folder}: {', '.join(tables) or 'no tables yet'}")
-    if os.environ.get("TRITON_INTERPRET") == "1" and torch.cuda.is_available():
-        text = "TRITON_INTERPRET=1: the kernels run in Triton's interpreter, not on the GPU"
+    if os.environ.get(FOLDER):
+        yield _named_folder()
+    if interpreter_asked_for() and torch.cuda.is_available():
+        value = os.environ["TRITON_INTERPRET"]
+        text = f"TRITON_INTERPRET={value}: the kernels run in Triton's interpreter, not on the GPU"
         yield Finding("environment", "BAD", text, "unset TRITON_INTERPRET")
+
+
+def _named_folder() -> Finding:
+    """The folder in TRITON_LSTM_TUNED, as a call and `tune` will have it."""
+    named, remedy = f"{FOLDER}={os.environ[FOLDER]}", "name the folder that holds the tables"
+    try:
+        names = sorted(name for name in os.listdir(user_folder()) if name.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    except NotADirectoryError:
+        return Finding("environment", "BAD", f"{named} is no folder", remedy)
+    except TableError as error:
+        return Finding("environment", "BAD", str(error), remedy)
+    except OSError as error:
+        return Finding("environment", "BAD", f"{named} cannot be read: {error.strerror}", remedy)
+    return Finding("environment", "ok", f"{named}: {', '.join(names) or 'no tables yet'}")
 
 
 def _tables() -> Iterator[Finding]:
@@ -168,8 +181,9 @@ def _tables() -> Iterator[Finding]:
             yield Finding("tuned tables", "ok", f"{path}: {len(found.plans)} configs, {len(found.layers)} layer times")
     if not known:
         yield Finding("tuned tables", "note", f"none for {gpu}: configs are planned", "run `triton-lstm tune`")
-    if user_folder() is None:
-        yield Finding("tuned tables", "note", "platformdirs is not installed: no user's tables", "install platformdirs")
+    if not os.environ.get(FOLDER) and user_folder() is None:
+        text = "no cache folder is known, for want of platformdirs or of a home: no user's tables"
+        yield Finding("tuned tables", "note", text, f"name a folder in {FOLDER}")
 
 
 def _cooperative(device: torch.device) -> Finding:

@@ -37,26 +37,39 @@ class Choice:
 
 
 def user_folder() -> Path | None:
-    """Where a user's tables lie: TRITON_LSTM_TUNED, or the platform's cache folder; None where nobody can tell it."""
+    """Where a user's tables lie: TRITON_LSTM_TUNED, or the platform's cache folder; None where nobody can tell it, for
+    want of platformdirs or of a home.
+
+    Raises TableError where TRITON_LSTM_TUNED begins with a home that there is not.
+    """
     named = os.environ.get(FOLDER)
     if named:
-        return Path(named).expanduser()
+        folder = os.path.expanduser(named)
+        if folder.startswith("~"):
+            raise TableError(f"{FOLDER}={named} begins with the home folder of a user that there is not")
+        return Path(folder)
     try:
         import platformdirs
     except ImportError:
         return None
-    return Path(platformdirs.user_cache_dir("triton_lstm", appauthor=False)) / "tuned"
+    cache = Path(platformdirs.user_cache_dir("triton_lstm", appauthor=False))
+    return cache / "tuned" if cache.is_absolute() else None
 
 
 def places(gpu: str) -> list[Path]:
-    """Where a table for `gpu` may lie; a later one wins."""
+    """Where a table for `gpu` may lie; a later one wins. Raises TableError as `user_folder` does."""
     folders = [SHIPPED, user_folder()]
     return [folder / file_name(gpu) for folder in folders if folder]
 
 
 def tables_of(gpu: str) -> Iterator[tuple[Path, Table | TableError]]:
     """Every file there is for `gpu`, in the order of `places`: its table, or what is wrong with it."""
-    for path in places(gpu):
+    try:
+        paths = places(gpu)
+    except TableError as error:
+        yield Path(os.environ[FOLDER]), error
+        paths = [SHIPPED / file_name(gpu)]
+    for path in paths:
         try:
             yield path, read(path)
         except (FileNotFoundError, NotADirectoryError):

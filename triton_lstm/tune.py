@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from triton.testing import do_bench
 import triton_lstm.kernels as kernels
 from triton_lstm import tables
 from triton_lstm.kernels.configs import Clock, Trial, Trials, compile_best
+from triton_lstm.kernels.launch import Turns
 from triton_lstm.module import LSTM
 from triton_lstm.perf.cases import DTYPES
 from triton_lstm.plan import Plan, make_plan
@@ -26,7 +26,7 @@ from triton_lstm.tolerance import Allowance, Answer, draws
 STEPS, LARGEST = 128, 1 << 26  # time steps of a trial, fewer where (T, B, 4H) would have more elements
 Data = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
-_one_at_a_time = threading.RLock()
+_turns = Turns()
 _tried: set[tuple[str, Key]] = set()  # by first calls, on which GPU; a failure is not repeated at every one
 
 
@@ -171,7 +171,7 @@ def tune_now(key: Key, device: torch.device) -> None:
     facts = kernels.device_facts(device)
     if (facts.name, key) in _tried:
         return
-    with _one_at_a_time:
+    with _turns.taken():
         if (facts.name, key) in _tried:
             return
         _tried.add((facts.name, key))
@@ -184,10 +184,10 @@ def tune_now(key: Key, device: torch.device) -> None:
         if found is None:
             return
         tables.remember(facts.name, found)
-        folder = tables.user_folder()
-        if folder is None:
-            return
         try:
+            folder = tables.user_folder()
+            if folder is None:
+                return
             update(folder / file_name(facts.name), facts.name, found)
         except (OSError, TableError) as error:
             warnings.warn(f"what was tuned is known to this process only: {error}", stacklevel=2)

@@ -133,9 +133,13 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def default_path(gpu: str) -> Path:
-    folder = user_folder()
+    try:
+        folder = user_folder()
+    except TableError as error:
+        raise UsageError(str(error)) from None
     if folder is None:
-        raise UsageError(f"platformdirs is not installed: name the table with --out, or its folder in {FOLDER}")
+        reason = "no cache folder is known, for want of platformdirs or of a home"
+        raise UsageError(f"{reason}: name the table with --out, or its folder in {FOLDER}")
     return folder / file_name(gpu)
 
 
