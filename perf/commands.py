@@ -17,6 +17,7 @@ from triton_lstm.backend import device_for
 from triton_lstm.config import UsageError, interrupted_by_signals, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, watched
+from triton_lstm.terminal import print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,14 +224,19 @@ def _show(chosen: pd.DataFrame, frame: pd.DataFrame, folder: Path | None) -> Non
 def diff(args: argparse.Namespace) -> int:
     """1 if something of triton_lstm's is slower than the noise explains, or has lost its time."""
     require(*SHOWING)
-    from triton_lstm.perf.diff import REGRESSIONS, compare
-    from triton_lstm.perf.report import print_table
+    from triton_lstm.perf.diff import LOST, REGRESSIONS, compare
+    from triton_lstm.perf.report import verdict_style
     from triton_lstm.perf.results import load, select
 
     only = _by_column(args.only)
     rows = compare(*(select(load([path]), only) for path in (args.before, args.after)))
-    print_table(rows)
+    for provider, found in rows.drop(columns="reason").groupby("provider", sort=False):
+        keep = ["case", "mode", "verdict"]
+        print_table(found.drop(columns="provider"), str(provider), keep=keep, style=verdict_style)
+    lost = rows.loc[rows["verdict"] == LOST, ["case", "provider", "mode", "reason"]]
+    if len(lost):
+        print_table(lost, "LOST, and why", keep=["case", "mode", "reason"])
     counts = rows["verdict"].value_counts()
-    print("ratio: after / before, above 1 is slower; divided by nn.LSTM's where that is the same in both.")
-    print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    say("ratio: after / before, above 1 is slower; divided by nn.LSTM's where that is the same in both.")
+    say("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     return int(rows["verdict"].isin(REGRESSIONS).any())
