@@ -27,10 +27,12 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>triton_lstm: measurements</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1em 0; } table { border-collapse: collapse; font-size: 13px; overflow-wrap: normal; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; }
+body { overflow-wrap: anywhere; } .wide { overflow-x: auto; margin: 1em 0; }
+table { border-collapse: collapse; font-size: 13px; overflow-wrap: normal; }
 td, th { border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-align: top; } th { background: #f4f4f4; }
-.number { text-align: right; font-variant-numeric: tabular-nums; } .name { white-space: nowrap; } .text { min-width: 14em; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.name { white-space: nowrap; } .text { min-width: 14em; }
 .wins { background: #e3f5e1; } .LOSES { background: #fbdfdd; } img { max-width: 100%; }
 </style>
 <h1>triton_lstm: measurements</h1>

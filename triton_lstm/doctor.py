@@ -17,6 +17,7 @@ import triton_lstm
 from triton_lstm.backend import chosen_backend, device_for, release, spin_limit, wants_tuning
 from triton_lstm.table_file import TableError
 from triton_lstm.tables import FOLDER, tables_of, user_folder
+from triton_lstm.terminal import say
 
 OLDEST_TORCH, OLDEST_TRITON = (2, 9), (3, 5)
 
@@ -42,9 +43,9 @@ def doctor(args: argparse.Namespace) -> int:
     bad = 0
     for finding in findings():
         bad += finding.state == "BAD"
-        print(f"{finding.state:<5}{finding.name:<20}{finding.text}", flush=True)
+        say(f"{finding.state:<5}{finding.name:<20}{finding.text}", indent=" " * 25)
         if finding.remedy:
-            print(f"{'':<25}-> {finding.remedy}", flush=True)
+            say(f"{'':<25}-> {finding.remedy}", indent=" " * 28)
     print(f"{bad} of these need a remedy" if bad else "all is well")
     return int(bad > 0)
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, interrupted_by_signals, require
+from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
 from triton_lstm.tables import FOLDER, remember, user_folder
+from triton_lstm.terminal import Bar, say
 from triton_lstm.tune_progress import Progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,13 @@ def add_commands(commands: Any) -> None:
         metavar="N[,N]",
         help="rows; measured at the next power of two from 16",
     )
-    t.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+    t.add_argument(
+        "--dtype",
+        type=_dtypes,
+        default=["bf16"],
+        metavar="NAME[,NAME]",
+        help=f"{', '.join(DTYPES)}; the last two are float32 with TF32 allowed or not",
+    )
     t.add_argument(
         "--budget", type=_seconds, default=math.inf, metavar="TIME", help="start nothing new after 300s, 10m"
     )
@@ -60,8 +67,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _dtypes(text: str) -> list[str]:
-    parts = [{"bfloat16": "bf16", "float16": "fp16"}.get(part, part) for part in text.split(",")]
+    parts = [dtype_name(part) for part in text.split(",")]
     for part in parts:
+        if part == "fp64":
+            raise argparse.ArgumentTypeError("no kernel computes in fp64 on a GPU: there is nothing to tune")
         if part not in DTYPES:
             raise argparse.ArgumentTypeError(f"there is no {part!r}. There are {', '.join(DTYPES)}")
     return list(dict.fromkeys(parts))
@@ -127,8 +136,6 @@ def default_path(gpu: str) -> Path:
 
 
 def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: torch.device) -> int:
-    from tqdm import tqdm
-
     from triton_lstm.kernels import device_facts
     from triton_lstm.perf.failures import DeviceLostError
     from triton_lstm.perf.watchdog import HANG_S, watched
@@ -140,10 +147,12 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     remember(gpu.name, *table.plans.values())
     items = [item for shape in shapes for item in _items(shape)]
     wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
+    if wanted:
+        say(f"{len(wanted)} of {len(items)} items to measure, minutes in all; Ctrl-C stops, the same command continues")
     ends = time.monotonic() + args.budget
     try:
         with watched(progress.path, lambda: start_again(args, f"no answer for {HANG_S} s")), interrupted_by_signals():
-            for item in tqdm(wanted, unit="item", disable=None):
+            for item in Bar(wanted, unit="item"):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
                     break
@@ -162,8 +171,8 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
         progress.end()
     print_tuned(read(path), shapes, gpu)
     for name, why in failed.items():
-        print(f"not measured: {name}: {why}")
-    print(f"table: {path}")
+        say(f"not measured: {name}: {why}")
+    say(f"table: {path}")
     if stopped:
         print(f"{stopped}; the same command continues from here")
     return 130 if stopped == "interrupted" else int(bool(failed))
