@@ -99,7 +99,8 @@ def print_table(
 def _layout(texts: list[list[str]], kept: list[bool], room: int) -> list[int]:
     """The width of every column, header first; 0 for one that is left out.
 
-    A column of text may be folded, down to its longest word; only where what is kept has no room are words cut.
+    A column of text may be folded, down to its longest word. Only where what is kept has no room are words cut, those
+    of sentences before names.
     """
     from rich.cells import cell_len
 
@@ -118,7 +119,9 @@ def _layout(texts: list[list[str]], kept: list[bool], room: int) -> list[int]:
     for k, width in enumerate(widths):
         if width:
             widths[k] = min(wanted[k], width + max(0, spare()))
-    for floors in (least, [SLIMMEST] * len(widths)):
+    sentences = [any(" " in text for text in column[1:]) for column in texts]
+    cut = [SLIMMEST if folds else some for folds, some in zip(sentences, least, strict=True)]
+    for floors in (least, cut, [SLIMMEST] * len(widths)):
         while spare() < 0 and (wide := [k for k, width in enumerate(widths) if width > floors[k]]):
             widths[max(wide, key=lambda k: widths[k])] -= 1
     return widths
