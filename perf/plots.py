@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def _colour(provider: str) -> str:
 
 
 def _words(text: object) -> str:
-    """As matplotlib's text: a dollar sign begins no formula."""
-    return plain(text).replace("$", r"\$")
+    """As matplotlib's text: a dollar sign begins no formula, and there is room for the axes."""
+    return textwrap.shorten(plain(text), 60, placeholder="...").replace("$", r"\$")
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
