@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -180,16 +179,15 @@ def test_columns_named_twice(capsys):
 
 
 def test_sentences_and_escapes():
-    assert sentence("no") == sentence("no.") == sentence("no. ") == "no."
+    assert sentence("no") == sentence("no.") == sentence("no. ") == sentence("no ...") == "no."
+    assert sentence("Is it?") == "Is it?"
     assert escaped("a\x1b\n\u00e9\udc80") == "a\\x1b\\n\u00e9\\udc80"
 
 
 def test_progress_to_a_pipe_is_a_line_now_and_then(capsys, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     with Bar(total=500, unit="step") as bar:
-        bar._time = lambda: now[0]
         for k in range(500):
             now[0] += 0.2
             bar.set_description(f"case {k}")

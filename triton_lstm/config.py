@@ -75,4 +75,5 @@ def require(*packages: str) -> None:
         except ImportError:
             raise UsageError(f'this needs {package}: pip install ".[perf]" in the checkout') from None
         except Exception as error:
-            raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{package} cannot be imported: {why}") from None

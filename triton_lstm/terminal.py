@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,9 @@ def plain(value: object) -> str:
 
 
 def sentence(text: str) -> str:
-    """With one full stop, whether the text brought its own or not."""
-    return text.rstrip().rstrip(".") + "."
+    """With one full stop, whether the text brought its own or not; a question keeps its mark."""
+    bare = text.rstrip(" .")
+    return bare if bare.endswith(("?", "!")) else f"{bare}."
 
 
 def say(text: str, indent: str = "") -> None:
@@ -130,16 +130,18 @@ def _layout(texts: list[list[str]], kept: list[bool], room: int) -> list[int]:
 class Bar(tqdm):
     """tqdm's bar in a terminal; elsewhere a line at the start, now and then, and at the end."""
 
+    _time: Callable[[], float]  # tqdm's
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lines = not sys.stderr.isatty()
-        self._told = -EVERY_S
+        self._told = 0.0
         if self._lines:
             kwargs |= {"file": _Lines(), "mininterval": EVERY_S, "miniters": 1}
         super().__init__(*args, **kwargs)
 
     def refresh(self, *args: Any, **kwargs: Any) -> None:
         if self._lines:
-            now = time.monotonic()
+            now = self._time()
             if now - self._told < EVERY_S:
                 return
             self._told = now
