@@ -17,7 +17,7 @@ from triton_lstm.backend import device_for
 from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, watched
-from triton_lstm.terminal import print_table, say
+from triton_lstm.terminal import escaped, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +170,7 @@ def _start_again(args: argparse.Namespace, why: str) -> NoReturn:
         command += ["--only", f"{column}={','.join(values)}"]
     if args.out:
         command += ["--out", str(args.out)]
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
+    print(f"{escaped(why)}; continuing in a fresh one", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(sys.executable, command)
 

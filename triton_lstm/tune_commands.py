@@ -19,7 +19,7 @@ from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, r
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
 from triton_lstm.tables import FOLDER, remember, user_folder
-from triton_lstm.terminal import Bar, say
+from triton_lstm.terminal import Bar, escaped, say
 from triton_lstm.tune_progress import Progress
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _write(path: Path, gpu: str, *entries: Any) -> None:
 
 
 def start_again(args: argparse.Namespace, why: str) -> NoReturn:
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
+    print(f"{escaped(why)}; continuing in a fresh one", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "triton_lstm", *args.argv])
 
