@@ -100,7 +100,7 @@ def bench(args: argparse.Namespace) -> int:
     path = folder / f"bench_{args.suite}.csv"
     if not gpu:
         say(f"{NO_GPU}. {NO_SPEED}")
-    say(f"{len(wanted)} rows to measure; {TAKES[args.suite]}. Ctrl-C stops it, and the same command continues")
+    say(f"{len(wanted)} rows are wanted; {TAKES[args.suite]}. Ctrl-C stops it, and the same command continues")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0), _log_to(path.with_suffix(".log")):

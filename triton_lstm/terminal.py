@@ -17,7 +17,7 @@ WIDEST, NARROWEST = 400, 20  # of the output
 GAP = 2  # between two columns
 WORD, TEXT = 34, 20  # so much of a word is kept in one piece, and so wide is a text where a column may be left out
 SLIMMEST = 6  # of a column whose words must be cut
-EVERY_S = 30.0  # between two lines of progress where the output is no terminal
+EVERY_S = 30.0  # between two lines of progress where the output is no terminal; at first less
 
 
 def columns() -> int:
@@ -134,17 +134,17 @@ class Bar(tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lines = not sys.stderr.isatty()
-        self._told = 0.0
+        self._told, self._wait = 0.0, 0.5
         if self._lines:
-            kwargs |= {"file": _Lines(), "mininterval": EVERY_S, "miniters": 1}
+            kwargs |= {"file": _Lines(), "miniters": 1}
         super().__init__(*args, **kwargs)
 
     def refresh(self, *args: Any, **kwargs: Any) -> None:
         if self._lines:
             now = self._time()
-            if now - self._told < EVERY_S:
+            if now - self._told < self._wait:
                 return
-            self._told = now
+            self._told, self._wait = now, min(2 * self._wait, EVERY_S)
         super().refresh(*args, **kwargs)
 
 
