@@ -1,14 +1,11 @@
 """What is shown of results, on a made-up GPU's frame; stored results; differences between two of them."""
 
 import math
-import re
-import warnings
 
 import pandas as pd
 import pytest
 from frames import ABOUT, OURS, THEIRS, make
 
-from triton_lstm import terminal
 from triton_lstm.config import UsageError
 from triton_lstm.perf import plots, report, results
 from triton_lstm.perf.cases import Case
@@ -214,88 +211,6 @@ def test_odd_text_in_markdown():
     text = to_markdown(summarize(derive(pd.concat([make([2.0]), pd.DataFrame([bad])]))))
     line = next(line for line in text.splitlines() if "lambda" in line)
     assert "a&#124;b&#92;&#124;c &#60;lambda&#62; &#91;red&#93;" in line and line.count("|") == 14
-
-
-ODD = """<script>alert(1)</script> | `x` [a](http://b) ![i](j) *b* _e_ a_b ~~s~~ $x_{$ &amp; \\| \x1b[31m\x9b2J [/red] $
-# 1. x"""
-
-
-def odd_frame(text=ODD):
-    """Every cell that a CSV may have as text holds it."""
-    cases = [Case("bf16", T=100, B=8, H=h) for h in (64, 128)]
-    frame = make([2.0, 0.5], cases)
-    bad = frame.iloc[[0]].assign(status="failed", reason=text, mode="all", ms=math.nan)
-    ours = frame["provider"] == OURS
-    frame = pd.concat([frame.assign(provider=frame["provider"].mask(ours & (frame["H"] == 64), text)), bad])
-    for name in (
-        "algorithm",
-        "precision",
-        "why",
-        "gpu",
-        "driver",
-        "torch",
-        "triton",
-        "cudnn",
-        "commit",
-        "sources",
-        "date",
-    ):
-        frame[name] = text
-    return frame.assign(case=frame["case"].astype(str) + text)
-
-
-def test_no_cell_of_a_csv_is_markup_in_markdown():
-    markdown_it = pytest.importorskip("markdown_it")
-    text = to_markdown(summarize(odd_frame())).partition("## Columns")[0]
-    renderer = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    shown, cells = terminal.plain(ODD), []
-    for token in renderer.parse(text):
-        assert token.type not in ("html_block", "hr", "fence", "code_block")
-        for child in token.children or []:
-            assert child.type in ("text", "text_special")
-        if token.children:
-            cells.append("".join(child.content for child in token.children))
-    assert sum(shown in cell for cell in cells) > 20 and "\x1b" not in text and "\x9b" not in text
-    assert f"{shown}, ms" in cells and any(cell.endswith(f": {shown}") for cell in cells)
-    assert cells.count("Not measured, and why") == 1 and len([c for c in cells if c.startswith("# 1")]) == 0
-
-
-@pytest.mark.parametrize("first", ["# x", "- x", "+ x", "1. x", "12) x", "===", "---", "> x", "~~~", "```"])
-def test_no_gpu_begins_a_block_of_markdown(first):
-    markdown_it = pytest.importorskip("markdown_it")
-    text = to_markdown(summarize(make([2.0]).assign(gpu=first)))
-    tokens = markdown_it.MarkdownIt("commonmark").parse(text)
-    assert [token.type for token in tokens[3:5]] == ["paragraph_open", "inline"]
-    assert "".join(child.content for child in tokens[4].children).startswith(f"{first}, driver 1")
-
-
-def test_odd_cells_everywhere_else(tmp_path, capsys, monkeypatch):
-    frame = odd_frame()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of matplotlib's mathematics and fonts
-        assert len(write_report(frame, summarize(frame), tmp_path)) > 3
-    page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page and "&lt;script" in page and "\x1b" not in page
-    monkeypatch.setenv("COLUMNS", "400")
-    report.print_summary(summarize(frame))
-    out = capsys.readouterr().out
-    assert out.count("[/red]") > 5 and all(c.isprintable() or c == "\n" for c in out)
-
-
-def test_tables_of_the_page(tmp_path):
-    """Every row is as long as its header, no column is empty, headers stand as their columns, nothing is shortened."""
-    frame = odd_frame("a reason of very many words, which goes on and on and is not shortened to fifty letters at all")
-    write_report(frame, summarize(frame), tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    tables = re.findall("<table>(.*?)</table>", page, flags=re.DOTALL)
-    assert len(tables) == 5 and "at all</td>" in page and "..." not in page
-    for table in tables:
-        header, *rows = [
-            re.findall(r"<t[hd](?: class=\"(\w+)\")?>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]
-        ]
-        assert rows and {len(row) for row in rows} == {len(header)}
-        for k, (kind, _) in enumerate(header):
-            assert any(row[k][1] for row in rows) and {row[k][0] for row in rows} <= {kind, "wins", "LOSES"}
 
 
 def test_legends_hide_nothing_and_colours_have_a_meaning():
