@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf import floor
@@ -28,6 +27,7 @@ from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, describe
 from triton_lstm.perf.store import Store
 from triton_lstm.perf.warm import compile_all, jobs_of_bench
 from triton_lstm.perf.work import Floors, floor_ms
+from triton_lstm.terminal import Bar
 
 Wanted = tuple[Case, Provider, str]
 
@@ -46,7 +46,7 @@ def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
     for item in wanted:
         cases.setdefault(item[0].name, []).append(item)
     floors_wanted = floor.floor_names(device)
-    with tqdm(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
+    with Bar(total=len(floors_wanted) + len(wanted), unit="row", smoothing=0.05) as bar:
         bar.set_description("compiling")
         missing_floors = [name for name in floors_wanted if not results.has(name, DEVICE, floor.MODE)]
         jobs = jobs_of_bench(calls_of_ours(wanted, results, device), missing_floors)

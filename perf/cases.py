@@ -10,14 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from triton_lstm.config import DTYPES
+
 Precision = Literal["fp16", "bf16", "tf32", "fp32", "fp64"]
-DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-    "fp64": torch.float64,
-}
 LENGTH_SPREAD, LENGTH_CUT = 0.5, 1.645  # sigma of log(length), and how many sigmas above the median T lies
 
 

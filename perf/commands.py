@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, interrupted_by_signals, require
+from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, start_again, watched
+from triton_lstm.terminal import print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from triton_lstm.perf.bench import Wanted
 
+TAKES = {
+    "smoke": "the whole suite takes some minutes off a GPU",
+    "quick": "the whole suite is meant to take two minutes",
+    "standard": "the whole suite is meant to take eight minutes",
+    "full": "the whole suite takes more than an hour",
+}
 SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 Only = dict[str, list[str]]
 
@@ -59,7 +66,8 @@ def _only(text: str) -> tuple[str, list[str]]:
     column, equals, values = text.partition("=")
     if not (column and equals and values):
         raise argparse.ArgumentTypeError(f"must be COLUMN=VALUE[,VALUE], got {text!r}")
-    return column, values.split(",")
+    names = values.split(",")
+    return column, list(map(dtype_name, names)) if column == "precision" else names
 
 
 def _by_column(pairs: list[tuple[str, list[str]]]) -> Only:
@@ -89,7 +97,8 @@ def bench(args: argparse.Namespace) -> int:
     folder = args.out or (results_folder() if gpu else Path("runs/smoke"))
     path = folder / f"bench_{args.suite}.csv"
     if not gpu:
-        print(f"{NO_GPU}. {NO_SPEED}")
+        say(f"{NO_GPU}. {NO_SPEED}")
+    say(f"{len(wanted)} rows are wanted; {TAKES[args.suite]}. Ctrl-C stops it, and the same command continues")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0), _log_to(path.with_suffix(".log")):
@@ -99,14 +108,14 @@ def bench(args: argparse.Namespace) -> int:
     except DeviceLostError as lost:
         start_again(_again(args), f"this process cannot go on with the GPU ({lost})")
     if not finished:
-        print(f"stopped; what was measured is in {path}, and the same command continues from there")
+        say(f"stopped; what was measured is in {path}, and the same command continues from there")
         return 130
     frame = load([path])
     picked = {case.name for case, _, _ in wanted}, {mode for _, _, mode in wanted} | {ALL_MODES, "floor"}
     chosen = frame[frame["case"].isin(picked[0]) & frame["mode"].isin(picked[1])]
     _show(chosen, load([folder]), folder)
     parquet = f" and {path.with_suffix('.parquet').name}" if write_parquet(frame, path) else ""
-    print(f"rows: {path}{parquet}")
+    say(f"rows: {path}{parquet}")
     ours = frame[frame["provider"].str.startswith("triton_lstm")]
     return int(ours["status"].isin(["wrong", "failed"]).any())
 
@@ -213,20 +222,25 @@ def _show(chosen: pd.DataFrame, frame: pd.DataFrame, folder: Path | None) -> Non
         return
     folder.mkdir(parents=True, exist_ok=True)
     files = write_report(frame, summarize(frame), folder)
-    print(f"written to {folder}: {', '.join(path.name for path in files)}")
+    say(f"written to {folder}: {', '.join(path.name for path in files)}")
 
 
 def diff(args: argparse.Namespace) -> int:
     """1 if something of triton_lstm's is slower than the noise explains, or has lost its time."""
     require(*SHOWING)
-    from triton_lstm.perf.diff import REGRESSIONS, compare
-    from triton_lstm.perf.report import print_table
+    from triton_lstm.perf.diff import LOST, REGRESSIONS, compare
+    from triton_lstm.perf.report import verdict_style
     from triton_lstm.perf.results import load, select
 
     only = _by_column(args.only)
     rows = compare(*(select(load([path]), only) for path in (args.before, args.after)))
-    print_table(rows)
+    for provider, found in rows.drop(columns="reason").groupby("provider", sort=False):
+        keep = ["case", "mode", "verdict"]
+        print_table(found.drop(columns="provider"), str(provider), keep=keep, style=verdict_style)
+    lost = rows.loc[rows["verdict"] == LOST, ["case", "provider", "mode", "reason"]]
+    if len(lost):
+        print_table(lost, "LOST, and why", keep=["case", "mode", "reason"])
     counts = rows["verdict"].value_counts()
-    print("ratio: after / before, above 1 is slower; divided by nn.LSTM's where that is the same in both.")
-    print("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
+    say("ratio: after / before, above 1 is slower; divided by nn.LSTM's where that is the same in both.")
+    say("; ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
     return int(rows["verdict"].isin(REGRESSIONS).any())

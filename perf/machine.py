@@ -21,7 +21,7 @@ from triton_lstm.table_file import file_name
 from triton_lstm.tables import SHIPPED
 
 NO_GPU = "no GPU: Triton's interpreter beside PyTorch's CPU LSTM"
-MEASURING_NOTHING = {"summary.py", "report.py", "plots.py", "diff.py"}  # these only show
+MEASURING_NOTHING = {"summary.py", "report.py", "plots.py", "diff.py", "terminal.py"}  # these only show
 
 
 def machine() -> dict[str, Any]:

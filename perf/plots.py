@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from triton_lstm.perf.machine import NO_GPU
 from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import DEVICE, SHAPE
+from triton_lstm.terminal import plain
 
 MODE = "forward_backward"
 PANELS = 12  # at most, in a picture of lines; its title says how many there would be
-
-
-MARKERS = {"fp16": "o", "bf16": "s", "tf32": "^", "fp32": "D"}
+MARKS = {"fp16": ("o", "-"), "bf16": ("s", "--"), "tf32": ("^", "-."), "fp32": ("D", ":")}  # points and roofs
 
 
 def _colour(provider: str) -> str:
     """The same in every picture; grey for a provider of another version."""
     names = list(PROVIDERS)
     return f"C{names.index(provider)}" if provider in names else "grey"
+
+
+def _words(text: object) -> str:
+    """As matplotlib's text: a dollar sign begins no formula, and there is room for the axes."""
+    return textwrap.shorten(plain(text), 60, placeholder="...").replace("$", r"\$")
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -44,7 +50,8 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)  # of a run that had points for it
         if figure is not None:
-            figure.text(1, 0, ", ".join(sorted(set(frame["gpu"]))), fontsize=7, ha="right", va="top", color="grey")
+            gpus = _words(", ".join(sorted(set(frame["gpu"]))))
+            figure.text(1, 0, gpus, fontsize=7, ha="right", va="top", color="grey")
             figure.savefig(path, dpi=110, bbox_inches="tight")
             written.append(path)
     return written
@@ -79,17 +86,22 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
         return None
     shown, groups = f"{min(PANELS, len(groups))} of {len(groups)} series", groups[:PANELS]
     figure, panels = _panels(len(groups))
+    lines: dict[str, Line2D] = {}
     for panel, (title, group) in zip(panels, groups, strict=True):
         for provider, line in group.groupby("provider", sort=False):
             line = line.sort_values(axis)
             width = 2 if provider == OURS else 1
-            panel.plot(line[axis], line[value], marker="o", label=provider, lw=width, color=_colour(provider))
+            (drawn,) = panel.plot(line[axis], line[value], marker="o", lw=width, color=_colour(provider))
+            lines.setdefault(_words(provider), drawn)
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         ticks = sorted(group[axis].unique())
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7, rotation=60)
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_title(title, fontsize=9)
-        panel.legend(fontsize=7)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.set_title(_words(title), fontsize=9)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{MODE.replace('_', ' + ')}, {shown}")
     return figure
 
@@ -114,9 +126,10 @@ def _heat_maps(measured: pd.DataFrame) -> Figure | None:
                 dark = abs(np.log2(speedup)) > 1.4
                 text = f"{speedup:.3g}"
                 panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        panel.set_title(f"{precision}, T={steps:g}", fontsize=9)
+        panel.set_title(_words(f"{precision}, T={steps:g}"), fontsize=9)
         bar = figure.colorbar(image, ax=panel, ticks=[-2, -1, 0, 1, 2], extend="both")
         bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=7)
+        bar.set_label("times nn.LSTM's speed", fontsize=8)
     figure.suptitle(f"speedup over nn.LSTM, {MODE.replace('_', ' + ')}")
     return figure
 
@@ -131,15 +144,19 @@ def _roofline(measured: pd.DataFrame, floor: pd.DataFrame) -> Figure | None:
     span = np.geomspace(intensity.min() / 2, intensity.max() * 2, 50)
     bandwidth = floor.loc[floor["case"] == "copy", "gbs"].dropna()
     for (precision, provider), group in rows.groupby(["precision", "provider"], sort=False):
-        label, mark = f"{provider}, {precision}", MARKERS.get(precision, ".")
-        panel.scatter(intensity[group.index], group["tflops"], s=18, label=label, marker=mark, color=_colour(provider))
+        mark, _ = MARKS.get(precision, (".", "-"))
+        panel.scatter(intensity[group.index], group["tflops"], s=18, marker=mark, color=_colour(provider))
+    shown = [Line2D([], [], color=_colour(name), label=_words(name), lw=4) for name in rows["provider"].unique()]
     for precision in rows["precision"].unique():
+        mark, dashes = MARKS.get(precision, (".", "-"))
         rate = floor.loc[floor["case"] == f"matmul-{precision}", "tflops"].dropna()
+        label, drawn = _words(precision), "none"
         if len(rate) and len(bandwidth):
             roof = np.minimum(rate.iloc[0], span * bandwidth.iloc[0] / 1e3)
-            panel.plot(span, roof, color="grey", lw=1)
-            panel.annotate(f"{precision}, {rate.iloc[0]:.3g}", (span[-1], roof[-1]), fontsize=7)
+            panel.plot(span, roof, color="grey", lw=1, ls=dashes)
+            label, drawn = f"{label}; product {rate.iloc[0]:.3g} TFLOP/s", dashes
+        shown.append(Line2D([], [], color="grey", marker=mark, ls=drawn, label=label))
     panel.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
     panel.set_title(f"{MODE.replace('_', ' + ')}; grey: what a copy and a product reach", fontsize=9)
-    panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(handles=shown, fontsize=7, loc="outside right upper")
     return figure

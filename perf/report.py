@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import base64
-import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from triton_lstm.config import UsageError
 from triton_lstm.perf.diff import FASTER, LOST, SLOWER
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.results import HELP
 from triton_lstm.perf.summary import EVEN, LOSES, WINS, Summary
+from triton_lstm.terminal import plain, print_table, say
 
 SHORT = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step", "floor_share"]
 STYLES = {WINS: "green", LOSES: "bold red", FASTER: "green", SLOWER: "bold red", LOST: "bold red"}
-WIDTH = 400  # at most, of the table where the output is no terminal
+ACTIVE = re.compile(r"[\\`*\[\]<>&|$~]|(?<![^\W_])_|_(?![^\W_])")  # what means something inside a line of Markdown
+BEGINS = re.compile(r"^(?:[#+=-]|\d+(?=[.)]))")  # and what does at its beginning
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>triton_lstm: measurements</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; }
-table { border-collapse: collapse; font-size: 13px; } td, th { border: 1px solid #ccc; padding: 2px 8px; }
-td { text-align: right; } td:nth-child(-n+3) { text-align: left; }
+body { overflow-wrap: anywhere; } .wide { overflow-x: auto; margin: 1em 0; }
+table { border-collapse: collapse; font-size: 13px; overflow-wrap: normal; }
+td, th { border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-align: top; } th { background: #f4f4f4; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.name { white-space: nowrap; } .text { min-width: 14em; }
 .wins { background: #e3f5e1; } .LOSES { background: #fbdfdd; } img { max-width: 100%; }
 </style>
 <h1>triton_lstm: measurements</h1>
+{% macro show(table) %}{% if table.rows %}<div class="wide"><table>
+<tr>{% for name, kind in table.columns %}<th{% if kind %} class="{{ kind }}"{% endif %}>{{ name }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for text, kind in row %}<td{% if kind %} class="{{ kind }}"{% endif %}>{{ text }}</td>
+{%- endfor %}</tr>
+{% endfor %}</table></div>{% else %}<p>None.</p>{% endif %}{% endmacro %}
 {% for line in headline %}<p>{{ line }}</p>{% endfor %}
-<h2>Against nn.LSTM</h2>{{ tables.table }}
+<h2>Against nn.LSTM</h2>{{ show(tables.table) }}
 <h2>Pictures</h2>
 {% for name, image in images %}<h3>{{ name }}</h3><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">
 {% else %}<p>There are too few cases for a picture.</p>{% endfor %}
-<h2>Everyone</h2>{{ tables.everyone }}{{ tables.providers }}
-<h2>Not measured, and why</h2>{{ tables.absent }}
-<h2>The floor of this device</h2>{{ tables.floor }}
+<h2>Everyone</h2>{{ show(tables.everyone) }}{{ show(tables.providers) }}
+<h2>Not measured, and why</h2>{{ show(tables.absent) }}
+<h2>The floor of this device</h2>{{ show(tables.floor) }}
 <h2>Columns</h2><dl>{% for name, text in help %}<dt><code>{{ name }}</code></dt><dd>{{ text }}</dd>{% endfor %}</dl>
 </html>
 """
@@ -56,7 +65,7 @@ def write_report(frame: pd.DataFrame, summary: Summary, folder: Path) -> list[Pa
 
 def to_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
     """The whole report; pictures: names of files beside it."""
-    parts = ["# Measurements", *summary.headline]
+    parts = ["# Measurements", *(BEGINS.sub(_entity, _escaped(line)) for line in summary.headline)]
     parts += ["## Against nn.LSTM", _markdown(summary.table)]
     parts += [f"![{Path(name).stem}]({name})" for name in pictures]
     parts += ["## Everyone", _markdown(summary.everyone), _markdown(summary.providers)]
@@ -68,22 +77,18 @@ def to_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
 
 def print_summary(summary: Summary) -> None:
     """The tables in the terminal; green where triton_lstm is faster, red where nn.LSTM is."""
-    wide = not Console().is_terminal or Console().width >= 140
-    print_table(summary.table[SHORT if wide else SHORT[:6]])
+    print_table(summary.table[SHORT], keep=SHORT[:3], style=verdict_style)
     if not summary.table["verdict"].isin([WINS, EVEN, LOSES]).any():
-        print_table(summary.everyone)
+        print_table(summary.everyone, keep=["case", "mode"])
     if len(summary.absent):
-        print_table(summary.absent, title="Not measured, and why")
+        print_table(summary.absent, title="Not measured, and why", keep=["provider", "status", "reason"])
     for line in summary.headline:
-        print(line)
+        say(line)
 
 
-def print_table(frame: pd.DataFrame, title: str | None = None) -> None:
-    """A table as wide as the terminal, or as it needs to be where the output is none."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    console.print(_rich(frame, title))
+def verdict_style(row: Sequence[str]) -> str | None:
+    """Of a row with a verdict in it."""
+    return next((STYLES[text] for text in row if text in STYLES), None)
 
 
 def print_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -91,49 +96,56 @@ def print_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     unknown = [name for name in columns if name not in frame.columns]
     if unknown:
         raise UsageError(f"there is no column {unknown[0]!r}. Columns: {', '.join(frame.columns)}")
-    print_table(frame[list(columns)])
-
-
-def _rich(frame: pd.DataFrame, title: str | None) -> Table:
-    table = Table(title=title, header_style="bold")
-    texts = _texts(frame)
-    for name in frame.columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", no_wrap=name == "case")
-    for row in texts.itertuples(index=False):
-        style = next((STYLES[text] for text in row if text in STYLES), None)
-        table.add_row(*(Text(text) for text in row), style=style)
-    return table
+    print_table(frame[list(columns)], style=verdict_style)
 
 
 def _texts(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.apply(lambda column: column.map(_text)) if len(frame) else frame.astype(str)
+    """As they are shown, without columns that have nothing in them."""
+    texts = pd.DataFrame({name: [plain(value) for value in frame[name]] for name in frame.columns}, dtype=object)
+    return texts.loc[:, (texts != "").any()]
 
 
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+def _entity(found: re.Match[str]) -> str:
+    return "".join(f"&#{ord(c)};" for c in found[0])
+
+
+def _escaped(text: str) -> str:
+    """For a line of Markdown or a cell of its tables: nothing in it is markup."""
+    return ACTIVE.sub(_entity, plain(text))
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    if frame.empty:
+    texts = _texts(frame)
+    if texts.empty:
         return "None."
-    texts = _texts(frame).map(lambda text: html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;"))
-    return str(texts.to_markdown(index=False, disable_numparse=True))
+    align = ["right" if _is_number(frame[name]) else "left" for name in texts.columns]
+    texts = texts.map(_escaped).rename(columns=_escaped)
+    return str(texts.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def _kind(name: str, column: pd.Series, texts: pd.Series) -> str:
+    """The class of a column on the page."""
+    if _is_number(column):
+        return "number"
+    return "name" if name in ("case", "mode", "provider") else "text" if texts.str.len().max() > 40 else ""
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
 
 
 def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
-    def table(frame: pd.DataFrame) -> str:
-        if frame.empty:
-            return "<p>None.</p>"
-        page = _texts(frame).to_html(index=False, border=0)
-        for verdict in STYLES:
-            page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{html.escape(verdict)}</td>')
-        return page
+    def table(frame: pd.DataFrame) -> dict[str, Any]:
+        texts = _texts(frame)
+        kinds = [_kind(name, frame[name], texts[name]) for name in texts.columns]
+        columns = [name.replace("_", " ") for name in map(plain, texts.columns)]
+        rows = [
+            [(text, text if text in STYLES else kind) for text, kind in zip(row, kinds, strict=True)]
+            for row in texts.itertuples(index=False)
+        ]
+        return {"columns": list(zip(columns, kinds, strict=True)), "rows": rows}
 
     tables = {name: table(getattr(summary, name)) for name in ("table", "everyone", "providers", "absent", "floor")}
     images = [(path.stem.replace("_", " "), base64.b64encode(path.read_bytes()).decode()) for path in pictures]
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
-    safe = {name: jinja2.filters.do_mark_safe(text) for name, text in tables.items()}
-    return template.render(headline=summary.headline, tables=safe, images=images, help=HELP.items())
+    return template.render(headline=map(plain, summary.headline), tables=tables, images=images, help=HELP.items())

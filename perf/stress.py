@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from triton_lstm.packing import starts_and_lengths
 from triton_lstm.perf.cases import DTYPES
+from triton_lstm.terminal import Bar
 
 # precision, B, H, launches, variant: grids from two programs to the whole device, aligned rows and not
 STRESS = [
@@ -83,7 +83,7 @@ def stress_case(
     expected_backward = backward(step_by_step(plans[1]))
     wrong = torch.zeros(2, dtype=torch.int64, device=device)
     keep_busy = _other_stream(device)
-    for k in tqdm(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False, disable=None):
+    for k in Bar(range(launches), desc=f"{kind} {precision} B={B} H={H}", leave=False):
         if k % 8 == 0:
             keep_busy()
         wrong[0] += _differ(forward(plans[0]), expected)

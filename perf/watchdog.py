@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from triton_lstm.config import UsageError
+from triton_lstm.terminal import escaped
 
 HANG_S = 300  # a measurement takes seconds
 
@@ -42,6 +43,6 @@ def start_again(command: Sequence[str] | None, why: str) -> NoReturn:
     """
     if command is None:
         raise UsageError(f"{why}. The same command in a fresh process goes on from here")
-    print(f"{why}; continuing in a fresh one", file=sys.stderr, flush=True)
+    print(f"{escaped(why)}; continuing in a fresh one", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "triton_lstm", *command])

@@ -130,7 +130,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_losses(tmp_path, text):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    while b"step/s" not in (seen := process.stderr.read1()) or b" 0/" in seen:
+    while b"/100000" not in (seen := process.stderr.read1()) or b" 0/" in seen:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -33,6 +33,7 @@ GPU = torch.cuda.is_available()
 def run(capsys, tmp_path, monkeypatch):
     """Runs a command in an empty folder; returns its exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(floor, "floor_names", lambda device: ["copy", "matmul-fp32"])
 
     def call(*argv):

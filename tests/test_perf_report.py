@@ -72,8 +72,8 @@ def test_a_report_and_its_files(tmp_path):
 
 
 def test_colours_in_the_terminal():
-    styles = [row.style for row in report._rich(summarize(make([4.0, 0.5, 1.001])).table, None).rows]
-    assert styles == ["green"] * 2 + ["bold red"] * 2 + [None] * 2
+    rows = summarize(make([4.0, 0.5, 1.001])).table.itertuples(index=False)
+    assert [report.verdict_style(row) for row in rows] == ["green"] * 2 + ["bold red"] * 2 + [None] * 2
 
 
 def test_what_the_pictures_show():
@@ -84,7 +84,8 @@ def test_what_the_pictures_show():
     assert panel.get_images()[0].get_array().tolist() == [[-1, 0], [1, 2]]  # log2 of the speedup, B up and H across
     assert [text.get_text() for text in panel.texts] == ["0.5", "1", "2", "4"]
     over_h = plots._over(measured, "H", "us_per_step", "us")
-    lines = {line.get_label(): line.get_xydata().tolist() for line in over_h.axes[0].lines}
+    names = [text.get_text() for text in over_h.legends[0].get_texts()]
+    lines = {name: line.get_xydata().tolist() for name, line in zip(names, over_h.axes[0].lines, strict=True)}
     step = 2.0 * 1e3 / 128
     assert lines == {OURS: [[64, step / 0.5], [256, step]], THEIRS: [[64, step], [256, step]]}
     roof = plots._roofline(measured, frame[frame["provider"] == "device"]).axes[0]
@@ -209,7 +210,26 @@ def test_odd_text_in_markdown():
     bad |= {"status": "failed", "reason": "a|b\\|c\n<lambda> [red]", "date": "2026"}
     text = to_markdown(summarize(derive(pd.concat([make([2.0]), pd.DataFrame([bad])]))))
     line = next(line for line in text.splitlines() if "lambda" in line)
-    assert "a&#124;b\\&#124;c &lt;lambda&gt; [red]" in line and line.count("|") == 14
+    assert "a&#124;b&#92;&#124;c &#60;lambda&#62; &#91;red&#93;" in line and line.count("|") == 14
+
+
+def test_legends_hide_nothing_and_colours_have_a_meaning():
+    cases = [Case(p, T=128, B=b, H=h) for p in ("bf16", "fp16") for b in (8, 64) for h in (64, 256)]
+    frame = make([0.5, 1.0, 2.0, 4.0] * 2, cases)
+    measured, floor = frame[frame["provider"] != "device"], frame[frame["provider"] == "device"]
+    roofline, lines = plots._roofline(measured, floor), plots._over(measured, "H", "us_per_step", "us")
+    heat = plots._heat_maps(measured)
+    for figure in (roofline, lines):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        inside = legend.get_window_extent()
+        for panel in figure.axes:
+            assert not panel.get_legend() and not panel.texts
+            assert not inside.overlaps(panel.get_tightbbox())
+    names = [text.get_text() for text in roofline.legends[0].get_texts()]
+    assert names == [OURS, THEIRS, "bf16; product 700 TFLOP/s", "fp16"]
+    bars = [panel for panel in heat.axes if panel.get_label() == "<colorbar>"]
+    assert bars and {bar.get_ylabel() for bar in bars} == {"times nn.LSTM's speed"}
 
 
 def test_an_empty_folder(tmp_path):

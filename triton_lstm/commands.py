@@ -15,11 +15,13 @@ from torch import nn
 from triton_lstm import train
 from triton_lstm.backend import device_for, spin_limit, why_not_triton
 from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
-from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, require
+from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, dtype_name, require
 from triton_lstm.module import LSTM
+from triton_lstm.perf.cases import switches
 from triton_lstm.train import Trainer
 
 CHECKPOINT = Path("runs/train.pt")
+INTERPRETED_S = 0.02  # of a step of a time loop in Triton's interpreter
 
 
 def positive(text: str) -> int:
@@ -58,7 +60,12 @@ def add_commands(commands: Any) -> None:
     ]:
         t.add_argument(f"--{name}", type=positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
     t.add_argument("--lr", type=_rate, help=f"Adam's learning rate (default: {_presets('lr')})")
-    t.add_argument("--dtype", choices=list(DTYPES), help=f"the LSTM's (default: {_presets('dtype')})")
+    t.add_argument(
+        "--dtype",
+        type=dtype_name,
+        choices=list(DTYPES),
+        help=f"the LSTM's; tf32 and fp32 are float32 with TF32 allowed or not (default: {_presets('dtype')})",
+    )
     t.add_argument("--seed", type=seed_number, help="of the weights, the batches and the sample (default: 0)")
     t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     t.add_argument(
@@ -107,6 +114,12 @@ def _train(args: argparse.Namespace) -> int:
         if args.resume:
             raise UsageError("--compare starts both models from the same weights. Leave out --resume")
     config, content = _config(args, device)
+    with switches(config.dtype):
+        return _run(args, device, config, content)
+
+
+def _run(args: argparse.Namespace, device: torch.device, config: Config, content: dict[str, Any] | None) -> int:
+    """Trains, saves and reports."""
     files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
     text = train.read_text(files, config.seq_len)
     digest = hashlib.sha256(text.numpy().data).hexdigest()
@@ -123,10 +136,13 @@ def _train(args: argparse.Namespace) -> int:
     trainers = [trainer]
     if args.compare:
         trainers += [
-            Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "float64")
+            Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "fp64")
         ]
     how = checked_backend(model.dtype, device)
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
+    minutes = INTERPRETED_S / 60 * 2 * config.layers * config.seq_len * (steps - len(trainer.losses))
+    if device.type == "cpu" and not how and minutes > 0.5:
+        print(f"this takes about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''} or more", flush=True)
 
     def save() -> None:
         about = {"config": dataclasses.asdict(config), "text": files, "digest": digest}
@@ -174,7 +190,7 @@ def checked_backend(dtype: torch.dtype, device: torch.device) -> str | None:
             spin_limit()
         return reason
     except (ValueError, RuntimeError) as error:
-        raise UsageError(str(error).rstrip(".")) from None
+        raise UsageError(str(error)) from None
 
 
 def _kernels(device: torch.device) -> str:

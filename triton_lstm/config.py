@@ -10,7 +10,20 @@ from typing import Any, NoReturn
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# The names of all commands, tables and results; tf32 and fp32 are float32 with TF32 allowed or not
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+SPELLINGS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}  # PyTorch's, read as well
+
+
+def dtype_name(text: str) -> str:
+    """In DTYPES' spelling, if it is one of them; else as it was."""
+    return SPELLINGS.get(text, text)
 
 
 class UsageError(Exception):
@@ -29,6 +42,9 @@ class Config:
     lr: float
     dtype: str
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
 
 SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
@@ -59,4 +75,5 @@ def require(*packages: str) -> None:
         except ImportError:
             raise UsageError(f'this needs {package}: pip install ".[perf]" in the checkout') from None
         except Exception as error:
-            raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from None
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{package} cannot be imported: {why}") from None

@@ -25,6 +25,7 @@ from triton_lstm.backend import (
 )
 from triton_lstm.table_file import TableError
 from triton_lstm.tables import FOLDER, tables_of, user_folder
+from triton_lstm.terminal import say
 
 OLDEST_TORCH = (2, 9)
 
@@ -50,9 +51,9 @@ def doctor(args: argparse.Namespace) -> int:
     bad = 0
     for finding in findings():
         bad += finding.state == "BAD"
-        print(f"{finding.state:<5}{finding.name:<20}{finding.text}", flush=True)
+        say(f"{finding.state:<5}{finding.name:<20}{finding.text}", indent=" " * 25)
         if finding.remedy:
-            print(f"{'':<25}-> {finding.remedy}", flush=True)
+            say(f"{'':<25}-> {finding.remedy}", indent=" " * 28)
     print(f"{bad} of these need a remedy" if bad else "all is well")
     return int(bad > 0)
 

@@ -13,6 +13,7 @@ from triton_lstm.devices import Device, known_gpu
 from triton_lstm.module import LSTM
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose, layer_time
+from triton_lstm.terminal import say
 
 
 def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None) -> None:
@@ -30,7 +31,8 @@ def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None)
         TypeError: module is no triton_lstm.LSTM, or input no tensor or PackedSequence.
         ValueError: gpu is none of the known ones, or the input does not fit the module.
     """
-    print("\n".join(_lines(module, input, None if gpu is None else known_gpu(gpu))))
+    for line in _lines(module, input, None if gpu is None else known_gpu(gpu)):
+        say(line, indent="    ")
 
 
 def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:

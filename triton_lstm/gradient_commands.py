@@ -40,7 +40,8 @@ def _gradients(args: argparse.Namespace) -> int:
     if args.plot:
         _check_picture(args.plot)
     config, content = _model_config(args)
-    checked_backend(torch.float32, where)
+    if not checked_backend(torch.float32, where) and where.type == "cpu":
+        print("in Triton's interpreter (no GPU) this takes about a minute or more", flush=True)
     text = train.read_text(args.text, config.seq_len)
     columns = gradient_shapes.rows(where)
     print(table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))

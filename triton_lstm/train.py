@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from triton_lstm.checkpoint import interrupts
 from triton_lstm.config import DTYPES, Config, UsageError
+from triton_lstm.terminal import Bar
 
 HELD_OUT = 20  # one part in so many of the text is never trained on
 
@@ -116,7 +116,7 @@ def run(
     """Trains every trainer on the same batches up to step `steps`; False if Ctrl-C ended it. The first one is shown."""
     first = trainers[0]
     begin = len(first.losses)
-    with interrupts() as seen, tqdm(total=steps, initial=begin, unit="step") as bar:
+    with interrupts() as seen, Bar(total=steps, initial=begin, unit="step") as bar:
         for step in range(begin, steps):
             tokens = window(text, config, step, device)
             start = time.perf_counter()

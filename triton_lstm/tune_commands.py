@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, interrupted_by_signals, require
+from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
 from triton_lstm.tables import FOLDER, remember, user_folder
+from triton_lstm.terminal import Bar, say
 from triton_lstm.tune_progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +54,13 @@ def add_shapes(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N]",
         help="rows; measured at the next power of two from 16",
     )
-    parser.add_argument("--dtype", type=_dtypes, default=["bf16"], metavar="NAME[,NAME]", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--dtype",
+        type=_dtypes,
+        default=["bf16"],
+        metavar="NAME[,NAME]",
+        help=f"{', '.join(DTYPES)}; tf32 and fp32 are float32 with TF32 allowed or not",
+    )
 
 
 def shapes_of(args: argparse.Namespace) -> list[Shape]:
@@ -73,8 +80,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _dtypes(text: str) -> list[str]:
-    parts = [{"bfloat16": "bf16", "float16": "fp16"}.get(part, part) for part in text.split(",")]
+    parts = [dtype_name(part) for part in text.split(",")]
     for part in parts:
+        if part == "fp64":
+            raise argparse.ArgumentTypeError("no kernel computes in fp64 on a GPU: there is nothing to tune")
         if part not in DTYPES:
             raise argparse.ArgumentTypeError(f"there is no {part!r}. There are {', '.join(DTYPES)}")
     return list(dict.fromkeys(parts))
@@ -144,8 +153,6 @@ def default_path(gpu: str) -> Path:
 
 
 def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: torch.device) -> int:
-    from tqdm import tqdm
-
     from triton_lstm.kernels import device_facts
     from triton_lstm.perf.failures import DeviceLostError
     from triton_lstm.perf.warm import compile_all, jobs_of_tune
@@ -160,6 +167,8 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     remember(gpu.name, *table.plans.values())
     items = [item for shape in shapes for item in _items(shape)]
     wanted = [i for i in items if str(i) not in progress.results and (args.again or str(i) not in known)]
+    if wanted:
+        say(f"{len(wanted)} of {len(items)} items to measure, minutes in all; Ctrl-C stops, the same command continues")
     ends = time.monotonic() + args.budget
 
     def hangs() -> None:
@@ -170,7 +179,7 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
             loops = [item.key for item in wanted if item.backward is not None]
             if len(loops) > 2:
                 compile_all(jobs_of_tune(loops))
-            for item in tqdm(wanted, unit="item", disable=None):
+            for item in Bar(wanted, unit="item"):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
                     break
@@ -193,8 +202,8 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
         progress.end()
     print_tuned(read(path), shapes, gpu)
     for name, why in failed.items():
-        print(f"not measured: {name}: {why}")
-    print(f"table: {path}")
+        say(f"not measured: {name}: {why}")
+    say(f"table: {path}")
     if stopped:
         print(f"{stopped}; the same command continues from here")
     return 130 if stopped == "interrupted" else int(bool(failed))

@@ -12,9 +12,9 @@ import pandas as pd
 from triton_lstm.cost import cost
 from triton_lstm.devices import Device
 from triton_lstm.limits import why_not
-from triton_lstm.perf.report import print_table
 from triton_lstm.plan import Plan, candidates, space
 from triton_lstm.table_file import Key, Table
+from triton_lstm.terminal import print_table, say
 
 if TYPE_CHECKING:
     from triton_lstm.kernels.configs import Trial
@@ -45,7 +45,7 @@ def print_tuned(table: Table, shapes: list[Shape], device: Device) -> None:
         print_table(pd.DataFrame(rows))
     layers = [dataclasses.asdict(t) for t in table.layers.values() if (t.dtype, t.H, t.B) in shapes]
     if layers:
-        print("a whole layer with as many inputs as hidden units, us a step; ratio above 1: faster than PyTorch's path")
+        say("a whole layer with as many inputs as hidden units, us a step; ratio above 1: faster than PyTorch's path")
         frame = pd.DataFrame(layers).drop(columns="measured")
         print_table(frame.assign(ratio=frame["torch_us"] / frame["triton_us"]))
 
@@ -64,13 +64,13 @@ def print_trials(title: str, trials: list[Trial], every: bool) -> None:
         both = pd.DataFrame([(t.predicted_us, t.us) for t in trials if math.isfinite(t.us)])
         if len(both) > 2:
             order = both.corr(method="spearman").iloc[0, 1]
-            print(f"predicted and measured order: rank correlation {order:.2f} over {len(both)} configs")
+            say(f"predicted and measured order: rank correlation {order:.2f} over {len(both)} configs")
 
 
 def print_plans(device: Device, shapes: list[Shape], every: bool) -> None:
     """The planned config of every shape; if `every`, also the next best, and why the others cannot run."""
-    print(f"{device.name}: planned and predicted, not measured. Clock and caches count as an H100's: compare no GPUs.")
-    print("A config: exchange, rows x units of a program / chunk of the sum : slices, warps, x tiles side by side.")
+    say(f"{device.name}: planned and predicted, not measured. Clock and caches count as an H100's: compare no GPUs.")
+    say("A config: exchange, rows x units of a program / chunk of the sum : slices, warps, x tiles side by side.")
     planned = []
     for key, names in _loops(shapes):
         problem = (device.itemsize(key.dtype), key.B, key.H, key.backward)
