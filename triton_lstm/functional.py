@@ -184,7 +184,10 @@ def _layer(
             shares = zip(h0.chunk(directions, -1), w_hh, strict=True)
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
-        w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
+        # At the only step m[t-1] is 0: the loop owes w_hr no gradient, and None is what nn.LSTM gives
+        only_step = len(x) == 1 if starts is None else len(starts) == 3
+        folded = w_hr.detach() if only_step else w_hr
+        w_hh, h0 = (w_hh.to(wide) @ folded.to(wide)).to(w_hr.dtype), None
     heard = dict(taps=taps) if taps else {}
     y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths, **heard)
     if w_hr is not None:
