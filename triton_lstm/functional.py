@@ -10,7 +10,7 @@ import torch
 
 from triton_lstm.backend import Backend, wants_gradient, why_not_triton, why_torch_is_faster
 from triton_lstm.checks import Group, by_layer, check_shapes, check_states
-from triton_lstm.packing import last_rows, starts_and_lengths
+from triton_lstm.packing import last_rows, side_by_side, starts_and_lengths
 from triton_lstm.record import Taps, watch_projection
 from triton_lstm.record_torch import listen_to_layer, recorded_lstm
 from triton_lstm.torch_layer import layer_by_torch
@@ -118,12 +118,12 @@ def lstm(
         h_n, c_n, states = [], [], []
         for k in range(num_layers):
             rows = slice(k * directions, (k + 1) * directions)
-            h0 = None if hx is None else _side_by_side(hx[0][rows])
-            c0 = zeros if hx is None else _side_by_side(hx[1][rows])
+            h0 = None if hx is None else side_by_side(hx[0][rows])
+            c0 = zeros if hx is None else side_by_side(hx[1][rows])
             inner = taps[k] if taps and not torch_path else ()
             y, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
             if taps and torch_path:
-                hx_k = [_stacked([s], directions) for s in (c0.new_zeros(h.shape) if h0 is None else h0, c0)]
+                hx_k = [state.new_zeros(state.shape) for state in (h, c)] if hx is None else [s[rows] for s in hx]
                 layer_k = (y, h, c, gates, c_all), x, hx_k, weights[rows]
                 y, h, c, gates, c_all = listen_to_layer(taps[k], *layer_k, packed[0])
             x = y
@@ -138,24 +138,18 @@ def lstm(
 
         x = fresh(x) if transposed else x
         states = [LayerStates(*map(fresh, layer)) for layer in states]
+    if batch_sizes is not None and len(x) == len(batch_sizes) * h_shape[1]:  # one length
+        plain = weights[0][-1] is None and x.dtype == torch.float32
+        x = x.view(x.shape) if plain else x  # a view, as PyTorch's, which takes these for a dense batch
     if transposed:
         x, states = x.transpose(0, 1), [LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in states]
-    results = x, _stacked(h_n, directions), _stacked(c_n, directions)
+    results = x, _stacked(h_n), _stacked(c_n)
     return (*results, states) if return_states else results
 
 
-def _side_by_side(state: torch.Tensor) -> torch.Tensor:
-    """(D, B, F) -> (B, D*F)."""
-    return state.transpose(0, 1).flatten(1)
-
-
-def _stacked(states: list[torch.Tensor], directions: int) -> torch.Tensor:
-    """(B, D*F) of every layer -> (L*D, B, F)."""
-    if directions == 1:
-        parts = [state.unsqueeze(0) for state in states]
-    else:
-        parts = [state.unflatten(1, (2, -1)).transpose(0, 1).contiguous() for state in states]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _stacked(states: list[torch.Tensor]) -> torch.Tensor:
+    """(D, B, F) of every layer -> (L*D, B, F)."""
+    return states[0] if len(states) == 1 else torch.cat(states)
 
 
 def _states(gates: torch.Tensor, c: torch.Tensor, directions: int) -> LayerStates:
@@ -175,7 +169,7 @@ def _layer(
     *,
     taps: Taps,
 ) -> tuple[torch.Tensor, ...]:
-    """One layer by `run`, as layer.py has it, but with h0 (B, D*(P or H)): y, h_n, c_n, the gates and every c.
+    """One layer by `run`, as layer.py has it, but with h0 (B, D*(P or H)) and h_n (D, B, P or H).
 
     A projection is folded away: h = W_hr m makes W_hh h[t-1] = (W_hh W_hr) m[t-1], so the loop runs on m from 0, with
     W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
@@ -190,7 +184,10 @@ def _layer(
             shares = zip(h0.chunk(directions, -1), w_hh, strict=True)
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
-        w_hh, h0 = (w_hh.to(wide) @ w_hr.to(wide)).to(w_hr.dtype), None
+        # At the only step m[t-1] is 0: the loop owes w_hr no gradient, and None is what nn.LSTM gives
+        only_step = len(x) == 1 if starts is None else len(starts) == 3
+        folded = w_hr.detach() if only_step else w_hr
+        w_hh, h0 = (w_hh.to(wide) @ folded.to(wide)).to(w_hr.dtype), None
     heard = dict(taps=taps) if taps else {}
     y, h_n, c_n, gates, c = run(x, h0, c0, w_ih, w_hh, biases, r0, starts, lengths, **heard)
     if w_hr is not None:

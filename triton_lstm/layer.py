@@ -9,7 +9,8 @@ A layer's arguments, here and below, with D directions of time:
     biases  (2, D, 4H), b_ih and b_hh, or None
     r0      (B, D*4H), added to the pre-activations of each sequence's first step, or None (see functional.py)
     starts, lengths: of packed data (see packing.py), or None
-Its results, y and c of every step, have x's rows and D*H features, its gates D*4H; h_n and c_n are (B, D*H).
+Its results, y and c of every step, have x's rows and D*H features, its gates D*4H; h_n and c_n are (D, B, H), each in
+memory of its own and no view.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from triton_lstm.backend import precision_name, wants_tuning
 from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
 from triton_lstm.kernels.totals import sums_for
-from triton_lstm.packing import first_rows, last_rows, successions
+from triton_lstm.packing import first_rows, last_rows, side_by_side, successions
 from triton_lstm.plan import Plan
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose
@@ -98,8 +99,12 @@ def layer_forward(
         save_gates=save_gates,
         save_c=save_c,
     )
-    h_n = last_rows(y, directions, starts, lengths)
-    return y, h_n, c_n.to(x.dtype), xg if save_gates else None, c_all
+    h_n, c_n = last_rows(y, directions, starts, lengths), c_n.to(x.dtype)
+    if directions == 1:
+        c_n.unsqueeze_(0)  # in place, or it would be a view
+    else:
+        c_n = torch.stack(c_n.chunk(directions, -1))
+    return y, h_n, c_n, xg if save_gates else None, c_all
 
 
 def layer_backward(
@@ -139,8 +144,8 @@ def layer_backward(
             totals.sums = sums_for(plan, steps, directions, hidden_size, gates.device)
     dgates, dc0 = lstm_backward(
         _plain(dy),
-        _plain(dh_n),
-        dc_n,
+        None if dh_n is None else _plain(side_by_side(dh_n)),
+        None if dc_n is None else side_by_side(dc_n),
         _plain(w_hh),
         _plain(c0.to(c_all.dtype)),
         _plain(gates),

@@ -71,8 +71,8 @@ def _(
     save_gates: bool,
     save_c: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, width = x.shape[:-1], c0.shape[-1]
-    state = x.new_empty(c0.shape)
+    rows, width, (directions, _, hidden_size) = x.shape[:-1], c0.shape[-1], w_hh.shape
+    state = x.new_empty((directions, c0.shape[0], hidden_size))
     c = c0.new_empty((*rows, width), dtype=accumulator(x.dtype)) if save_c else c0.new_empty(0)
     gates = x.new_empty((*rows, 4 * width)) if save_gates else x.new_empty(0)
     return x.new_empty((*rows, width)), state, torch.empty_like(state), gates, c

@@ -42,6 +42,11 @@ def batch_sizes_of(starts: Index) -> list[int] | None:
     return None if starts is None else starts.diff()[:-1].tolist()
 
 
+def side_by_side(state: torch.Tensor) -> torch.Tensor:
+    """(D, B, F) -> (B, D*F)."""
+    return state.transpose(0, 1).flatten(1)
+
+
 def first_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Index) -> torch.Tensor:
     """(B, F): what each direction of time processes first."""
     forward, *against = data.chunk(directions, -1)
@@ -50,10 +55,9 @@ def first_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Inde
 
 
 def last_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Index) -> torch.Tensor:
-    """(B, F): what each direction of time processes last."""
+    """(D, B, F/D): what each direction of time processes last, in memory of its own."""
     forward, *against = data.chunk(directions, -1)
-    parts = [_end(forward, starts, lengths), *(_begin(part, lengths) for part in against)]
-    return torch.cat(parts, -1) if against else parts[0].clone()
+    return torch.stack([_end(forward, starts, lengths), *(_begin(part, lengths) for part in against)])
 
 
 def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, starts: Index, lengths: Index) -> None:

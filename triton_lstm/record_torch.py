@@ -63,8 +63,7 @@ def listen_to_layer(
 ) -> tuple[Tensor, ...]:
     """A layer's `outputs` again, y, h_n, c_n and maybe the gates and every c, each backward pass of theirs taken down.
 
-    h_n and c_n are (D, B, F) or (B, D*F). x: the layer's input, dense or packed; states: h0 (D, B, P or H) and c0
-    (D, B, H); groups: each direction's weights.
+    x: the layer's input, dense or packed; states: h0 (D, B, P or H) and c0 (D, B, H); groups: each direction's weights.
     """
     if not listening(taps) or not any(output.requires_grad for output in outputs):
         return outputs
@@ -121,8 +120,7 @@ def _gradients(
             for k, (output, grad) in enumerate(zip(of_direction, cotangents, strict=True)):
                 if grad is not None:
                     outputs.append(output)
-                    side_by_side = k not in (1, 2) or grad.dim() == 2
-                    given.append((grad.chunk(directions, -1)[d] if side_by_side else grad[d]).to(wide))
+                    given.append((grad[d] if k in (1, 2) else grad.chunk(directions, -1)[d]).to(wide))
             inner.append((xg, every_h, every_c))
         wanted = [x, *h0, *c0, *(t for xg, hs, cs in inner for t in (xg, *hs, *cs))]
         found = iter(torch.autograd.grad(outputs, wanted, given, materialize_grads=True))

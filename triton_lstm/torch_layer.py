@@ -16,7 +16,8 @@ def loop_by_torch(
     """The time loop of a layer in D directions of time, as the kernels have it.
 
     xg: the input's share of the pre-activations, (T, B, D*4H), or packed (N, D*4H) with the rows of every step; h0 and
-    c0 (B, D*H); w_hh (D, 4H, H). Returns y, h_n, c_n, the gates and every c, with D*H or D*4H features.
+    c0 (B, D*H); w_hh (D, 4H, H). Returns y, h_n, c_n, the gates and every c, with D*H or D*4H features, but h_n and c_n
+    (D, B, H).
     """
     directions = w_hh.shape[0]
     results = []
@@ -26,7 +27,8 @@ def loop_by_torch(
         join = torch.stack if batch_sizes is None else torch.cat
         gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
         results.append((y, h, c, gates, c_all))
-    return tuple(torch.cat(parts, -1) for parts in zip(*results, strict=True))
+    y, h_n, c_n, gates, c_all = zip(*results, strict=True)
+    return torch.cat(y, -1), torch.stack(h_n), torch.stack(c_n), torch.cat(gates, -1), torch.cat(c_all, -1)
 
 
 def direction_steps(

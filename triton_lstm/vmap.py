@@ -9,7 +9,7 @@ import torch
 
 # Where the batch is in each argument and result of a layer (see layer.py); None: it has none
 ARGUMENTS = dict(x=1, h0=0, c0=0, w_ih=None, w_hh=None, biases=None, r0=0, starts=None, lengths=None)
-RESULTS = dict(y=1, h_n=0, c_n=0, gates=1, c=1)
+RESULTS = dict(y=1, h_n=1, c_n=1, gates=1, c=1)
 SAVED = dict(y=1, gates=1, c=1)
 
 
@@ -21,7 +21,7 @@ def forward_rule(function: Callable[..., Any], info: Any, in_dims: tuple[Any, ..
 def backward_rule(function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
     """For LSTMBackward."""
     axes = [*RESULTS.values(), *ARGUMENTS.values(), *SAVED.values(), None]
-    return _map(function, info.batch_size, in_dims, inputs, axes, [RESULTS["y"], RESULTS["c_n"]])
+    return _map(function, info.batch_size, in_dims, inputs, axes, [RESULTS["y"], ARGUMENTS["c0"]])
 
 
 def _map(
