@@ -38,6 +38,7 @@ TWINS += [
     for gpu, n in (("A100", 1), ("RTX 3090", 1), ("B200", 1), ("RTX 5090", 1), ("H100", 2), ("MI300X", 2))
     for backward in BOTH
 ]
+TWINS += [dict(gpu="H100", dtype="bf16", H=768, B=64, backward=False, exchange="barrier")]  # rows without slices
 TWINS += [case | dict(backward=True, states=True) for case in (YARDSTICK, dict(gpu="A100", dtype="bf16", H=64, B=16))]
 TWINS += [YARDSTICK | dict(backward=False, save=False), dict(gpu="L4", dtype="bf16", H=512, B=16, backward=False)]
 RECORDED = [

@@ -68,6 +68,8 @@ def test_a_device_too_small_launches_step_by_step():
 def test_the_interpreter_takes_one_program():
     plan = make_plan(INTERPRETER, 4, 17, 130, False)
     assert plan.grid(130) == (1, 1) and plan.exchange == "none"
+    exchanges = [make_plan(INTERPRETER, 4, 17, hidden_size, False).exchange for hidden_size in (512, 513)]
+    assert exchanges == ["none", "flag"]  # 4 * 512 * 512 weights are the most that a tile may have
     wide = make_plan(INTERPRETER, 4, 1000, 2048, False)  # a tile may have 2**20 elements
     assert 4 * wide.block_h * max(wide.block_k, wide.block_b) <= 1 << 20 and not wide.one_launch
 
