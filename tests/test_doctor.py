@@ -24,7 +24,7 @@ def run(capsys):
     return call
 
 
-def test_here(run):
+def test_here(run, device):
     status, out, _ = run()
     assert status == 0 and "all is well" in out and "as nn.LSTM" in out
 
@@ -38,7 +38,7 @@ def test_a_bad_variable_is_named(name, value, run, monkeypatch):
     assert status == 1 and f"-> unset TRITON_LSTM_{name}" in out
 
 
-def test_a_wrong_answer_is_red(run, monkeypatch):
+def test_a_wrong_answer_is_red(run, device, monkeypatch):
     shipped = doctor.triton_lstm.LSTM.forward
 
     def wrong(self, *args):

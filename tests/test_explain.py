@@ -64,7 +64,7 @@ def test_packed_rows_and_both_directions(capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's plan")
-def test_in_the_interpreter(capsys):
+def test_in_the_interpreter(capsys, interpreter):
     explain(triton_lstm.LSTM(3, 33), torch.zeros(2, 5, 3))
     out = capsys.readouterr().out
     assert "on cpu" in out and "for tests, not for speed" in out and "no exchange" in out

@@ -48,7 +48,7 @@ def run(capsys, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, device):
     """A folder with the smoke suite's first case."""
     folder = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def test_bench(run, measured):
         assert not (measured / "speedup.png").exists()
 
 
-def test_the_whole_smoke_suite(tmp_path):
+def test_the_whole_smoke_suite(tmp_path, device):
     """In a process of its own, as a user has it; the cold modes' processes are tried once, on one case."""
     command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", "smoke", "--out", str(tmp_path)]
     only = "provider=triton_lstm,nn.LSTM,step by step,FlashRNN"

@@ -24,7 +24,7 @@ def test_learns_and_reports(run, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_compare_agrees(run, dtype):
+def test_compare_agrees(run, dtype, device):
     status, out, _ = run("--steps", 5, "--compare", "--dtype", dtype)
     assert status == 0
     assert "agree at all 5 steps" in out and "nn.LSTM" in out and "triton_lstm" in out
@@ -108,7 +108,7 @@ def test_evaluation_of_a_large_text():
         ("TRITON_LSTM_SPIN_LIMIT", "abc", []),
     ],
 )
-def test_bad_environment_is_one_line(name, value, args, run, monkeypatch):
+def test_bad_environment_is_one_line(name, value, args, run, device, monkeypatch):
     if "cuda" in args and not torch.cuda.is_available():
         args = ["--device", "cuda"]  # refused for another reason, but in one line as well
     monkeypatch.setenv(name, value)
