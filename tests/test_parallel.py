@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import triton_lstm
 
-WORLD, STEPS, LIMIT = 2, 2, 120  # processes, steps of training, seconds
+WORLD, STEPS, LIMIT = 2, 2, 600  # processes, steps of training, seconds
 
 
 class Model(nn.Module):
