@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -150,7 +152,7 @@ def test_the_model_itself(device):
     model, x = nn.LSTM(3, 4, batch_first=True, bidirectional=True, proj_size=2).to(device), example(device)
     before = run(model, x, None)
     report = convert(model, backend="triton")
-    assert report.converted == ("",) and str(report) == "converted 1 of 1: (the model itself)"
+    assert report.converted == ("",) and str(report) == "converted 1 of 1 to triton_lstm.LSTM: (the model itself)"
     assert type(model) is triton_lstm.LSTM
     for name, tensor in run(model, x, None).items():
         torch.testing.assert_close(tensor, before[name], **close(device), msg=name)
@@ -189,3 +191,42 @@ def test_compiled_code_is_not_stale(allow_rnn, in_place, device, monkeypatch):
         calls.clear()
         convert(compiled, back=True)
         assert torch.equal(compiled(x)[0], expected) and not calls
+
+
+def test_what_looks_for_the_class():
+    """The README's lines: print shows no difference, and isinstance needs both classes, or the mode."""
+    model = Tagger()
+    shown = str(model)
+    assert "torch.nn.LSTM" not in str(convert(model)) and str(model) == shown
+    assert not any(isinstance(m, nn.LSTM) for m in model.modules())
+    both = [name for name, m in model.named_modules() if isinstance(m, (nn.LSTM, triton_lstm.LSTM))]
+    mode = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.mode == "LSTM"]
+    assert both == mode == list(NAMES)
+    assert str(convert(model, back=True)) == "converted 2 of 2 to torch.nn.LSTM: encoder.layers.1, decoder"
+
+
+def test_opacus_is_told_of_the_class(monkeypatch):
+    """Its validator and fixer know modules by class, so they would say that all is well."""
+    known = {nn.LSTM: "replace it", nn.GRU: "replace it too"}
+    validator = types.SimpleNamespace(VALIDATORS=dict(known), FIXERS=dict(known))
+    monkeypatch.setitem(sys.modules, "opacus.validators", types.SimpleNamespace(ModuleValidator=validator))
+    convert(nn.Sequential(nn.LSTM(3, 4)))
+    assert validator.VALIDATORS == validator.FIXERS == known | {triton_lstm.LSTM: "replace it"}
+
+
+def test_the_hooks_of_opacus_are_refused():
+    """Before the first pass: they would fail in the backward pass, and not by name."""
+    wrapper = type("GradSampleModule", (), {"hook": lambda *_: None, "__module__": "opacus.grad_sample.a_module"})
+    model = nn.Sequential(triton_lstm.LSTM(3, 4))
+    with pytest.raises(RuntimeError, match=r"opacus' GradSampleModule cannot take .*ModuleValidator\.fix"):
+        model[0].register_forward_hook(wrapper().hook)
+    assert not model[0]._forward_hooks
+    model[0].register_forward_hook(lambda *_: None, prepend=True)
+    assert len(model[0]._forward_hooks) == 1
+
+
+def test_expanded_weights_are_refused_by_name():
+    call_for_per_sample_grads = pytest.importorskip("torch.nn.utils._per_sample_grad").call_for_per_sample_grads
+    run_sampled = call_for_per_sample_grads(triton_lstm.LSTM(3, 4, batch_first=True), batch_size=2)
+    with pytest.raises(RuntimeError, match=r"not of triton_lstm.LSTM: use torch.func's vmap and grad"):
+        run_sampled(torch.randn(2, 5, 3))

@@ -46,7 +46,7 @@ def test_left_with_a_reason(case):
     report = convert(model, backend="torch")
     assert report.converted == ("plain",) and list(report.skipped) == ["other"]
     assert report.skipped["other"].startswith(reason)
-    assert str(report) == f"converted 1 of 2: plain\nleft: other ({report.skipped['other']})"
+    assert str(report) == f"converted 1 of 2 to triton_lstm.LSTM: plain\nleft: other ({report.skipped['other']})"
     assert type(model["other"]) is kind and list(vars(model["other"])) == attributes
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import triton_lstm
 from triton_lstm.backend import no_kernel_for
 
-WORLD, STEPS, LIMIT = 2, 2, 120  # processes, steps of training, seconds
+WORLD, STEPS, LIMIT = 2, 2, 600  # processes, steps of training, seconds
 
 
 class Model(nn.Module):

@@ -168,7 +168,7 @@ def test_processes_that_write_at_once_lose_nothing(folder):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert all(process.exitcode == 0 for process in processes)
     assert sorted(key.H for key in read(path).plans) == list(range(1, 41))
     assert not list(folder.glob("*.tmp"))

@@ -110,6 +110,11 @@ def _cannot_run_on(*tensors: torch.Tensor) -> str | None:
         return "a kernel cannot be traced"
     kinds = (type(t) for t in tensors if type(t) not in (torch.Tensor, torch.nn.Parameter))
     kind = next(kinds, None)
+    if kind is not None and kind.__name__ == "ExpandedWeight":
+        raise RuntimeError(
+            "ExpandedWeights give gradients of each sample of PyTorch's own classes only, not of triton_lstm.LSTM: use "
+            "torch.func's vmap and grad"
+        )
     return None if kind is None else f"a kernel cannot be run on a {kind.__name__}"
 
 

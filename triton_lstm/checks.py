@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,3 +123,23 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> torch.Tensor:
     if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
         raise ValueError(f"lengths must lie between 1 and the input's {steps} steps, got {lengths.tolist()}")
     return lengths
+
+
+def tell_opacus(kind: type) -> None:
+    """Where opacus is imported, its validator and its fixer, which know modules by class, take `kind` for nn.LSTM."""
+    validator = getattr(sys.modules.get("opacus.validators"), "ModuleValidator", None)
+    for known in (getattr(validator, "VALIDATORS", {}), getattr(validator, "FIXERS", {})):
+        if torch.nn.LSTM in known:
+            known.setdefault(kind, known[torch.nn.LSTM])
+
+
+def refuse_opacus(hook: Any) -> None:
+    """Raises RuntimeError for a hook of opacus' GradSampleModule. It needs a module that returns one tensor, and would
+    fail in the backward pass."""
+    owner = type(getattr(hook, "__self__", hook))
+    if owner.__module__.partition(".")[0] == "opacus":
+        raise RuntimeError(
+            f"opacus' {owner.__name__} cannot take the gradients of each sample of a triton_lstm.LSTM. Make the model "
+            "anew and give opacus what triton_lstm.convert(model, back=True) and then "
+            "opacus.validators.ModuleValidator.fix(model) make of it, which puts a DPLSTM in its place"
+        )

@@ -18,17 +18,19 @@ class Report:
 
     converted: the modules that changed their class.
     skipped: every other LSTM of the model, and why it was left as it is.
+    kind: the class they have now.
     """
 
     converted: tuple[str, ...]
     skipped: dict[str, str]
+    kind: str = "triton_lstm.LSTM"
 
     def __str__(self) -> str:
         total = len(self.converted) + len(self.skipped)
         if not total:
             return "nothing to convert: the model has no LSTM"
         names = ", ".join(_shown(name) for name in self.converted)
-        first = f"converted {len(self.converted)} of {total}{': ' if names else ''}{names}"
+        first = f"converted {len(self.converted)} of {total}{f' to {self.kind}: ' if names else ''}{names}"
         return "\n".join([first, *(f"left: {_shown(name)} ({reason})" for name, reason in self.skipped.items())])
 
 
@@ -37,12 +39,13 @@ def convert(model: nn.Module, *, back: bool = False, **options: Any) -> Report:
 
     The modules stay the same objects with the same parameters and change their class only: optimizers and their states,
     hooks, modules used in two places and train or eval mode all stay valid; torch.compile compiles anew. What asks for
-    nn.LSTM by its class finds none any more: isinstance, quantize_dynamic. Subclasses are left alone, parametrized
+    nn.LSTM by its class finds none any more: isinstance, quantize_dynamic, tools that count or check layers. Ask
+    isinstance(m, (nn.LSTM, triton_lstm.LSTM)). Subclasses are left alone, parametrized
     modules among them: convert first, then parametrize, shard or script.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.LSTM(16, 32))
     >>> print(triton_lstm.convert(model))
-    converted 1 of 1: 1
+    converted 1 of 1 to triton_lstm.LSTM: 1
 
     Args:
         model: any module, also an nn.LSTM itself.
@@ -75,7 +78,7 @@ def convert(model: nn.Module, *, back: bool = False, **options: Any) -> Report:
         else:
             module.__class__ = LSTM
             vars(module).update(values)
-    return Report(tuple(converted), skipped)
+    return Report(tuple(converted), skipped, "torch.nn.LSTM" if back else "triton_lstm.LSTM")
 
 
 def _shown(name: str) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
-from triton_lstm.checks import check_lengths
+from triton_lstm.checks import check_lengths, refuse_opacus, tell_opacus
 from triton_lstm.functional import LayerStates, lstm
 from triton_lstm.layout import Layout
 from triton_lstm.packing import refuse_capture
@@ -71,6 +71,7 @@ class LSTM(nn.RNNBase):
             raise TypeError(f"recompute should be of type bool, got: {type(recompute).__name__}")
         self.backend = backend
         self.recompute = recompute
+        tell_opacus(LSTM)
 
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
@@ -78,6 +79,11 @@ class LSTM(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read every weight where it lies, and PyTorch's path is looked after."""
+
+    def register_forward_hook(self, hook: Any, **options: Any) -> Any:
+        """nn.Module's, but for the hooks of opacus, which cannot take this module's gradients of each sample."""
+        refuse_opacus(hook)
+        return super().register_forward_hook(hook, **options)
 
     def _flatten_for_cudnn(self) -> None:
         """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
