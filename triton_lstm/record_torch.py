@@ -83,9 +83,14 @@ def listen_to_layer(
                 stacklevel=2,
             )
             return
-        rows, gates = _gradients([*grads, *[None] * (5 - len(grads))], x, states, groups, starts)
+        cotangents = [*grads, *[None] * (5 - len(grads))]
+        rows, gates = _gradients(cotangents, x, states, groups, starts)
+        for k in (1, 2):
+            state = cotangents[k]
+            if state is not None and state.dim() == 3:  # (D, B, F)
+                cotangents[k] = state.transpose(0, 1).flatten(1)
         for tap in live:
-            tap.keep(rows, [{} for _ in rows], gates, starts)
+            tap.keep(rows, [{} for _ in rows], gates, cotangents, starts)
 
     del used, arguments  # the taps hold them, until the recording ends
     return tuple(listen(taps, list(outputs), note))
