@@ -277,8 +277,8 @@ def test_summary_of_saturated_gates(device):
 
 def test_summary_without_any_gradient(device):
     assert "gradient: none at any step" in grads_of(lambda y: (y * 0).sum(), device).summary()
-    for factor in (float("nan"), float("inf")):
-        assert "gradient: finite at no step" in grads_of(lambda y: (y * factor).sum(), device).summary()
+    assert "gradient: finite at no step" in grads_of(lambda y: (y * float("nan")).sum(), device).summary()
+    assert "gradient: finite at no step" in grads_of(lambda y: (y * float("inf")).sum(), device).summary()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 2000])

@@ -95,7 +95,7 @@ def cotangents_of(outputs, sequences, batch_first):
 
 
 def record(case, device, dtype, **kwargs):
-    """What was recorded of a random call, what is expected, the sequences' lengths and the cotangents of h_n and c_n."""
+    """What was recorded of a random call, what is expected, all lengths, and the cotangents of h_n and c_n."""
     module = module_of(case, device, dtype)
     x, keywords, sequences = input_of(case["layout"], device, dtype)
     if case["needs input"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def _train(args: argparse.Namespace) -> int:
         return 130
     losses = trainer.losses
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {args.checkpoint}")
-    print(f"held out: {train.bits_per_byte(model, held_out, config, device):.3f} bits per byte")
+    bits = train.bits_per_byte(model, held_out, config, device)
+    print(f"held out: {bits * math.log(2):.3f} nats, or {bits:.3f} bits per byte, over all {len(held_out) - 1:,} bytes")
     print(f"sample: {train.sample(model, args.sample, config, device)}")
     return _report_comparison(trainers) if args.compare else 0
 

@@ -20,8 +20,8 @@ CAUSES = ("output", "hidden", "cell", *GATES, "input")  # the order in which a s
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How the norm of dL/dh goes back through time: the steps t where it is largest, faded (None: nowhere) and where the
-    way ends. reached: how many steps it is from the largest to the faded one, or to the end."""
+    """How the norm of dL/dh goes back through time: the steps t where it is largest, where it has faded (None: nowhere)
+    and where the way ends. reached: how many steps it is from the largest to the faded one, or to the end."""
 
     largest: int
     faded: int | None
@@ -98,13 +98,13 @@ def _reach(record: LayerGradients, hidden: StepStatistics) -> str:
 
 
 def _asked(norms: list[float], asked: list[float]) -> str:
-    """Said where more than one step is asked for something: how far back each is heard, nobody can tell from the sum."""
+    """Said where several steps are asked for something: how far back each is heard, nobody can tell from the sum."""
     times = [norm / own for norm, own in zip(norms, asked, strict=True) if own > 0 and math.isfinite(norm)]
     if len(times) < 2:
         return ""
     return (
-        f"; not all of it came through time: {len(times)} of {_steps(len(norms))} have a gradient of their own, from the "
-        f"loss or the layers above, and |dL/dh| is {min(times):.3g} to {max(times):.3g} times that"
+        f"; not all of it came through time: {len(times)} of {_steps(len(norms))} have a gradient of their own, from "
+        f"the loss or the layers above, and |dL/dh| is {min(times):.3g} to {max(times):.3g} times that"
     )
 
 

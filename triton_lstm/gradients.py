@@ -185,9 +185,9 @@ class Gradients(Sequence[LayerGradients]):
     def summary(self) -> str:
         """Per layer, in words: how far back the gradient reaches, the first NaN or infinity, and saturated gates.
 
-        "It grows" is said only where more than twice as much comes back through time as was asked of all steps that it
-        came from, by the loss and the layers above. Where more than one step is asked for something, |dL/dh| is compared
-        with that, too: how far back each of them is heard cannot be told from the sum of them.
+        "It grows" is said only where more than twice as much comes back through time as the loss and the layers above
+        asked of all the steps that it came from. Where several steps are asked for something, |dL/dh| is compared with
+        that, too: how far back each of them is heard cannot be told from their sum.
 
         Raises RuntimeError if nothing was recorded.
         """
@@ -207,8 +207,8 @@ class Gradients(Sequence[LayerGradients]):
 
     def log(self, writer: Any, step: int | None = None) -> None:
         """Scalars for TensorBoard: of every layer the norms over all steps, the share of NaN or infinity, the gates'
-        saturation, and `reach`: the share of steps from the largest |dL/dh| back to the first under 1% of it, whatever the
-        loss asks on the way. For the picture: writer.add_figure(.., grads.plot()).
+        saturation, and `reach`: the share of steps from the largest |dL/dh| back to the first under 1% of it, whatever
+        the loss asks on the way. For the picture: writer.add_figure(.., grads.plot()).
 
         writer: a torch.utils.tensorboard.SummaryWriter, or what has its add_scalar(tag, value, step).
         Raises TypeError for another writer, RuntimeError if nothing was recorded.

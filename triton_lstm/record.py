@@ -208,6 +208,7 @@ def hear(
     """Takes down a backward pass through the kernels; cotangents: of a layer's results; saved: its arguments, y, the
     gates and c."""
     dy, *others = cotangents
+    own = dy
     x, _, _, w_ih, w_hh, _, _, starts, lengths, y, *_ = saved
     directions, _, hidden_size = w_hh.shape
     assert totals.gates is not None
@@ -220,8 +221,6 @@ def hear(
         dy, own, dh = _projected(taps[0], y, dgates, w_hh, starts, lengths)
         others[0] = None  # h_n's, which is in `own`
         dh = dh.unflatten(-1, (directions, -1))
-    else:
-        own = dy
     dy = torch.zeros_like(y) if dy is None else copied(dy.detach())
     dc0 = copied(dc0.detach())
     first = first_rows(dgates, directions, starts, lengths).chunk(directions, -1)
