@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def print_summary(summary: Summary) -> None:
 def print_table(frame: pd.DataFrame, title: str | None = None) -> None:
     """A table as wide as the terminal, or as it needs to be where the output is none."""
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
         console = Console(width=WIDTH)
     console.print(_rich(frame, title))
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
-from triton_lstm import cli
+from triton_lstm import cli, train
 
 T, B, H = 6, 3, 5
 PNG, SVG = b"\x89PNG", b"<?xml"
@@ -364,8 +364,8 @@ def command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the command sets it
     (tmp_path / "text.txt").write_bytes(bytes(range(32, 127)) * 200)
 
-    def run(*arguments, command="gradients"):
-        status = cli.main([command, "--text", "text.txt", "--seq-len", "12", *arguments])
+    def run(*arguments, command="gradients", text="text.txt"):
+        status = cli.main([command, *(["--text", text] if text else []), "--seq-len", "12", *arguments])
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -390,6 +390,31 @@ def test_command_on_a_trained_model(command, tmp_path):
     status, out, _ = command("--checkpoint", "run/c.pt", "--plot", "out.svg", "--seed", "1")
     assert status == 0 and "layer 2, forward" in out and "the model of run/c.pt, 2 sequences of 12 bytes" in out
     assert (tmp_path / "out.svg").read_bytes().startswith(SVG)
+
+
+def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path):
+    """Not Python's sources: a model of one letter knows it, and is told when it is not there as it was."""
+    (tmp_path / "text.txt").write_bytes(b"z" * 3000)
+    sizes = ["--hidden", "8", "--layers", "1", "--embed", "4", "--batch", "2", "--steps", "1", "--sample", "1"]
+    assert command(*sizes, "--checkpoint", "run/c.pt", command="train")[0] == 0
+    seen = []
+    window = train.window
+    monkeypatch.setattr(train, "window", lambda text, *rest: seen.append(text) or window(text, *rest))
+    monkeypatch.chdir(tmp_path / "run")
+    status, out, _ = command("--checkpoint", "c.pt", text=None)
+    assert status == 0 and "2 sequences of 12 bytes of held-out text" in out
+    assert len(seen[0]) == 3000 // train.HELD_OUT and (seen[0] == ord("z")).all()
+
+    (tmp_path / "text.txt").write_bytes(b"y" * 3000)
+    status, out, err = command("--checkpoint", "c.pt", text=None)
+    assert status == 2 and out == "" and len(err.splitlines()) == 1
+    assert "text.txt: not the text any more that c.pt was trained on. Give one by --text." in err
+    assert command("--checkpoint", "c.pt", text="../text.txt")[0] == 0
+
+    (tmp_path / "text.txt").unlink()
+    status, out, err = command("--checkpoint", "c.pt", text=None)
+    assert status == 2 and out == "" and len(err.splitlines()) == 1
+    assert "the text that c.pt was trained on is gone: cannot read the text" in err and err.endswith("by --text.\n")
 
 
 @pytest.mark.parametrize("arguments, text", [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -110,7 +109,7 @@ def _train(args: argparse.Namespace) -> int:
     config, content = _config(args, device)
     files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
     text = train.read_text(files, config.seq_len)
-    digest = hashlib.sha256(text.numpy().data).hexdigest()
+    digest = train.digest(text)
     if content and content["digest"] != digest:
         raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or leave out --resume")
     training, held_out = train.split(text)

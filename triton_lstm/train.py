@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import sysconfig
 import time
@@ -65,6 +66,11 @@ def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
         what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
         raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def digest(text: torch.Tensor) -> str:
+    """What tells a text from another, in checkpoints."""
+    return hashlib.sha256(text.numpy().data).hexdigest()
 
 
 def split(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
