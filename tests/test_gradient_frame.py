@@ -303,6 +303,32 @@ def test_plot_of_what_has_no_logarithm(factor, tmp_path):
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
+def test_plot_tells_series_apart_from_each_other_and_from_nan(device):
+    """No colour near the red of NaN, no two series that look the same; colour bars say what they show."""
+    lstm = triton_lstm.LSTM(4, H, 4, bidirectional=True, backend="torch").to(device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        for steps in (3, 3, 1):
+            y = lstm(torch.randn(steps, B, 4, device=device))[0]
+            (y[-1].sum() + y[0, 0, 0] * float("nan")).backward()
+    from matplotlib.colors import to_rgb
+
+    lines, *maps = grads.plot().axes
+    series, odd = ([line for line in lines.lines if line.get_label().startswith("call") == named] for named in (1, 0))
+    assert len(series) == 24 and len({(line.get_color(), line.get_linestyle()) for line in series}) == 24
+    assert {line.get_color() for line in odd} == {"red"}
+    for line in series:
+        red, green, blue = to_rgb(line.get_color())
+        assert not red > 0.5 or max(green, blue) > 0.6 * red
+    assert [axes.get_ylabel() for axes in maps] == ["", "", "log10(norm)", "log10(norm)"]
+    assert all(axes.get_title().endswith("grey: zero, or no such step") for axes in maps[:2])
+
+
+def test_plot_of_one_step_has_one_tick():
+    figure = grads_of(lambda y: y.sum(), steps=1, backend="torch").plot()
+    figure.canvas.draw()
+    assert all([t for t in axes.get_xticks() if -0.5 <= t <= 0.5] == [0] for axes in figure.axes[:3])
+
+
 def test_plot_says_how_many_of_many(device):
     lstm = triton_lstm.LSTM(4, H, backend="torch").to(device)
     with triton_lstm.record_gradients(lstm) as grads:
