@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
-from triton_lstm import cli
+from triton_lstm import cli, train
 
 T, B, H = 6, 3, 5
 PNG, SVG = b"\x89PNG", b"<?xml"
@@ -105,12 +105,131 @@ def test_summary_of_the_reverse_direction_looks_the_other_way(device):
     )
 
 
-def test_summary_of_a_growing_gradient(device):
-    grads = grads_of(lambda y: y[-1].sum() * 1e-3 + y[0].sum(), device)
-    assert (
-        "largest at step 0" in grads.summary() and "times what it is at step 5: going back it grows" in grads.summary()
-    )
-    assert "there its way ends" in grads.summary()
+MADE = {  # what a loss asks of each of twelve steps; what was processed last comes first
+    "one step": torch.eye(12)[0],
+    "two steps": torch.eye(12)[0] + torch.eye(12)[7] * 1e3,
+    "every step": torch.ones(12),
+    "less and less": torch.linspace(1, 1e-3, 12),
+    "more and more": torch.linspace(1e-3, 1, 12),
+    "nothing at the end": torch.linspace(1, 0, 12).sub(0.5).relu(),
+}
+CELL = {  # scales of the recurrent weights, whether what comes back grows
+    "vanishes": (0.1, False),
+    "is carried": (2.0, False),  # exactly as large at every step
+    "explodes": (10.0, True),
+}
+
+
+def made(asked, scale, reverse, reduce=None, backend="torch", device="cpu", of_state=0.0):
+    """A cell at rest, whose gradient is multiplied by the same number in every step.
+
+    of_state: what the loss asks of h_n and c_n, whose steps are the first that back-propagation visits.
+    """
+    lstm = triton_lstm.LSTM(H, H, bias=False, bidirectional=True, backend=backend).to(device)
+    with torch.no_grad():
+        for weight in lstm.parameters():
+            weight.copy_(torch.eye(H).repeat(4, 1) * scale)
+    with triton_lstm.record_gradients(lstm, reduce=reduce) as grads:
+        y, states = lstm(torch.zeros(len(asked), B, H, device=device))
+        per_step = (asked if reverse else asked.flip(0)).to(device)
+        (of_state * sum(state.sum() for state in states) + (y * per_step[:, None, None]).sum()).backward()
+    return grads.select(direction="reverse" if reverse else "forward")
+
+
+def carried(grads):
+    """Of a recording with every element: the norm of what comes back to each step, in the order of back-propagation."""
+    back = (grads.hidden - grads.output).double().flatten(1).norm(dim=1)
+    return back if grads[0].direction == "reverse" else back.flip(0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELL)
+@pytest.mark.parametrize("asked", MADE)
+def test_summary_says_that_it_grows_only_where_it_does(asked, cell, reverse):
+    scale, grows = CELL[cell]
+    summaries = [made(MADE[asked], scale, reverse, reduce).summary() for reduce in (None, "norm")]
+    assert summaries[0] == summaries[1]
+    assert ("going back it grows" in summaries[0]) == grows
+
+
+def test_the_made_cells_do_what_they_are_called():
+    back = {cell: carried(made(MADE["one step"], scale, False))[1:] for cell, (scale, _) in CELL.items()}
+    own = math.sqrt(B * H)
+    assert back["vanishes"][-1] < 1e-3 * own
+    torch.testing.assert_close(back["is carried"], torch.full((11,), 0.5 * own, dtype=torch.float64))
+    assert back["explodes"][-1] > 1e4 * own and (back["explodes"].diff() > 0).all()
+
+
+def test_summary_of_a_gradient_that_grows(device):
+    """The number: against all that was asked of the steps before."""
+    for reduce in (None, "norm"):
+        grads = made(MADE["one step"], 10.0, False, reduce, "triton", device)
+        norms = grads.frame().query("quantity == 'hidden'")["norm"].to_numpy()
+        words = f"largest at step 0 ({norms[0]:.3g}), {norms[0] / norms[-1]:.3g} times all that was asked of the steps "
+        assert f"{words}it came from: going back it grows; there its way ends" in grads.summary()
+
+
+def test_summary_of_growth_elsewhere_than_at_the_largest():
+    """A loss that asks for the opposite, and for more, where the way ends."""
+    asked = MADE["one step"].clone()
+    asked[-1] = -1e9
+    grads = made(asked, 10.0, False)
+    assert "largest at step 0" in grads.summary()
+    assert "; what comes back to step 1 is " in grads.summary() and "it grows" in grads.summary()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_summary_of_a_ramp(reverse, device):
+    """The loss asks 1000 times as much of the step that is visited last; little comes back through time."""
+    ramp = torch.linspace(1e-3, 1, 40)
+    for reduce in (None, "norm"):
+        words = made(ramp, 1.0, reverse, reduce, "triton", device).summary()
+        assert f"largest at step {39 if reverse else 0} " in words and "grows" not in words
+        assert "; not all of it came through time: 40 of 40 steps have a gradient of their own, from the loss" in words
+
+
+def test_summary_compares_with_what_is_asked_of_each_step():
+    grads = made(MADE["less and less"], 1.0, False)
+    norms = [getattr(grads, name).double().flatten(1).norm(dim=1) for name in ("hidden", "output")]
+    times = norms[0] / norms[1]
+    assert f"and |dL/dh| is {times.min():.3g} to {times.max():.3g} times that" in grads.summary()
+    assert "through time" not in made(MADE["one step"], 1.0, False).summary()
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_summary_counts_what_is_asked_of_the_last_states(reverse, backend, device):
+    """A thousand times what is asked of the output: h's way back looks long, but does not grow; and where it does."""
+    asked = torch.full((12,), 1e-3)
+    for reduce in (None, "norm"):
+        for scale, grows in CELL.values():
+            words = made(asked, scale, reverse, reduce, backend, device, of_state=1.0).summary()
+            assert ("grows" in words) == grows
+
+
+def test_summary_of_a_lower_layer_knows_what_the_layer_above_asks(device):
+    """Nothing comes back in it: all of its gradient is the upper layer's, which grows."""
+    lstm = triton_lstm.LSTM(H, H, 2, bias=False).to(device)
+    with torch.no_grad():
+        for name, weight in lstm.named_parameters():
+            scale = 10.0 if name.endswith("l1") else 1.0 if name == "weight_ih_l0" else 0.0
+            weight.copy_(torch.eye(H).repeat(4, 1) * scale)
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(torch.zeros(12, B, H, device=device))[0][-1].sum().backward()
+    above, below = (grads.select(layer=layer).summary() for layer in (1, 0))
+    assert "grows" in above and "grows" not in below
+    hidden = grads.select(layer=0).hidden.double().flatten(1).norm(dim=1)
+    assert hidden[0] > 1e3 * hidden[-1] and "12 of 12 steps have a gradient of their own" in below
+
+
+def test_summary_of_packed_rows_knows_where_each_sequence_ends(device):
+    """The loss of h_n asks something of three steps."""
+    lstm = triton_lstm.LSTM(4, H).to(device)
+    x = pack_padded_sequence(torch.randn(T, B, 4, device=device), [T, 3, 1])
+    for reduce in (None, "norm"):
+        with triton_lstm.record_gradients(lstm, reduce=reduce) as grads:
+            (lstm(x)[1][0] * torch.tensor([1e-3, 1.0, 1e3], device=device)[:, None]).sum().backward()
+        assert "grows" not in grads.summary() and "3 of 6 steps have a gradient of their own" in grads.summary()
 
 
 def test_summary_of_a_gradient_that_reaches_the_end(device):
@@ -159,6 +278,7 @@ def test_summary_of_saturated_gates(device):
 def test_summary_without_any_gradient(device):
     assert "gradient: none at any step" in grads_of(lambda y: (y * 0).sum(), device).summary()
     assert "gradient: finite at no step" in grads_of(lambda y: (y * float("nan")).sum(), device).summary()
+    assert "gradient: finite at no step" in grads_of(lambda y: (y * float("inf")).sum(), device).summary()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 2000])
@@ -181,6 +301,32 @@ def test_plot_of_what_has_no_logarithm(factor, tmp_path):
     grads = grads_of(lambda y: (y * factor).sum(), backend="torch")
     grads.plot(tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_plot_tells_series_apart_from_each_other_and_from_nan(device):
+    """No colour near the red of NaN, no two series that look the same; colour bars say what they show."""
+    lstm = triton_lstm.LSTM(4, H, 4, bidirectional=True, backend="torch").to(device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        for steps in (3, 3, 1):
+            y = lstm(torch.randn(steps, B, 4, device=device))[0]
+            (y[-1].sum() + y[0, 0, 0] * float("nan")).backward()
+    from matplotlib.colors import to_rgb
+
+    lines, *maps = grads.plot().axes
+    series, odd = ([line for line in lines.lines if line.get_label().startswith("call") == named] for named in (1, 0))
+    assert len(series) == 24 and len({(line.get_color(), line.get_linestyle()) for line in series}) == 24
+    assert {line.get_color() for line in odd} == {"red"}
+    for line in series:
+        red, green, blue = to_rgb(line.get_color())
+        assert not red > 0.5 or max(green, blue) > 0.6 * red
+    assert [axes.get_ylabel() for axes in maps] == ["", "", "log10(norm)", "log10(norm)"]
+    assert all(axes.get_title().endswith("grey: zero, or no such step") for axes in maps[:2])
+
+
+def test_plot_of_one_step_has_one_tick():
+    figure = grads_of(lambda y: y.sum(), steps=1, backend="torch").plot()
+    figure.canvas.draw()
+    assert all([t for t in axes.get_xticks() if -0.5 <= t <= 0.5] == [0] for axes in figure.axes[:3])
 
 
 def test_plot_says_how_many_of_many(device):
@@ -244,8 +390,8 @@ def command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the command sets it
     (tmp_path / "text.txt").write_bytes(bytes(range(32, 127)) * 200)
 
-    def run(*arguments, command="gradients"):
-        status = cli.main([command, "--text", "text.txt", "--seq-len", "12", *arguments])
+    def run(*arguments, command="gradients", text="text.txt"):
+        status = cli.main([command, *(["--text", text] if text else []), "--seq-len", "12", *arguments])
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -270,6 +416,31 @@ def test_command_on_a_trained_model(command, tmp_path):
     status, out, _ = command("--checkpoint", "run/c.pt", "--plot", "out.svg", "--seed", "1")
     assert status == 0 and "layer 2, forward" in out and "the model of run/c.pt, 2 sequences of 12 bytes" in out
     assert (tmp_path / "out.svg").read_bytes().startswith(SVG)
+
+
+def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path):
+    """Not Python's sources: a model of one letter knows it, and is told when it is not there as it was."""
+    (tmp_path / "text.txt").write_bytes(b"z" * 3000)
+    sizes = ["--hidden", "8", "--layers", "1", "--embed", "4", "--batch", "2", "--steps", "1", "--sample", "1"]
+    assert command(*sizes, "--checkpoint", "run/c.pt", command="train")[0] == 0
+    seen = []
+    window = train.window
+    monkeypatch.setattr(train, "window", lambda text, *rest: seen.append(text) or window(text, *rest))
+    monkeypatch.chdir(tmp_path / "run")
+    status, out, _ = command("--checkpoint", "c.pt", text=None)
+    assert status == 0 and "2 sequences of 12 bytes of held-out text" in out
+    assert len(seen[0]) == 3000 // train.HELD_OUT and (seen[0] == ord("z")).all()
+
+    (tmp_path / "text.txt").write_bytes(b"y" * 3000)
+    status, out, err = command("--checkpoint", "c.pt", text=None)
+    assert status == 2 and out == "" and len(err.splitlines()) == 1
+    assert "text.txt: not the text any more that c.pt was trained on. Give one by --text." in err
+    assert command("--checkpoint", "c.pt", text="../text.txt")[0] == 0
+
+    (tmp_path / "text.txt").unlink()
+    status, out, err = command("--checkpoint", "c.pt", text=None)
+    assert status == 2 and out == "" and len(err.splitlines()) == 1
+    assert "the text that c.pt was trained on is gone: cannot read the text" in err and err.endswith("by --text.\n")
 
 
 @pytest.mark.parametrize("arguments, text", [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from triton_lstm import cli, gradient_shapes
+from triton_lstm import cli, gradient_commands, gradient_shapes
 
 SHAPES = {
     "one layer, one step": ((3, 1, 10), (3, 1, 20)),
@@ -37,6 +37,20 @@ def test_the_loss_looks_at_the_last_step_only(device):
     x, output = gradient_shapes.run_case(gradient_shapes.CASES[1], device=device)
     assert not output.grad[:-1].any() and (output.grad[-1] == 1).all()
     assert all(step.any() for step in x.grad)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_table_is_as_wide_as_the_output(columns, capsys, monkeypatch, device):
+    """Folded, with nothing of it lost."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    gradient_commands._print_shapes(device)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    words = " ".join(lines).replace(",", " ").split()
+    for row in gradient_shapes.rows(device):
+        for name, text in row.items():
+            for word in f"{name} {text}".replace(",", " ").replace("_", " ").split():
+                assert name == "case" or word in words, f"{word} of {text}"
 
 
 def test_command(capsys, monkeypatch):

@@ -95,7 +95,7 @@ def cotangents_of(outputs, sequences, batch_first):
 
 
 def record(case, device, dtype, **kwargs):
-    """What was recorded of a random call, what is expected, and the lengths of the sequences."""
+    """What was recorded of a random call, what is expected, all lengths, and the cotangents of h_n and c_n."""
     module = module_of(case, device, dtype)
     x, keywords, sequences = input_of(case["layout"], device, dtype)
     if case["needs input"]:
@@ -108,7 +108,19 @@ def record(case, device, dtype, **kwargs):
         cotangents, for_oracle = cotangents_of((y, h_n, c_n), sequences, module.batch_first)
         outputs = [data_of(y), h_n, c_n]
         torch.autograd.backward(outputs, [c.to(t) for c, t in zip(cotangents, outputs, strict=True)])
-    return grads, expected(module, sequences, hx if case["hx"] else zeros, for_oracle), [len(s) for s in sequences]
+    right = expected(module, sequences, hx if case["hx"] else zeros, for_oracle)
+    return grads, right, [len(s) for s in sequences], for_oracle[1:]
+
+
+def asked_of_steps(outputs, h_n, c_n, against_time, steps):
+    """The norm of the loss's own gradients of a step; outputs: of each sequence (T, ..); h_n, c_n: (B, ..)."""
+    squares = torch.zeros(steps, dtype=torch.float64)
+    for output, h, c in zip(outputs, h_n, c_n, strict=True):
+        own, end = output.clone(), 0 if against_time else len(output) - 1
+        own[end] += h
+        squares[: len(own)] += own.square().sum(-1)
+        squares[end] += c.square().sum()
+    return squares.sqrt()
 
 
 @pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
@@ -119,7 +131,7 @@ def test_against_autograd(case, device, precise, monkeypatch):
     if case["backend"] == "torch":
         dtype, close = torch.float64, dict(rtol=1e-10, atol=1e-12)
     monkeypatch.setattr(torch.nn.functional, "dropout", fake_dropout)
-    grads, right, lengths = record(case, device, dtype)
+    grads, right, lengths, of_states = record(case, device, dtype)
     assert len(grads) == len(right)
     for (layer, direction), quantities in right.items():
         found = grads.select(layer=layer, direction=("forward", "reverse")[direction])[0]
@@ -139,6 +151,9 @@ def test_against_autograd(case, device, precise, monkeypatch):
             assert quantities[name][0].any(), "a zero would pass for this"
             for got, exact in zip(rows, quantities[name], strict=True):
                 same(f"{name}, layer {layer}", got.double().cpu(), exact, close)
+        h_n, c_n = (state[layer * (1 + case["both"]) + direction] for state in of_states)
+        exact = asked_of_steps(quantities["output"], h_n, c_n, direction == 1, found.steps)
+        same(f"asked, layer {layer}", found.asked.cpu(), exact, close)
 
 
 @pytest.mark.parametrize("case", all_pairs(FACTORS, seed=1), ids=case_id)
@@ -160,6 +175,22 @@ def test_norms_only_are_the_statistics_of_every_element(case, device, precise, m
                 assert got.dtype == torch.float64 and got.shape == exact.shape
                 same(f"{field} of {name}", got, exact, close)
         assert_close(a.saturated, b.saturated)
+        assert b.asked.dtype == torch.float64
+        same("asked", b.asked, a.asked, close)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("both", [False, True])
+def test_what_is_asked_of_c_and_the_gates(both, backend, device):
+    torch.manual_seed(0)
+    lstm = triton_lstm.LSTM(FEATURES, 4, bidirectional=both, backend=backend).to(device)
+    x = torch.randn(T, 2, FEATURES, device=device)
+    with triton_lstm.record_gradients(lstm) as grads:
+        layer = lstm(x, return_states=True)[2][0]
+        wanted = torch.randn(2, *layer.c.shape, device=device)
+        ((layer.c * wanted[0]).sum() + (layer.f * wanted[1]).sum()).backward()
+    for found, own in zip(grads, wanted.double().chunk(1 + both, -1), strict=True):
+        assert_close(found.asked, own.square().sum((0, 2, 3)).sqrt(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.sensitive

@@ -1,5 +1,8 @@
 """The main job, through its command line."""
 
+import dataclasses
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,12 +95,33 @@ def test_a_run_that_diverges_still_reports(run):
     assert status == 0 and "sample: " in out
 
 
-def test_evaluation_of_a_large_text():
-    """More bytes than float32 counts exactly."""
-    config = SMALL
-    model = train.build(config, torch.device("cpu"), nn.LSTM)
-    text = torch.zeros(2**24 + 3 + config.seq_len + 1, dtype=torch.uint8)
-    assert train.bits_per_byte(model, text, config, torch.device("cpu")) > 0
+@pytest.mark.parametrize("length", [70, 71, 75, 9 * 512 + 3])
+@pytest.mark.parametrize("lstm_class", [nn.LSTM, triton_lstm.LSTM])
+def test_every_held_out_byte_counts(lstm_class, length, monkeypatch):
+    """Against one window after the other by hand, with the mean over all bytes: the last window is a short one."""
+    monkeypatch.setattr(train, "EVALUATED", 512)
+    config = dataclasses.replace(SMALL, seq_len=10, batch=2, hidden=8)
+    model = train.build(config, torch.device("cpu"), lstm_class)
+    text = torch.randint(256, (length,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    with torch.no_grad():
+        for start in range(0, length - 1, 10):
+            tokens = text[start : start + 11].long().unsqueeze(1)
+            scores = model(tokens[:-1])[0]
+            losses.append(nn.functional.cross_entropy(scores[:, 0], tokens[1:, 0], reduction="none"))
+    expected = torch.cat(losses).double()
+    assert len(expected) == length - 1
+    got = train.bits_per_byte(model, text, config, torch.device("cpu"))
+    assert math.isclose(got, expected.mean().item() / math.log(2), rel_tol=1e-5)
+    assert getattr(model.lstm, "backend", None) is None, "the model goes on training as it did"
+
+
+def test_held_out_is_in_nats_and_bits(run, text):
+    """In the unit of the loss, over the whole twentieth of the text."""
+    status, out, _ = run("--steps", 2)
+    nats, bits, count = re.search(r"held out: (\S+) nats, or (\S+) bits per byte, over all (\S+) bytes", out).groups()
+    assert status == 0 and math.isclose(float(nats) / math.log(2), float(bits), abs_tol=2e-3)
+    assert int(count) == text.stat().st_size // 20 - 1
 
 
 @pytest.mark.parametrize(

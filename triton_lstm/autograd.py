@@ -96,7 +96,7 @@ class LSTMFunction(torch.autograd.Function):
             dgates, dc0 = LSTMBackward.apply(*cotangents, *saved, totals)
             gradients = layer_gradients(dgates, dc0, *saved[:10], wanted=ctx.needs_input_grad[:7])
             if totals:
-                hear(taps, cotangents[0], dgates, dc0, gradients[0], saved, totals)
+                hear(taps, cotangents, dgates, dc0, gradients[0], saved, totals)
             return *gradients, None, None, None, None
 
     @staticmethod

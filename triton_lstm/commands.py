@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, device: torch.device, config: Config, content
     """Trains, saves and reports."""
     files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
     text = train.read_text(files, config.seq_len)
-    digest = hashlib.sha256(text.numpy().data).hexdigest()
+    digest = train.digest(text)
     if content and content["digest"] != digest:
         raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or leave out --resume")
     training, held_out = train.split(text)
@@ -162,7 +162,8 @@ def _run(args: argparse.Namespace, device: torch.device, config: Config, content
         return 130
     losses = trainer.losses
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {args.checkpoint}")
-    print(f"held out: {train.bits_per_byte(model, held_out, config, device):.3f} bits per byte")
+    bits = train.bits_per_byte(model, held_out, config, device)
+    print(f"held out: {bits * math.log(2):.3f} nats, or {bits:.3f} bits per byte, over all {len(held_out) - 1:,} bytes")
     print(f"sample: {train.sample(model, args.sample, config, device)}")
     return _report_comparison(trainers) if args.compare else 0
 

@@ -12,12 +12,13 @@ import torch
 
 from triton_lstm import gradient_shapes, train
 from triton_lstm.checkpoint import load_checkpoint
-from triton_lstm.commands import checked_backend, command_device, positive, seed_number, table
+from triton_lstm.commands import checked_backend, command_device, positive, seed_number
 from triton_lstm.config import SMALL, Config, UsageError, require
 from triton_lstm.gradients import Gradients, record_gradients
 from triton_lstm.module import LSTM
 
 SEQ_LEN = 100
+SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 OTHER = "Name another --checkpoint"
 
 
@@ -25,7 +26,12 @@ def add_commands(commands: Any) -> None:
     """Adds gradients to the subparsers of the command line."""
     g = commands.add_parser("gradients", help="the gradients inside an LSTM: their shapes, how far back they reach")
     g.add_argument("--checkpoint", type=Path, metavar="FILE", help="a model that `train` saved; default: a random one")
-    g.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's own standard library")
+    g.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="default: what the checkpoint was trained on, or the sources of Python's own standard library",
+    )
     g.add_argument("--seq-len", type=positive, default=SEQ_LEN, metavar="BYTES", help=f"steps (default: {SEQ_LEN})")
     g.add_argument("--loss", choices=["last", "every"], default="last", help="of which bytes (default: the last one)")
     g.add_argument("--plot", type=Path, metavar="FILE", help="save a picture there, .png or .svg")
@@ -36,24 +42,25 @@ def add_commands(commands: Any) -> None:
 
 def _gradients(args: argparse.Namespace) -> int:
     where = command_device(args.device)
-    require("pandas")
+    require(*SHOWING)
     if args.plot:
         _check_picture(args.plot)
     config, content = _model_config(args)
     if not checked_backend(torch.float32, where) and where.type == "cpu":
         print("in Triton's interpreter (no GPU) this takes about a minute or more", flush=True)
-    text = train.read_text(args.text, config.seq_len)
-    columns = gradient_shapes.rows(where)
-    print(table([{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0]][1:]))
+    text = _text(args, config, content)
+    _print_shapes(where)
     print(
-        "output.grad is None unless output.retain_grad() was called before backward: the output is not a leaf.\n"
-        "record_gradients has it: grads.output is the loss's own gradient of the output, zero wherever the loss does\n"
-        "not look; grads.hidden is the total, with what comes back through time. h0 is that of layer 0.\n"
+        "output.grad is None unless output.retain_grad() was called before backward:\n"
+        "the output is not a leaf. record_gradients has it: grads.output is the loss's\n"
+        "own gradient of the output, zero wherever the loss does not look; grads.hidden\n"
+        "is the total, with what comes back through time. h0 is that of layer 0.\n"
     )
     grads = _record(config, content, text, where, last=args.loss == "last")
     source = f"the model of {args.checkpoint}" if args.checkpoint else "a random model"
     looks = "the last byte" if args.loss == "last" else "every byte"
-    print(f"{source}, {config.batch} sequences of {config.seq_len} bytes of text, the loss of {looks}:")
+    words = "held-out text" if args.checkpoint and not args.text else "text"
+    print(f"{source}, {config.batch} sequences of {config.seq_len} bytes of {words}, the loss of {looks}:")
     print(grads.summary())
     if args.plot:
         grads.plot(args.plot)
@@ -79,6 +86,32 @@ def _model_config(args: argparse.Namespace) -> tuple[Config, dict[str, Any] | No
     return dataclasses.replace(config, **given), content
 
 
+def _text(args: argparse.Namespace, config: Config, content: dict[str, Any] | None) -> torch.Tensor:
+    """That of --text, else the checkpoint's own, else the default one."""
+    if args.text or not content:
+        return train.read_text(args.text, config.seq_len)
+    files = content["text"]
+    try:
+        text = train.read_text(files, content["config"]["seq_len"])
+    except UsageError as error:
+        raise UsageError(f"the text that {args.checkpoint} was trained on is gone: {error}, by --text") from None
+    if train.digest(text) != content["digest"]:
+        what = ", ".join(files) if files else "the sources of Python's standard library"
+        raise UsageError(f"{what}: not the text any more that {args.checkpoint} was trained on. Give one by --text")
+    return train.read_text(files, config.seq_len)
+
+
+def _print_shapes(where: torch.device) -> None:
+    """A column for each case, a row for each gradient."""
+    import pandas as pd
+
+    from triton_lstm.terminal import print_table
+
+    columns = gradient_shapes.rows(where)
+    rows = [{"": name, **{column["case"]: column[name] for column in columns}} for name in columns[0] if name != "case"]
+    print_table(pd.DataFrame(rows))
+
+
 def _record(
     config: Config, content: dict[str, Any] | None, text: torch.Tensor, where: torch.device, *, last: bool
 ) -> Gradients:
@@ -89,7 +122,7 @@ def _record(
         except Exception:
             raise UsageError(f"the checkpoint's weights do not fit its sizes. {OTHER}") from None
     _, held_out = train.split(text)
-    tokens = train.window(held_out if len(held_out) > config.seq_len else text, config, 0, where)
+    tokens = train.window(held_out, config, 0, where)
     with record_gradients(model) as grads:
         scores, _ = model(tokens[:-1])
         scores, following = (scores[-1:], tokens[-1:]) if last else (scores, tokens[1:])

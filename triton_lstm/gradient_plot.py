@@ -13,6 +13,9 @@ from triton_lstm.record import GATES
 SHOWN = 24  # layers at most; the title says of how many
 DECADES = 12.0  # of the colours at most: what is smaller has the smallest one's
 FEW = 60  # steps, up to which each has a mark of its own
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # of Okabe and Ito, without their reds
+STYLES = ("-", "--", ":", "-.")
+ODD = dict(marker="x", linestyle="none", color="red")  # NaN or infinity
 
 
 def plot(records: list[LayerGradients], path: str | os.PathLike[str] | None) -> Any:
@@ -33,8 +36,8 @@ def plot(records: list[LayerGradients], path: str | os.PathLike[str] | None) -> 
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     lines, layers, by_gate = figure.subplots(3, 1, height_ratios=heights)
     _lines(lines, names, hidden)
-    _heat_map(figure, layers, names, hidden, "log10 of |dL/dh[t]|")
-    _heat_map(figure, by_gate, gate_names, gates, "log10 of |dL/d gate[t]|, before the activation")
+    _heat_map(figure, layers, names, hidden, "|dL/dh[t]|")
+    _heat_map(figure, by_gate, gate_names, gates, "|dL/d gate[t]|, before the activation")
     some = f", {SHOWN} of {len(records)} layers" if len(records) > SHOWN else ""
     figure.suptitle(f"gradients through time{some}")
     if path is not None:
@@ -59,17 +62,19 @@ def _names(records: list[LayerGradients]) -> list[str]:
 
 
 def _lines(axes: Any, names: list[str], norms: list[Any]) -> None:
-    for name, norm in zip(names, norms, strict=True):
+    looks = [dict(linestyle=style, color=colour) for style in STYLES for colour in COLOURS]
+    for name, norm, look in zip(names, norms, looks, strict=False):
         drawn = np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)
-        axes.plot(np.arange(len(norm)), drawn, label=name, lw=1.2, marker="o" if len(norm) <= FEW else None, ms=3)
+        axes.plot(np.arange(len(norm)), drawn, label=name, lw=1.2, marker="o" if len(norm) <= FEW else "", ms=3, **look)
         odd = np.flatnonzero(~np.isfinite(norm))
-        axes.plot(odd, np.full(len(odd), 0.02), "x", color="red", ms=5, transform=axes.get_xaxis_transform())
+        axes.plot(odd, np.full(len(odd), 0.02), ms=5, transform=axes.get_xaxis_transform(), **ODD)
     if any((np.isfinite(norm) & (norm > 0)).any() for norm in norms):
         axes.set_yscale("log")
     axes.set(xlabel="step t", ylabel="|dL/dh[t]|", title="norm over time; red: NaN or infinity")
     axes.set_xlim(-0.5, max(map(len, norms)) - 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=7, ncols=1 + len(names) // 9)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    beside = dict(fontsize=6, labelspacing=0.2, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(**beside if len(names) > 8 else dict(fontsize=7))
     axes.grid(alpha=0.3)
 
 
@@ -87,9 +92,11 @@ def _heat_map(figure: Any, axes: Any, names: list[str], norms: list[Any], title:
     axes.set_facecolor("lightgrey")
     for y, norm in enumerate(norms):
         x = np.flatnonzero(~np.isfinite(norm))
-        axes.plot(x, np.full(len(x), y), "x", color="red", ms=4)
+        axes.plot(x, np.full(len(x), y), ms=4, **ODD)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlim(-0.5, grid.shape[1] - 0.5)
-    axes.set(xlabel="step t", title=f"{title}; grey: zero")
-    figure.colorbar(image, ax=axes, extend="min" if positive.any() and logs[positive].min() < low else "neither")
+    grey = "zero" if len(set(map(len, norms))) == 1 else "zero, or no such step"
+    axes.set(xlabel="step t", title=f"{title}; grey: {grey}")
+    smaller = "min" if positive.any() and logs[positive].min() < low else "neither"
+    figure.colorbar(image, ax=axes, extend=smaller, label="log10(norm)").ax.yaxis.label.set_size(8)

@@ -13,29 +13,20 @@ from triton_lstm.record import GATES
 from triton_lstm.statistics import StepStatistics
 
 FADED = 0.01  # of the largest norm
-GROWN = 2.0  # times the norm where back-propagation began
+GROWN = 2.0  # times all that was asked of the steps it came from
 MANY = 0.1  # of a gate's activations
 CAUSES = ("output", "hidden", "cell", *GATES, "input")  # the order in which a step computes them
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How the norm of dL/dh goes back through time: the steps t where it is first there, largest, faded (None: nowhere)
+    """How the norm of dL/dh goes back through time: the steps t where it is largest, where it has faded (None: nowhere)
     and where the way ends. reached: how many steps it is from the largest to the faded one, or to the end."""
 
-    begin: int | None
-    largest: int | None
+    largest: int
     faded: int | None
-    end: int | None
+    end: int
     reached: int
-    norms: list[float]
-
-    @property
-    def growth(self) -> float:
-        """The largest norm, in units of that at `begin`."""
-        if self.begin is None or self.largest is None:
-            return 1.0
-        return self.norms[self.largest] / self.norms[self.begin]
 
 
 def backward_order(record: LayerGradients) -> list[int]:
@@ -44,17 +35,30 @@ def backward_order(record: LayerGradients) -> list[int]:
     return steps[::-1] if record.direction == "forward" else steps
 
 
-def reach(record: LayerGradients, statistics: dict[str, StepStatistics]) -> Reach:
-    norms = statistics["hidden"].norm.tolist()
+def reach(record: LayerGradients, norms: list[float]) -> Reach | None:
+    """norms: of dL/dh, by step. None if it is finite or above zero at no step."""
     order = [t for t in backward_order(record) if math.isfinite(norms[t])]
-    begin = next((t for t in order if norms[t] > 0), None)
-    if begin is None:
-        return Reach(None, None, None, None, 0, norms)
-    largest = max(order, key=lambda t: norms[t])  # of several, the first that is visited
+    largest = max(order, key=lambda t: norms[t], default=None)  # of several, the first that is visited
+    if largest is None or norms[largest] == 0:
+        return None
     after = order[order.index(largest) :]
     faded = next((t for t in after if norms[t] < FADED * norms[largest]), None)
     end = after[-1]
-    return Reach(begin, largest, faded, end, after.index(end if faded is None else faded), norms)
+    return Reach(largest, faded, end, after.index(end if faded is None else faded))
+
+
+def growth(record: LayerGradients, norms: list[float], asked: list[float]) -> tuple[float, int]:
+    """The largest that comes back to a step, in units of all that was asked of the steps visited before, and that step.
+
+    If no step made gradients longer, it would be 1 at most: the norm of a sum is not above the sum of the norms. What
+    comes back is dL/dh[t] less what is asked of h[t], so |dL/dh[t]| - asked[t] at least.
+    """
+    found, total = (0.0, -1), 0.0
+    for t in backward_order(record):
+        if total > 0 and math.isfinite(norms[t]):
+            found = max(found, ((norms[t] - asked[t]) / total, t))
+        total += asked[t]
+    return found
 
 
 def summary(records: list[LayerGradients], modules: list[str]) -> str:
@@ -63,27 +67,45 @@ def summary(records: list[LayerGradients], modules: list[str]) -> str:
     for record in records:
         statistics = {name: StepStatistics(*(t.cpu() for t in s)) for name, s in record.statistics().items()}
         lines.append(f"{record.name}, {_steps(record.steps)}:")
-        lines += [f"  {line}" for line in (_reach(record, statistics), _odd(record, statistics), _saturated(record))]
+        lines += [
+            f"  {line}" for line in (_reach(record, statistics["hidden"]), _odd(record, statistics), _saturated(record))
+        ]
     silent = [repr(name) for name in modules if name not in {record.module for record in records}]
     if silent:
         lines.append(f"nothing was recorded of {', '.join(silent)}: no call inside the block, or no backward pass")
     return "\n".join(lines)
 
 
-def _reach(record: LayerGradients, statistics: dict[str, StepStatistics]) -> str:
-    found = reach(record, statistics)
-    if found.begin is None or found.largest is None:
-        return "gradient: none at any step" if not any(map(math.isnan, found.norms)) else "gradient: finite at no step"
-    largest, norms = found.largest, found.norms
+def _reach(record: LayerGradients, hidden: StepStatistics) -> str:
+    norms, asked = hidden.norm.tolist(), record.asked.tolist()
+    found = reach(record, norms)
+    if found is None:
+        return "gradient: finite at no step" if not all(map(math.isfinite, norms)) else "gradient: none at any step"
+    largest = found.largest
     words = f"gradient: |dL/dh| is largest at step {largest} ({norms[largest]:.3g})"
-    if found.growth > GROWN:
-        words += f", {found.growth:.3g} times what it is at step {found.begin}: going back it grows"
-    if found.faded is not None:
-        return words + f"; it falls under {FADED:.0%} of that {_steps(found.reached)} on, at step {found.faded}"
-    if found.end is None or found.reached == 0:
-        return words + "; there its way ends"
+    grown, where = growth(record, norms, asked)
+    if grown > GROWN:
+        words += "," if where == largest else f"; what comes back to step {where} is"
+        words += f" {grown:.3g} times all that was asked of the steps it came from: going back it grows"
     share = norms[found.end] / norms[largest]
-    return words + f"; it reaches step {found.end}, {_steps(found.reached)} on, with {share:.0%} of that"
+    if found.faded is not None:
+        words += f"; it falls under {FADED:.0%} of that {_steps(found.reached)} on, at step {found.faded}"
+    elif found.reached == 0:
+        words += "; there its way ends"
+    else:
+        words += f"; it reaches step {found.end}, {_steps(found.reached)} on, with {share:.0%} of that"
+    return words + _asked(norms, asked)
+
+
+def _asked(norms: list[float], asked: list[float]) -> str:
+    """Said where several steps are asked for something: how far back each is heard, nobody can tell from the sum."""
+    times = [norm / own for norm, own in zip(norms, asked, strict=True) if own > 0 and math.isfinite(norm)]
+    if len(times) < 2:
+        return ""
+    return (
+        f"; not all of it came through time: {len(times)} of {_steps(len(norms))} have a gradient of their own, from "
+        f"the loss or the layers above, and |dL/dh| is {min(times):.3g} to {max(times):.3g} times that"
+    )
 
 
 def _steps(count: int) -> str:
@@ -135,6 +157,7 @@ def log(records: list[LayerGradients], writer: Any, step: int | None) -> None:
             writer.add_scalar(f"{tag}/norm/{quantity}", numbers.norm.square().sum().sqrt().item(), step)
         odd = torch.stack([numbers.nonfinite.mean() for numbers in statistics.values()]).mean()
         writer.add_scalar(f"{tag}/nonfinite", odd.item(), step)
-        writer.add_scalar(f"{tag}/reach", reach(record, statistics).reached / max(record.steps, 1), step)
+        found = reach(record, statistics["hidden"].norm.tolist())
+        writer.add_scalar(f"{tag}/reach", (found.reached if found else 0) / max(record.steps, 1), step)
         for gate, share in _mean_saturation(record).items():
             writer.add_scalar(f"{tag}/saturated/{gate}", share, step)

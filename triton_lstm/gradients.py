@@ -183,8 +183,14 @@ class Gradients(Sequence[LayerGradients]):
         return frame(self._some())
 
     def summary(self) -> str:
-        """Per layer, in words: how far back the gradient reaches or whether it grows, the first NaN or infinity, and
-        saturated gates. Raises RuntimeError if nothing was recorded."""
+        """Per layer, in words: how far back the gradient reaches, the first NaN or infinity, and saturated gates.
+
+        "It grows" is said only where more than twice as much comes back through time as the loss and the layers above
+        asked of all the steps that it came from. Where several steps are asked for something, |dL/dh| is compared with
+        that, too: how far back each of them is heard cannot be told from their sum.
+
+        Raises RuntimeError if nothing was recorded.
+        """
         from triton_lstm.gradient_words import summary
 
         return summary(self._some(), self._recording.modules if not self._chosen else [])
@@ -200,8 +206,9 @@ class Gradients(Sequence[LayerGradients]):
         return plot(self._some(), path)
 
     def log(self, writer: Any, step: int | None = None) -> None:
-        """Scalars for TensorBoard: of every layer the norms over all steps, the share of NaN or infinity, the share of
-        steps that the gradient reaches and the gates' saturation. For the picture: writer.add_figure(.., grads.plot()).
+        """Scalars for TensorBoard: of every layer the norms over all steps, the share of NaN or infinity, the gates'
+        saturation, and `reach`: the share of steps from the largest |dL/dh| back to the first under 1% of it, whatever
+        the loss asks on the way. For the picture: writer.add_figure(.., grads.plot()).
 
         writer: a torch.utils.tensorboard.SummaryWriter, or what has its add_scalar(tag, value, step).
         Raises TypeError for another writer, RuntimeError if nothing was recorded.

@@ -53,6 +53,8 @@ class LayerGradients:
         steps: T, or the largest of `lengths`. lengths: (B,) on the CPU, or None where all sequences have T steps.
         every_element: False where only `statistics` were kept, because of reduce="norm" or steps=.
         saturated: (T, 4), the share of the gates i, f, g, o that are within 0.01 of an end of their range.
+        asked: (T,) float64, the norm of what the loss and the layers above ask of each step itself: of its h, of h_n
+            and c_n at the end, and of c and the gates where they were returned. The rest came back through time.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class LayerGradients:
         self._statistics = {} if backward.rows else backward.statistics[direction]
         self._starts = backward.starts
         self.saturated = backward.saturated[direction]
+        self.asked = backward.asked[direction]
 
     @property
     def name(self) -> str:

@@ -72,6 +72,18 @@ def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, 
         data[:, width:].index_add_(0, _last_of_each(starts, lengths), added[:, width:])
 
 
+def add_to_last_rows(data: torch.Tensor, added: torch.Tensor, starts: Index, *, against_time: bool) -> None:
+    """Adds (B, F) in place to what one direction of time processes last; data: its features alone."""
+    batch = added.shape[0]
+    if starts is None:
+        data[0 if against_time else -1] += added
+    elif against_time:
+        data[:batch] += added
+    else:
+        lengths = (starts.diff()[:-1, None] > torch.arange(batch, device=starts.device)).sum(0)
+        data.index_add_(0, _last_of_each(starts, lengths), added.to(data.dtype))
+
+
 def _begin(data: torch.Tensor, lengths: Index) -> torch.Tensor:
     return data[0] if lengths is None else data[: lengths.shape[0]]
 

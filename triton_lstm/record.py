@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from triton_lstm.layout import Layout
 from triton_lstm.packing import Index, add_to_predecessors, first_rows
-from triton_lstm.statistics import StepStatistics, elements, from_sums, per_step, saturation
+from triton_lstm.statistics import StepStatistics, asked, elements, from_sums, per_step, saturation
 
 if TYPE_CHECKING:
     from triton_lstm.layer import Totals
@@ -27,6 +28,7 @@ class Pass:
     rows: list[Quantities]
     statistics: list[dict[str, StepStatistics]]
     saturated: list[Tensor]  # (T, 4), the share of i, f, g, o near an end of their range
+    asked: list[Tensor]  # (T,), the norm of what is asked of each step itself
     starts: Index
 
 
@@ -46,14 +48,23 @@ class Tap:
         self.w_hh = self.arguments = None
         self.outputs = {}
 
-    def keep(self, rows: list[Quantities], sums: list[dict[str, StepStatistics]], gates: Tensor, starts: Index) -> None:
-        """Takes down a pass. sums: statistics of what is not among `rows`; gates: i, f, g, o of all directions."""
+    def keep(
+        self,
+        rows: list[Quantities],
+        sums: list[dict[str, StepStatistics]],
+        gates: Tensor,
+        cotangents: Sequence[Tensor | None],
+        starts: Index,
+    ) -> None:
+        """Takes down a pass. sums: statistics of what is not among `rows`; gates: i, f, g, o of all directions;
+        cotangents: see asked."""
         saturated = [saturation(part, starts) for part in gates.chunk(len(rows), -1)]
+        own = asked(cotangents, gates.shape[:-1], len(rows), starts)
         if self.every_element:
-            self.passes.append(Pass(rows, [], saturated, starts))
+            self.passes.append(Pass(rows, [], saturated, own, starts))
         else:
             statistics = [of_rows(row, starts) | known for row, known in zip(rows, sums, strict=True)]
-            self.passes.append(Pass([], statistics, saturated, starts))
+            self.passes.append(Pass([], statistics, saturated, own, starts))
 
 
 @dataclasses.dataclass
@@ -186,9 +197,18 @@ def watch_projection(taps: Taps, y: Tensor, w_hh: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hear(
-    taps: list[Tap], dy: Tensor | None, dgates: Tensor, dc0: Tensor, dx: Tensor | None, saved: Any, totals: Totals
+    taps: list[Tap],
+    cotangents: Sequence[Tensor | None],
+    dgates: Tensor,
+    dc0: Tensor,
+    dx: Tensor | None,
+    saved: Any,
+    totals: Totals,
 ) -> None:
-    """Takes down a backward pass through the kernels; saved: a layer's arguments, y, the gates and c."""
+    """Takes down a backward pass through the kernels; cotangents: of a layer's results; saved: its arguments, y, the
+    gates and c."""
+    dy, *others = cotangents
+    own = dy
     x, _, _, w_ih, w_hh, _, _, starts, lengths, y, *_ = saved
     directions, _, hidden_size = w_hh.shape
     assert totals.gates is not None
@@ -198,7 +218,8 @@ def hear(
     dx = (dgates.flatten(0, -2) @ w_ih.flatten(0, 1)).reshape(x.shape) if dx is None else copied(dx.detach())
     if taps[0].w_hh is not None:
         w_hh = taps[0].w_hh
-        dy, dh = _projected(taps[0], y, dgates, w_hh, starts, lengths)
+        dy, own, dh = _projected(taps[0], y, dgates, w_hh, starts, lengths)
+        others[0] = None  # h_n's, which is in `own`
         dh = dh.unflatten(-1, (directions, -1))
     dy = torch.zeros_like(y) if dy is None else copied(dy.detach())
     dc0 = copied(dc0.detach())
@@ -216,20 +237,21 @@ def hear(
             of_loop = {name: from_sums(totals.sums[:, d, :, k], count) for k, name in enumerate(("hidden", "cell"))}
             sums[d] = {name: known for name, known in of_loop.items() if name not in rows[d]}
     for tap in taps:
-        tap.keep(rows, sums, totals.gates, starts)
+        tap.keep(rows, sums, totals.gates, [own, *others], starts)
 
 
 def _projected(
     tap: Tap, m: Tensor, dgates: Tensor, w_hh: Tensor, starts: Index, lengths: Index
-) -> tuple[Tensor, Tensor]:
-    """dL/dy and the total dL/dh where h = W_hr m: the loop has the gradients of m only.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dy, the same with h_n's share, and the total dL/dh where h = W_hr m: the loop has the gradients of m only.
 
     dh[t] = what y[t] got, h_n's share included, + dgates[t+1] @ W_hh; w_hh (D, 4H, P).
     """
     task = torch._C._current_graph_task_id()
     given = {name: grad for name, (of_task, grad) in tap.outputs.items() if of_task == task}
     zeros = m.new_zeros(*m.shape[:-1], len(w_hh) * w_hh.shape[-1])
-    dh = given.get("all", zeros).to(torch.promote_types(m.dtype, torch.float32), copy=True)
+    own = given.get("all", zeros)
+    dh = own.to(torch.promote_types(m.dtype, torch.float32), copy=True)
     for d, (part, total) in enumerate(zip(dgates.chunk(len(w_hh), -1), dh.chunk(len(w_hh), -1), strict=True)):
         add_to_predecessors(total, part @ w_hh[d], starts, lengths, against_time=d == 1)
-    return given.get("output", zeros), dh
+    return given.get("output", zeros), own, dh

@@ -82,9 +82,10 @@ def listen_to_layer(
                 stacklevel=2,
             )
             return
-        rows, gates = _gradients([*grads, *[None] * (5 - len(grads))], x, states, groups, starts)
+        cotangents = [*grads, *[None] * (5 - len(grads))]
+        rows, gates = _gradients(cotangents, x, states, groups, starts)
         for tap in live:
-            tap.keep(rows, [{} for _ in rows], gates, starts)
+            tap.keep(rows, [{} for _ in rows], gates, cotangents, starts)
 
     del used, arguments  # the taps hold them, until the recording ends
     return tuple(listen(taps, list(outputs), note))

@@ -1,12 +1,13 @@
-"""Five numbers for every time step of a gradient."""
+"""Five numbers for every time step of a gradient, and how much of it was asked of the step itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from triton_lstm.packing import Index
+from triton_lstm.packing import Index, add_to_last_rows
 
 SATURATED = 0.01  # a gate this close to an end of its range
 
@@ -41,6 +42,32 @@ def per_step(rows: torch.Tensor, starts: Index) -> StepStatistics:
     else:
         largest = largest.new_zeros(len(starts) - 2).scatter_reduce_(0, _step_of(starts, rows), largest, "amax")
     return _statistics(squares, sums, largest, zeros, odd, elements(rows.shape[-1], rows, starts))
+
+
+def asked(
+    cotangents: Sequence[torch.Tensor | None], leading: torch.Size, directions: int, starts: Index
+) -> list[torch.Tensor]:
+    """Of each direction of time, (T,) float64: the norm of what the loss and the layers above ask of each step itself,
+    which is all of its gradient that has not come back through time.
+
+    cotangents: of y, h_n, c_n, the gates and every c, None where nothing is asked. Rows (*leading, D*F); states
+    (D, B, F).
+    """
+    cotangents = [None if t is None else t.cpu() if t.device.type == "mps" else t for t in cotangents]
+    h, h_n, c_n, gates, c = cotangents
+    result = []
+    for d in range(directions):
+        parts = []
+        for rows, last in ((h, h_n), (c, c_n), (gates, None)):
+            part = None if rows is None else rows.chunk(directions, -1)[d]
+            if last is not None:
+                added = last[d].to(torch.promote_types(last.dtype, torch.float32))
+                part = added.new_zeros(*leading, added.shape[-1]) if part is None else part.to(added.dtype, copy=True)
+                add_to_last_rows(part, added, starts, against_time=d == 1)
+            if part is not None:
+                parts.append(torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64).square())
+        result.append(_over_sequences(torch.stack(parts).sum(0), starts).sqrt())
+    return result
 
 
 def saturation(gates: torch.Tensor, starts: Index) -> torch.Tensor:

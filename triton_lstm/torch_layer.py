@@ -27,8 +27,8 @@ def loop_by_torch(
         join = torch.stack if batch_sizes is None else torch.cat
         gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
         results.append((y, h, c, gates, c_all))
-    y, h_n, c_n, gates, c_all = zip(*results, strict=True)
-    return torch.cat(y, -1), torch.stack(h_n), torch.stack(c_n), torch.cat(gates, -1), torch.cat(c_all, -1)
+    ys, h_n, c_n, all_gates, all_c = zip(*results, strict=True)
+    return torch.cat(ys, -1), torch.stack(h_n), torch.stack(c_n), torch.cat(all_gates, -1), torch.cat(all_c, -1)
 
 
 def direction_steps(

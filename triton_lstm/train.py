@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 import sysconfig
 import time
@@ -16,6 +18,7 @@ from triton_lstm.config import DTYPES, Config, UsageError
 from triton_lstm.terminal import Bar
 
 HELD_OUT = 20  # one part in so many of the text is never trained on
+EVALUATED = 8192  # bytes of it at once, or as many as a step of training has
 
 
 class LanguageModel(nn.Module):
@@ -63,6 +66,11 @@ def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
         what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
         raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def digest(text: torch.Tensor) -> str:
+    """What tells a text from another, in checkpoints."""
+    return hashlib.sha256(text.numpy().data).hexdigest()
 
 
 def split(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,11 +143,23 @@ def run(
 
 @torch.no_grad()
 def bits_per_byte(model: LanguageModel, held_out: torch.Tensor, config: Config, device: torch.device) -> float:
-    """Mean over up to `batch` windows spread evenly over the held-out text."""
-    count = min(config.batch, len(held_out) // (config.seq_len + 1))
-    starts = torch.linspace(0, len(held_out) - config.seq_len - 1, count, dtype=torch.float64).long()
-    tokens = held_out[starts + torch.arange(config.seq_len + 1)[:, None]].long().to(device)
-    return loss_of(model, tokens).item() / math.log(2)
+    """The mean over every byte of the held-out text but the first, in windows as in training: one after another.
+
+    On the CPU by PyTorch's own LSTM: the interpreter would take as long as for hundreds of steps of training.
+    """
+    if device.type == "cpu":
+        model = copy.deepcopy(model)
+        model.lstm.backend = "torch"
+    total, count = 0.0, len(held_out) - 1
+    whole = count // config.seq_len
+    together = max(config.batch, EVALUATED // config.seq_len)
+    windows = held_out[: whole * config.seq_len + 1].unfold(0, config.seq_len + 1, config.seq_len)
+    rest = held_out[whole * config.seq_len :].unsqueeze(0)
+    batches = [*windows.split(together), *([rest] if rest.shape[1] > 1 else [])]
+    for batch in Bar(batches, desc="held out", unit="batch", delay=5, leave=False):
+        tokens = batch.t().long().to(device)
+        total += loss_of(model, tokens).item() * tokens[1:].numel()
+    return total / count / math.log(2)
 
 
 @torch.no_grad()
