@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from oracle import data_of
 from recorded import B, T
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -250,6 +251,47 @@ def test_norms_of_a_projection_in_16_bits(device, x):
     for name, statistics in whole[0].statistics().items():
         torch.testing.assert_close(norms[0].statistics()[name], statistics)
         torch.testing.assert_close(alone[0].statistics()[name], statistics, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["packed", "lengths"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("reduce", [None, "norm"])
+def test_sequences_of_different_lengths_in_16_bits(backend, dtype, layout, autocast, reduce, device):
+    """A projection, both directions: what is recorded is that of float32, up to 16 bits."""
+    found = {}
+    for kind in (torch.float32, dtype):
+        torch.manual_seed(0)
+        lstm = triton_lstm.LSTM(3, 4, bidirectional=True, proj_size=2, backend=backend).to(device)
+        x, lengths = torch.randn(5, 3, 3, device=device), [2, 5, 3]
+        if not autocast:
+            lstm, x = lstm.to(kind), x.to(kind)
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        with triton_lstm.record_gradients(lstm, reduce=reduce) as grads:
+            with torch.autocast(device.type, dtype, enabled=autocast and kind == dtype):
+                y, (h_n, _) = lstm(packed) if layout == "packed" else lstm(x, lengths=lengths)
+            (data_of(y).float().square().sum() + h_n.float().sum()).backward()
+        assert [record.direction for record in grads] == ["forward", "reverse"]
+        found[kind] = [record.statistics() for record in grads]
+        if reduce is None:
+            assert {data_of(record.hidden).dtype for record in grads} == {torch.float32}
+            found[kind] = [[data_of(r.hidden), data_of(r.gates.all), data_of(r.input), r.h0] for r in grads]
+            found[kind] = [[t.float() for t in of] for of in found[kind]]
+    torch.testing.assert_close(found[dtype], found[torch.float32], rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_total_of_h_may_be_larger_than_float16(backend, device):
+    """It is float32, and so is every share of it."""
+    lstm = triton_lstm.LSTM(3, 4, proj_size=2, backend=backend).to(device, torch.float16)
+    with torch.no_grad():
+        for name, weight in lstm.named_parameters():
+            weight.zero_() if "weight_hh" not in name else weight.fill_(2.0**15)
+        lstm.weight_hr_l0[0].fill_(1.0)
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(torch.zeros(2, 1, 3, device=device, dtype=torch.float16))[1][1].sum().backward(torch.tensor(64.0))
+    assert grads.hidden.isfinite().all() and grads.hidden.max() > torch.finfo(torch.float16).max
 
 
 @pytest.mark.parametrize("kwargs", [dict(proj_size=2, backend="triton"), dict(backend="torch")], ids=str)

@@ -89,6 +89,8 @@ def why_not_triton(input: torch.Tensor, backend: str | None, *others: torch.Tens
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
     """
+    if exports_to_onnx():
+        return "an ONNX file takes the standard operator"
     if torch.compiler.is_compiling():
         from triton_lstm.compiled import decided
 
@@ -102,6 +104,15 @@ def why_not_triton(input: torch.Tensor, backend: str | None, *others: torch.Tens
     if reason and chosen == "triton":
         raise RuntimeError(f'backend="triton" cannot run this call: {reason}. Use backend="auto" for PyTorch\'s path.')
     return reason
+
+
+def exports_to_onnx() -> bool:
+    """Whether this call is part of torch.onnx.export, whatever backend the module has for its own calls."""
+    if torch.compiler.is_compiling():
+        from triton_lstm.compiled import to_onnx
+
+        return to_onnx()
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def _cannot_run_on(*tensors: torch.Tensor) -> str | None:
@@ -230,6 +241,11 @@ def product_precision(dtype: torch.dtype, device: torch.device) -> str:
     # allow_tf32, which sets this one too, raises where convolutions and RNNs are set differently
     rnn: Any = torch.backends.cudnn.rnn
     return "tf32" if rnn.fp32_precision == "tf32" else "tf32x3"
+
+
+def layer_dtype(dtype: torch.dtype, projected: bool) -> torch.dtype:
+    """What a layer computes in on the kernels: W_hh @ W_hr, which a projection needs, may be larger than float16."""
+    return torch.float32 if projected and dtype == torch.float16 else dtype
 
 
 def precision_name(dtype: torch.dtype, device: torch.device) -> str:

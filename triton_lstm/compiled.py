@@ -16,6 +16,12 @@ def decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[
     return chosen_backend(backend), no_kernel_for(device_type, dtype)
 
 
+@torch.compiler.assume_constant_result
+def to_onnx() -> bool:
+    """Whether torch.onnx.export makes this graph; the compiler takes the function itself for False."""
+    return torch.onnx.is_in_onnx_export()
+
+
 @torch.compiler.disable(reason="triton_lstm runs packed rows, and what torch.func transforms, outside of a graph")
 def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Breaks the graph: for packed rows, whose number depends on the data, and for what torch.func transforms, where an

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import chosen_backend, precision_name, wants_gradient, why_torch_is_faster
+from triton_lstm.backend import chosen_backend, layer_dtype, precision_name, wants_gradient, why_torch_is_faster
 from triton_lstm.cost import cost
 from triton_lstm.devices import Device, known_gpu
 from triton_lstm.module import LSTM
@@ -56,11 +56,18 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
         if there is None and data.device.type == "cpu":
             lines.append('Off a GPU, gpu="H100" asks what the call would do on one.')
         return lines
+    computed = layer_dtype(dtype, module.proj_size > 0)
+    if computed != dtype:
+        lines.append(
+            "The layers compute in float32: with a projection W_hh @ W_hr may be larger than float16 can hold."
+        )
     layers = module.num_layers * (2 if module.bidirectional else 1)
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
         directions = 2 if module.bidirectional else 1
-        lines += _of(*_choice(dtype, data.device, batch, module.hidden_size, backward, directions, there), directions)
+        lines += _of(
+            *_choice(computed, data.device, batch, module.hidden_size, backward, directions, there), directions
+        )
     return lines
 
 

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from triton_lstm.backend import Backend, wants_gradient, why_not_triton, why_torch_is_faster
+from triton_lstm.backend import (
+    Backend,
+    exports_to_onnx,
+    layer_dtype,
+    wants_gradient,
+    why_not_triton,
+    why_torch_is_faster,
+)
 from triton_lstm.checks import Group, by_layer, check_shapes, check_states
 from triton_lstm.packing import last_rows, side_by_side, starts_and_lengths
 from triton_lstm.record import Taps, watch_projection
@@ -88,9 +95,15 @@ def lstm(
     torch_path = why_not_triton(input, backend, *params, *(hx or ())) is not None
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
+    to_onnx = exports_to_onnx()
+    if to_onnx and weights[0][-1] is not None and not return_states:
+        raise RuntimeError(
+            "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported to ONNX "
+            "(what torch.onnx.export makes of an nn.LSTM with proj_size does not run)"
+        )
     if (torch_path or faster) and not return_states:
         hx = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not to_onnx:
             from triton_lstm.torch_ops import lstm_by_torch
 
             return lstm_by_torch(input, hx, params, *options, batch_first)
@@ -130,7 +143,7 @@ def lstm(
             h_n.append(h)
             c_n.append(c)
             if return_states:
-                states.append(_states(gates, c_all, directions))
+                states.append(_states(gates.to(input.dtype), c_all, directions))
             if train and dropout and k < num_layers - 1:
                 x = torch.nn.functional.dropout(x, dropout, True)
     if torch.compiler.is_compiling() and x.requires_grad and not torch_path:
@@ -172,10 +185,13 @@ def _layer(
     """One layer by `run`, as layer.py has it, but with h0 (B, D*(P or H)) and h_n (D, B, P or H).
 
     A projection is folded away: h = W_hr m makes W_hh h[t-1] = (W_hh W_hr) m[t-1], so the loop runs on m from 0, with
-    W_hh h0 added to its first step, and W_hr is applied to all of m afterwards.
+    W_hh h0 added to its first step, and W_hr is applied to all of m afterwards. In float16 all of this is float32, the
+    gates that are returned, too.
     """
-    directions = len(groups)
-    stacked: list[Any] = [None if ws[0] is None else _stack(ws) for ws in zip(*groups, strict=True)]
+    directions, results_in = len(groups), x.dtype
+    dtype = layer_dtype(x.dtype, groups[0][-1] is not None)
+    x, h0, c0 = x.to(dtype), None if h0 is None else h0.to(dtype), c0.to(dtype)
+    stacked: list[Any] = [None if ws[0] is None else _stack(ws).to(dtype) for ws in zip(*groups, strict=True)]
     w_ih, w_hh, b_ih, b_hh, w_hr = stacked
     biases = None if b_ih is None else torch.stack([b_ih, b_hh])
     r0 = None
@@ -196,7 +212,7 @@ def _layer(
         y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         h_n = last_rows(y, directions, starts, lengths)
         y = watch_projection(taps, y, stacked[1]) if taps else y
-    return y, h_n, c_n, gates, c
+    return y.to(results_in), h_n.to(results_in), c_n.to(results_in), gates, c
 
 
 def _stack(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from triton_lstm.backend import Backend, chosen_backend, why_not_triton, why_torch_is_faster
+from triton_lstm.backend import Backend, chosen_backend, exports_to_onnx, why_not_triton, why_torch_is_faster
 from triton_lstm.checks import check_lengths, refuse_opacus, tell_opacus
 from triton_lstm.functional import LayerStates, lstm
 from triton_lstm.layout import Layout
@@ -161,7 +161,7 @@ class LSTM(nn.RNNBase):
         layout = Layout(batched, self.batch_first) if self._recordings else None
         output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
         if not batched:
-            if torch.compiler.is_compiling() and output.requires_grad:
+            if torch.compiler.is_compiling() and output.requires_grad and not exports_to_onnx():
                 from triton_lstm.ops import fresh
 
                 output = fresh(output)

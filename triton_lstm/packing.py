@@ -122,7 +122,7 @@ def add_to_predecessors(
 ) -> None:
     """Adds each row of `added` in place to the row of `data` that is processed just before it, if there is one.
 
-    data, added: one direction's features of dense or packed data.
+    data, added: one direction's features of dense or packed data, of one dtype.
     """
     if starts is None or lengths is None:
         now, before = (slice(None, -1), slice(1, None)) if against_time else (slice(1, None), slice(None, -1))

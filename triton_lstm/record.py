@@ -251,7 +251,8 @@ def _projected(
     given = {name: grad for name, (of_task, grad) in tap.outputs.items() if of_task == task}
     zeros = m.new_zeros(*m.shape[:-1], len(w_hh) * w_hh.shape[-1])
     own = given.get("all", zeros)
-    dh = own.to(torch.promote_types(m.dtype, torch.float32), copy=True)
+    wide = torch.promote_types(m.dtype, torch.float32)  # as the loop has its totals; in 16 bits the product would round
+    dh = own.to(wide, copy=True)
     for d, (part, total) in enumerate(zip(dgates.chunk(len(w_hh), -1), dh.chunk(len(w_hh), -1), strict=True)):
-        add_to_predecessors(total, part @ w_hh[d], starts, lengths, against_time=d == 1)
+        add_to_predecessors(total, part.to(wide) @ w_hh[d].to(wide), starts, lengths, against_time=d == 1)
     return given.get("output", zeros), own, dh
