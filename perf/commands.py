@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, interrupted_by_signals, require
+from triton_lstm.config import UsageError, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, watched
 
@@ -121,15 +121,14 @@ def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device:
 
     store = None
     try:
-        with interrupted_by_signals():
-            store = Store(path, machine())
-            if args.retry:
-                for case, provider, mode in wanted:
-                    row = store.get(case.name, provider.name, mode)
-                    if row is not None and row["status"] not in ("ok", "skipped"):
-                        store.measure_again(row)
-            with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
-                run(wanted, store, device)
+        store = Store(path, machine())
+        if args.retry:
+            for case, provider, mode in wanted:
+                row = store.get(case.name, provider.name, mode)
+                if row is not None and row["status"] not in ("ok", "skipped"):
+                    store.measure_again(row)
+        with watched(store.marker, lambda: _start_again(args, f"no answer for {HANG_S} s")):
+            run(wanted, store, device)
     except KeyboardInterrupt:
         if store:
             store.save()

@@ -14,6 +14,7 @@ import torch
 from triton_lstm import commands, doctor, gradient_commands, tune_commands
 from triton_lstm.config import UsageError
 from triton_lstm.perf import commands as perf_commands
+from triton_lstm.signals import INTERRUPTED, interrupted_by_signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)  # for a command that starts itself again
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
+        with interrupted_by_signals():
+            status: int = args.run(args)
+            sys.stdout.flush()
+            return status
     except UsageError as error:
-        print(f"triton-lstm {args.command}: {error}.", file=sys.stderr)
+        print(f"triton-lstm {args.command}: {_one_line(str(error))}.", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
@@ -57,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: no complaint at exit
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{_one_line(str(error.filename))}: " if error.filename else ""
         advice = "Free what is short" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give another place"
         print(f"triton-lstm {args.command}: {where}{error.strerror}. {advice} and try again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"triton-lstm {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and the like, which a file's name may have."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-from collections.abc import Iterator
-from typing import Any, NoReturn
 
 import torch
 
+LARGEST, LAYERS, SEEDS = 1 << 31, 1000, 1 << 32  # a size of the model or the batch; layers at most; seeds there are
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -19,7 +16,10 @@ class UsageError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What determines a run's losses, next to the text. Saved in checkpoints."""
+    """What determines a run's losses, next to the text. Saved in checkpoints.
+
+    lr: Adam's rate after `warmup` steps, up to which it rises; from there on it falls with the root of the step.
+    """
 
     hidden: int
     layers: int
@@ -27,28 +27,15 @@ class Config:
     batch: int
     seq_len: int
     lr: float
+    warmup: int
     dtype: str
     seed: int = 0
 
 
-SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
-LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, dtype="bfloat16")  # a GPU
-
-
-@contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP, where they are not ignored, are what Ctrl-C is."""
-
-    def interrupt(signum: int, stack: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signals = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
-    before = {name: signal.signal(name, interrupt) for name in signals}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+# In the interpreter, and on a GPU
+SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, warmup=40, dtype="float32")
+LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, warmup=100, dtype="bfloat16")
+SMALL_STEPS, LARGE_STEPS = 320, 1000
 
 
 def require(*packages: str) -> None:

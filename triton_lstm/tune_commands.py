@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, interrupted_by_signals, require
+from triton_lstm.config import UsageError, require
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
 from triton_lstm.tables import FOLDER, remember, user_folder
@@ -142,7 +142,7 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
     wanted = [item for item in items if str(item) not in progress.results and (args.again or not item.known(table))]
     ends = time.monotonic() + args.budget
     try:
-        with watched(progress.path, lambda: start_again(args, f"no answer for {HANG_S} s")), interrupted_by_signals():
+        with watched(progress.path, lambda: start_again(args, f"no answer for {HANG_S} s")):
             for item in tqdm(wanted, unit="item", disable=None):
                 if time.monotonic() > ends:
                     stopped = "the budget is spent"
