@@ -192,9 +192,7 @@ def test_a_signal_saves_and_the_line_after_it_goes_on(number, training, run, tmp
 
 def test_an_ignored_ctrl_c_stays_ignored(training):
     """As of a job in the background of a script, and as nohup does with SIGHUP."""
-    ignoring = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-    )
+    ignoring = "import os, signal; from sys import argv; signal.signal(2, signal.SIG_IGN); os.execv(argv[1], argv[1:])"
     process = training("--steps", "1000000", before=[sys.executable, "-c", ignoring])
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):

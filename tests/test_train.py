@@ -72,7 +72,7 @@ BAD_INPUT = {
     "resume no checkpoint": (["--resume", "--checkpoint", "short.txt"], "short.txt is no checkpoint"),
     "resume half a checkpoint": (
         ["--resume", "--checkpoint", "half.pt"],
-        "half.pt is no checkpoint of `train`, or is damaged: saved by another version",
+        "is damaged: saved by another version",
     ),
     "resume and compare": (["--resume", "--compare"], "Leave out --resume"),
     "unwritable": (["--checkpoint", "short.txt/x.pt"], "cannot write the checkpoint"),
