@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -166,7 +167,8 @@ def _train(args: argparse.Namespace) -> int:
         except OSError:  # the progress bar's output is gone; the steps are not
             save()
             raise
-        save()
+        with contextlib.suppress(KeyboardInterrupt):  # a second one, told after the save: `stop` knows of the first
+            save()
     losses = trainer.losses
     if stop and len(losses) < steps:
         print(f"stopped after step {len(losses)}; go on with: {_going_on(args, checkpoint, steps)}")
