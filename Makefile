@@ -16,13 +16,13 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(RUN) -m triton_lstm train --compare --checkpoint runs/demo.pt --overwrite
+	$(RUN) -m triton_lstm train --compare
 
 # The pictures of README.md
 figures: $(READY)
-	$(RUN) -m triton_lstm train --checkpoint runs/figures.pt --overwrite
+	$(RUN) -m triton_lstm train
 	mkdir -p docs
-	$(RUN) -m triton_lstm gradients --checkpoint runs/figures.pt --plot docs/gradients.png
+	$(RUN) -m triton_lstm gradients --checkpoint runs --plot docs/gradients.png
 
 test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile

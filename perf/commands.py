@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
+from triton_lstm.config import SHOWING, UsageError, dtype_name, require
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.watchdog import HANG_S, start_again, watched
 from triton_lstm.terminal import print_table, say
@@ -28,7 +28,6 @@ TAKES = {
     "standard": "the whole suite is meant to take eight minutes",
     "full": "the whole suite takes more than an hour",
 }
-SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 Only = dict[str, list[str]]
 
 
@@ -128,15 +127,14 @@ def _measure(args: argparse.Namespace, wanted: list[Wanted], path: Path, device:
 
     store = None
     try:
-        with interrupted_by_signals():
-            store = Store(path, machine())
-            if args.retry:
-                for case, provider, mode in wanted:
-                    row = store.get(case.name, provider.name, mode)
-                    if row is not None and row["status"] not in ("ok", "skipped"):
-                        store.measure_again(row)
-            with watched(store.marker, lambda: start_again(_again(args), f"no answer for {HANG_S} s")):
-                run(wanted, store, device)
+        store = Store(path, machine())
+        if args.retry:
+            for case, provider, mode in wanted:
+                row = store.get(case.name, provider.name, mode)
+                if row is not None and row["status"] not in ("ok", "skipped"):
+                    store.measure_again(row)
+        with watched(store.marker, lambda: start_again(_again(args), f"no answer for {HANG_S} s")):
+            run(wanted, store, device)
     except KeyboardInterrupt:
         if store:
             store.save()

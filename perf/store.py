@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Store:
     """The rows of one CSV. Rows are on disk as soon as they are added; a row replaces what it measures again.
 
     path: the CSV. about: this machine's columns; a file from another machine or code raises UsageError.
-    `marker` (path.running) names what is being measured: if a run finds one, the run before died there.
+    `marker` (path.running), a CSV as well, names what is being measured: if a run finds one, the run before died there.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -44,10 +44,9 @@ class Store:
     def _record_a_death(self) -> None:
         if not self.marker.exists():
             return
-        try:
-            rows = [row | DIED for row in json.loads(self.marker.read_text()) if set(KEY) <= set(row)]
-        except (ValueError, TypeError):  # died while writing it
-            rows = []
+        rows = []
+        with contextlib.suppress(UsageError):  # it is damaged
+            rows = [dict(row) for row in load([self.marker]).to_dict("records")]
         rows = [row for row in rows if not self.has(*_key(row))]  # of the others the reason is known
         if rows:
             self.add(*rows)
@@ -71,7 +70,7 @@ class Store:
     def begin(self, *rows: dict[str, Any]) -> None:
         """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
         known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
-        self.marker.write_text(json.dumps(known))
+        write(derive(pd.DataFrame([self._complete(row | DIED) for row in known])), self.marker)
 
     def end(self) -> None:
         """Notes that nothing is being measured."""
@@ -84,8 +83,11 @@ class Store:
             for key in [key for key in self._stale if key[:2] == (case, provider) and key[2] in (mode, ALL_MODES)]:
                 self._stale.discard(key)
                 self._rows.pop(key, None)
-            self._rows[case, provider, mode] = {**row, **self.about, "date": now(), "format": FORMAT}
+            self._rows[case, provider, mode] = self._complete(row)
         self.save()
+
+    def _complete(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, **self.about, "date": now(), "format": FORMAT}
 
     def save(self) -> None:
         """Writes the file; `add` has done so unless it was interrupted."""

@@ -1,13 +1,15 @@
 """Checkpoints of `train`: the same losses after --resume, nothing lost, nothing believed unseen."""
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
-from training import TINY, losses
+from training import TINY, losses, saved
 
 
 def test_resume_gives_the_same_losses(run, tmp_path):
@@ -26,6 +28,19 @@ def damaged(path, change):
 @pytest.mark.parametrize(
     "change",
     [
+        lambda c: c.pop("format"),
+        lambda c: c.update(extra=1),
+        lambda c: c.update(text=5),
+        lambda c: c.update(text=["missing\nhere"]),
+        lambda c: c.update(text=["\0"]),
+        lambda c: c.update(digest="f" * 64),
+        lambda c: c["config"].update(lr=float("nan")),
+        lambda c: c["config"].update(seed=10**25),
+        lambda c: c["config"].update(layers=10**6),
+        lambda c: c.pop("exp_avg"),
+        lambda c: c["exp_avg"].pop("head.bias"),
+        lambda c: c["exp_avg_sq"].update({"head.bias": torch.zeros(3)}),
+        lambda c: c["model"].update({"head.bias": torch.zeros(256, dtype=torch.int32)}),
         lambda c: c.pop("model"),
         lambda c: c.pop("text"),
         lambda c: c["model"].pop("head.bias"),
@@ -38,15 +53,15 @@ def damaged(path, change):
 )
 def test_resume_from_a_malformed_checkpoint(change, run, tmp_path):
     assert run("--steps", 2)[0] == 0
-    damaged(tmp_path / "runs/train.pt", change)
+    damaged(saved(tmp_path), change)
     status, _, err = run("--steps", 3, "--resume", text=None)
-    assert status == 2 and len(err.strip().splitlines()) == 1 and "start afresh" in err.lower(), err
+    assert status == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err, err
 
 
 def test_resume_from_flipped_bits(run, tmp_path):
     """torch.load would take them: it does not look at the archive's checksums."""
     assert run("--steps", 2)[0] == 0
-    path = tmp_path / "runs/train.pt"
+    path = saved(tmp_path)
     weights = torch.load(path, weights_only=True)["model"]["lstm.weight_hh_l0"].numpy().tobytes()
     content = path.read_bytes()
     assert weights in content
@@ -82,16 +97,21 @@ def test_resume_with_another_shape(run):
 
 def test_a_checkpoint_is_not_overwritten_unasked(run, tmp_path):
     assert run("--steps", 2)[0] == 0
-    before = (tmp_path / "runs/train.pt").read_bytes()
-    status, _, err = run("--steps", 3)
+    before = (saved(tmp_path)).read_bytes()
+    assert run("--steps", 2)[0] == 0  # in a folder of its own, also within the same second
+    first, second = sorted(tmp_path.glob("runs/*/train.pt"), key=lambda path: path.stat().st_mtime_ns)
+    assert first.read_bytes() == before
+    assert run("--steps", 3, "--resume")[0] == 0
+    assert (len(losses(first)), len(losses(second))) == (2, 3)
+    status, _, err = run("--steps", 3, "--checkpoint", first)
     assert status == 2 and "--overwrite" in err
-    assert (tmp_path / "runs/train.pt").read_bytes() == before
-    assert run("--steps", 3, "--overwrite")[0] == 0
+    assert first.read_bytes() == before
+    assert run("--steps", 3, "--checkpoint", first, "--overwrite")[0] == 0
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
     assert run("--steps", 2)[0] == 0
-    before = (tmp_path / "runs/train.pt").read_bytes()
+    before = (saved(tmp_path)).read_bytes()
 
     def full(content, file):  # as torch.save does it: its archive cannot be closed any more
         file.write(b"half")
@@ -103,8 +123,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     status, _, err = run("--steps", 3, "--resume")
     assert status == 2 and "No space left on device" in err
-    assert (tmp_path / "runs/train.pt").read_bytes() == before
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["train.pt"]
+    assert (saved(tmp_path)).read_bytes() == before
+    assert [path.name for path in saved(tmp_path).parent.iterdir()] == ["train.pt"]
+
+
+def test_what_killed_processes_left_is_removed(run, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    for left in (ended.pid, os.getppid()):  # dead, and alive
+        (tmp_path / f"a[1].pt.{left}.tmp").touch()
+    (tmp_path / f"b.pt.{ended.pid}.tmp").touch()
+    assert run("--steps", 1, "--checkpoint", "a[1].pt")[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("*.tmp")) == sorted(
+        [f"a[1].pt.{os.getppid()}.tmp", f"b.pt.{ended.pid}.tmp"]
+    )
 
 
 @pytest.mark.parametrize("steps", [3, 1], ids=["on the way", "at the end"])
@@ -117,32 +149,73 @@ def test_ctrl_c_during_a_save_is_not_forgotten(steps, run, tmp_path, monkeypatch
 
     monkeypatch.setattr(torch, "save", interrupted)
     status, out, _ = run("--steps", steps, "--save-every", 1)
-    assert status == 130 and "stopped after step 1; go on with" in out
-    assert len(losses(tmp_path / "runs/train.pt")) == 1
+    assert status == 130 and "stopped after step 1" in out and ("go on with" in out) == (steps == 3)
+    assert len(losses(saved(tmp_path))) == 1
 
 
-def test_ctrl_c_saves_and_resumes_to_the_same_losses(tmp_path, text):
-    """A real process and a real signal."""
-    base = [sys.executable, "-m", "triton_lstm", "train", *TINY, "--text", str(text)]
+@pytest.fixture
+def training(tmp_path, text):
+    """Starts `train` in a process of its own; waits for its first step."""
+    started = []
+
+    def start(*args, before=()):
+        command = [sys.executable, "-m", "triton_lstm", "train", *TINY, "--text", str(text), *args]
+        process = subprocess.Popen([*before, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started.append(process)
+        while b"step/s" not in (seen := process.stderr.read1()) or b" 0/" in seen:
+            assert process.poll() is None
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_saves_and_the_line_after_it_goes_on(number, training, run, tmp_path):
+    """A real process and a real signal; to the same losses as those of a run in one piece."""
+    process = training("--steps", "100000", "--checkpoint", "a run's.pt")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and b"Traceback" not in err
+    done = len(losses(tmp_path / "a run's.pt"))
+    said, _, line = out.decode().splitlines()[-1].partition("; go on with: ")
+    assert said == f"stopped after step {done}"
+    python, *command = shlex.split(line)
+    assert python == sys.executable and command[:2] == ["-m", "triton_lstm"]
+    assert command[2:8] == ["train", "--resume", "--checkpoint", "a run's.pt", "--steps", "100000"]
+    assert run(*command[3:], "--steps", done + 2, text=None)[0] == 0
+    assert run("--steps", done + 2, "--checkpoint", "whole.pt")[0] == 0
+    assert losses(tmp_path / "a run's.pt") == losses(tmp_path / "whole.pt")
+
+
+def test_an_ignored_ctrl_c_stays_ignored(training):
+    """As of a job in the background of a script, and as nohup does with SIGHUP."""
+    ignoring = "import os, signal; from sys import argv; signal.signal(2, signal.SIG_IGN); os.execv(argv[1], argv[1:])"
+    process = training("--steps", "1000000", before=[sys.executable, "-c", ignoring])
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("start", ["-m", "script"])
+def test_ctrl_c_while_pytorch_is_imported(start, tmp_path):
+    """A stand-in for torch that says that it is being imported; the reader answers with Ctrl-C."""
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(300)\n"
+    (tmp_path / "torch.py").write_text(slow)
+    (tmp_path / "triton-lstm").write_text("from triton_lstm.cli import main\nmain()\n")
+    command = ["-m", "triton_lstm"] if start == "-m" else [str(tmp_path / "triton-lstm")]
     process = subprocess.Popen(
-        [*base, "--steps", "100000", "--checkpoint", "cut.pt"],
-        cwd=tmp_path,
+        [sys.executable, *command, "doctor"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    while b"/100000" not in (seen := process.stderr.read1()) or b" 0/" in seen:
-        assert process.poll() is None
-        time.sleep(0.05)
+    assert process.stdout.readline() == b"importing\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"Traceback" not in err
-    done = len(losses(tmp_path / "cut.pt"))
-    assert f"stopped after step {done}; go on with: train --resume --checkpoint cut.pt" in out.decode()
-    for name, extra in (("cut.pt", ["--resume"]), ("whole.pt", [])):
-        subprocess.run(
-            [*base, "--steps", str(done + 3), "--checkpoint", name, *extra],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-        )
-    assert losses(tmp_path / "cut.pt") == losses(tmp_path / "whole.pt")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and err == b""

@@ -162,10 +162,19 @@ def test_a_kill_while_the_yardstick_runs_ends_the_case_for_all(tmp_path, device,
     }
 
 
-@pytest.mark.parametrize("text", ['[{"case": "fp3', "", "[1]", "null", "{}", '"abc"', "[{}]"])
+NESTED = '[{"case": {"a": 1}, "provider": "b", "mode": "c"}]'
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"case": "fp3', "", "null", "{}", NESTED, "[" * 100_000, "case,format\n\0,1\n", "T"]
+)
 def test_a_damaged_marker_does_no_harm(tmp_path, text):
     results(tmp_path).add({"case": "copy", "provider": "device", "mode": "floor", "status": "ok"})
-    (tmp_path / "bench_smoke.running").write_text(text)
+    marker = tmp_path / "bench_smoke.running"
+    if text == "T":  # one that was written, with another T
+        results(tmp_path).begin({"case": "a", "provider": "b", "mode": "c", "T": 12345})
+        text = marker.read_text().replace("12345", "many")
+    marker.write_text(text)
     before = len(rows(tmp_path))
     results(tmp_path)
     assert len(rows(tmp_path)) == before and not (tmp_path / "bench_smoke.running").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training import DEVICE, losses
+from training import DEVICE, losses, saved
 
 import triton_lstm
 from triton_lstm import commands, train
@@ -22,7 +22,7 @@ def test_learns_and_reports(run, tmp_path):
     assert status == 0
     assert "tokens/s" in err and "loss" in err  # the progress bar
     assert "bits per byte" in out and "sample: " in out
-    curve = losses(tmp_path / "runs/train.pt")
+    curve = losses(saved(tmp_path))
     assert len(curve) == 60 and curve[-1] < curve[0] - 1
 
 
@@ -61,15 +61,22 @@ BAD_INPUT = {
     "a folder as text": (["--text", "."], "is not a regular file. Give readable files"),
     "empty text": (["--text", "empty.txt"], "0 bytes are too few"),
     "short text": (["--text", "short.txt"], "10 bytes are too few, --seq-len 5 needs"),
-    "steps": (["--steps", "0"], "must be a whole number from 1 up, got '0'"),
+    "steps": (["--steps", "0"], "must be a whole number from 1 to 2147483648, got '0'"),
+    "a number of many digits": (["--batch", "9" * 5000], "must be a whole number from 1 to"),
+    "layers without end": (["--layers", "1000000000"], "must be a whole number from 1 to 1000"),
     "learning rate": (["--lr", "-1"], "must be a number above 0"),
     "nan": (["--lr", "nan"], "must be a number above 0"),
     "seed": (["--seed", "-3"], "must be a whole number from 0"),
     "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
     "unknown flag": (["--hiden", "3"], "unrecognized arguments: --hiden 3"),
     "resume nothing": (["--resume", "--checkpoint", "nowhere.pt"], "cannot read the checkpoint nowhere.pt"),
+    "resume where nothing was trained": (["--resume"], "cannot read the checkpoint runs: No such file"),
+    "resume an empty folder": (["--resume", "--checkpoint", "."], "holds no checkpoint"),
     "resume no checkpoint": (["--resume", "--checkpoint", "short.txt"], "short.txt is no checkpoint"),
-    "resume half a checkpoint": (["--resume", "--checkpoint", "half.pt"], "half.pt is no checkpoint"),
+    "resume half a checkpoint": (
+        ["--resume", "--checkpoint", "half.pt"],
+        "is damaged: saved by another version",
+    ),
     "resume and compare": (["--resume", "--compare"], "Leave out --resume"),
     "unwritable": (["--checkpoint", "short.txt/x.pt"], "cannot write the checkpoint"),
     "a folder as checkpoint": (["--checkpoint", ".", "--overwrite"], "cannot write the checkpoint"),

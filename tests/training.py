@@ -1,6 +1,7 @@
 """A tiny training run through the command line, for test_train.py and test_checkpoint.py."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def run(tmp_path, text, capsys, monkeypatch):
         return status, out, err
 
     return call
+
+
+def saved(folder: Path) -> Path:
+    """The checkpoint of the only run there."""
+    (path,) = folder.glob("runs/*/train.pt")
+    return path
 
 
 def losses(path) -> list[float]:

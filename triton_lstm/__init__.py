@@ -1,5 +1,9 @@
 """triton_lstm: the LSTM of PyTorch as persistent Triton kernels."""
 
+from triton_lstm.signals import leave_quietly
+
+leave_quietly()  # before PyTorch, whose import takes a while
+
 from triton_lstm.convert import convert
 from triton_lstm.explain import explain
 from triton_lstm.functional import lstm

@@ -1,9 +1,6 @@
 import sys
 
-try:
-    from triton_lstm.cli import main
-except KeyboardInterrupt:  # while PyTorch is being imported
-    sys.exit(130)
+from triton_lstm.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

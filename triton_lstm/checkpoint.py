@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import itertools
 import signal
+import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from triton_lstm.config import DTYPES, Config, UsageError
+from triton_lstm.config import Config, UsageError, require
+from triton_lstm.signals import interrupts
+from triton_lstm.whole_file import beside, written_whole
+
+FORMAT = 1  # see checkpoint_content.py
 
 
-@contextmanager
-def interrupts() -> Iterator[list[bool]]:
-    """Inside the block, the first Ctrl-C only fills the list: the step under way ends before anything is saved."""
-    seen: list[bool] = []
+def new_run(folder: Path) -> Path:
+    """A checkpoint's place in a folder of its own, made now and named by the time."""
+    name = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for k in itertools.count(1):
+        run = folder / (f"{name}_{k}" if k > 1 else name)
+        try:
+            run.mkdir(parents=True)
+            break
+        except FileExistsError as error:
+            if not run.is_dir():
+                raise _cannot_write(run, error) from None
+        except OSError as error:
+            raise _cannot_write(run, error) from None
+    return run / "train.pt"
 
-    def handler(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(True)
 
-    shipped = signal.signal(signal.SIGINT, handler)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, shipped)
+def newest_checkpoint(path: Path) -> Path:
+    """`path` itself or, where it is a folder of runs, the checkpoint in it that was saved last."""
+    if not path.is_dir():
+        return path
+    found = [file for pattern in ("*.pt", "*/*.pt") for file in path.glob(pattern) if file.is_file()]
+    if not found:
+        raise UsageError(f"{path} holds no checkpoint of `train`. Name one with --checkpoint, or train first")
+    return max(found, key=lambda file: (file.stat().st_mtime_ns, file))
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside `path` and renames, so that a crash leaves the old checkpoint whole; Ctrl-C waits for the end."""
-    beside = _beside(path)
+    """Writes beside `path` and renames, so that a crash leaves the old checkpoint whole; signals wait for the end."""
     with interrupts() as seen:
         try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-            os.replace(beside, path)
+            with written_whole(path) as fresh, fresh.open("wb") as file:
+                torch.save({"format": FORMAT} | content, file)
         except (OSError, RuntimeError) as error:  # torch.save closes its archive with a RuntimeError on a full disk
             raise _cannot_write(path, error) from None
-        finally:
-            with suppress(OSError):
-                beside.unlink()
-    if seen:  # whoever handles Ctrl-C outside is told now
-        signal.raise_signal(signal.SIGINT)
-
-
-def _beside(path: Path) -> Path:
-    return Path(f"{path}.{os.getpid()}.tmp")
+    if seen:  # whoever handles it outside is told now
+        signal.raise_signal(seen[0])
 
 
 def _cannot_write(path: Path, error: BaseException) -> UsageError:
@@ -59,7 +61,13 @@ def _cannot_write(path: Path, error: BaseException) -> UsageError:
 
 
 def load_checkpoint(path: Path, advice: str = "Start afresh without --resume") -> tuple[Config, dict[str, Any]]:
-    """The configuration and the rest of a checkpoint that save_checkpoint wrote; `advice` goes with a damaged one."""
+    """The configuration and the rest of a checkpoint that save_checkpoint wrote, by the names of
+    checkpoint_content.Content; `advice` goes with a damaged one."""
+    require("pydantic")
+    from pydantic import ValidationError
+
+    from triton_lstm.checkpoint_content import CHECKED
+
     if path.exists() and not path.is_file():
         raise UsageError(f"the checkpoint {path} is not a regular file")
     try:
@@ -67,22 +75,17 @@ def load_checkpoint(path: Path, advice: str = "Start afresh without --resume") -
             damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
         if damaged:
             raise ValueError(damaged)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        config = Config(**content["config"])
-        for field in dataclasses.fields(Config):
-            value = getattr(config, field.name)
-            least = 0 if field.name == "seed" else 1
-            if type(value).__name__ != field.type or (field.type == "int" and value < least):
-                raise ValueError(field.name)
-        if config.dtype not in DTYPES or not all(type(loss) is float for loss in content["losses"]):
-            raise ValueError("dtype or losses")
-        if not {"text", "digest", "model", "optimizer"} <= content.keys():
-            raise ValueError("something is missing")
-        return config, content
+        content = CHECKED.validate_python(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        what = "saved by another version of triton_lstm" if where == "format" else f"{where} {first['msg']}".strip()
+        raise UsageError(f"{path} is no checkpoint of `train`, or is damaged: {what}. {advice}") from None
     except Exception:
         raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. {advice}") from None
+    return Config(**content["config"]), dict(content)
 
 
 def prepare_checkpoint(path: Path, text: list[str], *, replace: bool) -> None:
@@ -97,9 +100,9 @@ def prepare_checkpoint(path: Path, text: list[str], *, replace: bool) -> None:
         if path.exists() and not zipfile.is_zipfile(path):
             raise UsageError(f"{path} is no checkpoint, and --overwrite replaces only those. Name another --checkpoint")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(path)
-        beside.touch()
-        beside.unlink()
+        fresh = beside(path)
+        fresh.touch()
+        fresh.unlink()
     except (OSError, RuntimeError) as error:
         raise _cannot_write(path, error) from None
 

@@ -15,6 +15,7 @@ import triton_lstm
 from triton_lstm import commands, doctor, gradient_commands, tune_commands
 from triton_lstm.config import UsageError
 from triton_lstm.perf import commands as perf_commands
+from triton_lstm.signals import INTERRUPTED, interrupted_by_signals
 from triton_lstm.terminal import escaped, sentence
 
 
@@ -58,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else None  # for a command that starts itself again
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
+        with interrupted_by_signals():
+            status: int = args.run(args)
+            sys.stdout.flush()
+            return status
     except UsageError as error:
         _tell(args, str(error))
         return 2
@@ -80,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"triton-lstm {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED

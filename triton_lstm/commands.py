@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +17,46 @@ from torch import nn
 
 from triton_lstm import train
 from triton_lstm.backend import device_for, spin_limit, why_not_triton
-from triton_lstm.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
-from triton_lstm.config import DTYPES, LARGE, SMALL, Config, UsageError, dtype_name, require
+from triton_lstm.checkpoint import load_checkpoint, new_run, newest_checkpoint, prepare_checkpoint, save_checkpoint
+from triton_lstm.config import (
+    DTYPES,
+    LARGE,
+    LARGE_STEPS,
+    LARGEST,
+    LAYERS,
+    SEEDS,
+    SMALL,
+    SMALL_STEPS,
+    Config,
+    UsageError,
+    dtype_name,
+    require,
+)
 from triton_lstm.module import LSTM
 from triton_lstm.perf.cases import switches
+from triton_lstm.signals import INTERRUPTED, interrupts
+from triton_lstm.terminal import print_table
 from triton_lstm.train import Trainer
 
-CHECKPOINT = Path("runs/train.pt")
+RUNS = Path("runs")
 INTERPRETED_S = 0.02  # of a step of a time loop in Triton's interpreter
 
 
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
-    return int(text)
+def positive(text: str, most: int = LARGEST) -> int:
+    return _whole(text, 1, most)
 
 
 def seed_number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {(1 << 32) - 1}, got {text!r}")
+    return _whole(text, 0, SEEDS - 1)
+
+
+def _layers(text: str) -> int:
+    return positive(text, LAYERS)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text[:40]!r}")
     return int(text)
 
 
@@ -50,16 +74,19 @@ def add_commands(commands: Any) -> None:
     """Adds train to the subparsers of the command line."""
     t = commands.add_parser("train", help="train a byte-level language model on real text")
     t.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's own standard library")
-    t.add_argument("--steps", type=positive, help="train up to this step (default: 80 off a GPU, 1000 on one)")
+    defaults = f"default: {SMALL_STEPS} off a GPU, {LARGE_STEPS} on one"
+    t.add_argument("--steps", type=positive, help=f"train up to this step ({defaults})")
     for name, what in [
         ("hidden", "hidden units"),
         ("layers", "LSTM layers"),
         ("embed", "width of the embedding"),
         ("batch", "sequences in a batch"),
         ("seq-len", "bytes in a sequence"),
+        ("warmup", "steps up to Adam's highest rate"),
     ]:
-        t.add_argument(f"--{name}", type=positive, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
-    t.add_argument("--lr", type=_rate, help=f"Adam's learning rate (default: {_presets('lr')})")
+        kind = _layers if name == "layers" else positive
+        t.add_argument(f"--{name}", type=kind, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
+    t.add_argument("--lr", type=_rate, help=f"Adam's highest rate (default: {_presets('lr')})")
     t.add_argument(
         "--dtype",
         type=dtype_name,
@@ -69,11 +96,11 @@ def add_commands(commands: Any) -> None:
     t.add_argument("--seed", type=seed_number, help="of the weights, the batches and the sample (default: 0)")
     t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     t.add_argument(
-        "--checkpoint", type=Path, default=CHECKPOINT, metavar="FILE", help=f"where to save (default: {CHECKPOINT})"
+        "--checkpoint", type=Path, metavar="FILE", help=f"where to save (default: a folder of its own in {RUNS}/)"
     )
     t.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     t.add_argument("--save-every", type=positive, default=100, metavar="STEPS", help="default: 100, and at the end")
-    t.add_argument("--resume", action="store_true", help="go on from --checkpoint; sizes and text come from there")
+    t.add_argument("--resume", action="store_true", help="go on from --checkpoint (default: from the newest run)")
     t.add_argument(
         "--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part"
     )
@@ -93,10 +120,11 @@ def command_device(name: str | None) -> torch.device:
 
 
 def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dict[str, Any] | None]:
-    """The run's configuration and, with --resume, the checkpoint it goes on from."""
+    """The run's configuration and, with --resume, the content of the checkpoint it goes on from."""
     given = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(args, f.name)) is not None}
     if not args.resume:
         return dataclasses.replace(SMALL if device.type == "cpu" else LARGE, **given), None
+    args.checkpoint = newest_checkpoint(args.checkpoint or RUNS)
     config, content = load_checkpoint(args.checkpoint)
     for name, value in given.items():
         if value != getattr(config, name):
@@ -110,7 +138,7 @@ def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dic
 def _train(args: argparse.Namespace) -> int:
     device = command_device(args.device)
     if args.compare:
-        require("pandas")
+        require("pandas", "rich")
         if args.resume:
             raise UsageError("--compare starts both models from the same weights. Leave out --resume")
     config, content = _config(args, device)
@@ -126,8 +154,9 @@ def _run(args: argparse.Namespace, device: torch.device, config: Config, content
     if content and content["digest"] != digest:
         raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or leave out --resume")
     training, held_out = train.split(text)
-    prepare_checkpoint(args.checkpoint, files or [], replace=args.overwrite or args.resume)
-    steps = args.steps or (80 if device.type == "cpu" else 1000)
+    if args.checkpoint:
+        prepare_checkpoint(args.checkpoint, files or [], replace=args.overwrite or args.resume)
+    steps = args.steps or (SMALL_STEPS if device.type == "cpu" else LARGE_STEPS)
 
     trainer = _trainer(config, device, content)
     if len(trainer.losses) >= steps:
@@ -135,51 +164,59 @@ def _run(args: argparse.Namespace, device: torch.device, config: Config, content
     model = trainer.model
     trainers = [trainer]
     if args.compare:
-        trainers += [
-            Trainer(train.build(config, device, nn.LSTM, dtype), config.lr) for dtype in (config.dtype, "fp64")
-        ]
+        theirs = [train.build(config, device, nn.LSTM, dtype) for dtype in (config.dtype, "fp64")]
+        trainers += [Trainer(beside, config) for beside in theirs]
     how = checked_backend(model.dtype, device)
+    checkpoint = args.checkpoint or new_run(RUNS)
     print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({how})' if how else _kernels(device)}")
     minutes = INTERPRETED_S / 60 * 2 * config.layers * config.seq_len * (steps - len(trainer.losses))
     if device.type == "cpu" and not how and minutes > 0.5:
         print(f"this takes about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''} or more", flush=True)
+    if content:
+        print(f"going on from step {len(trainer.losses)} of {checkpoint}")
 
     def save() -> None:
         about = {"config": dataclasses.asdict(config), "text": files, "digest": digest}
-        save_checkpoint(args.checkpoint, about | trainer.state())
+        save_checkpoint(checkpoint, about | trainer.state())
 
-    try:
-        finished = train.run(trainers, training, config, steps, device, save, args.save_every)
-    except OSError:  # the progress bar's output is gone; the steps are not
-        save()
-        raise
-    try:
-        save()
-    except KeyboardInterrupt:  # after the save: the checkpoint is there
-        finished = False
-    if not finished:
-        print(f"stopped after step {len(trainer.losses)}; go on with: train --resume --checkpoint {args.checkpoint}")
-        return 130
+    with interrupts() as stop:
+        try:
+            train.run(trainers, training, config, steps, device, save, args.save_every, stop)
+        except OSError:  # the progress bar's output is gone; the steps are not
+            save()
+            raise
+        with contextlib.suppress(KeyboardInterrupt):  # a second one, told after the save: `stop` knows of the first
+            save()
     losses = trainer.losses
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {args.checkpoint}")
+    if stop and len(losses) < steps:
+        print(f"stopped after step {len(losses)}; go on with: {_going_on(args, checkpoint, steps)}")
+    elif stop:
+        print(f"stopped after step {len(losses)}, the last one; checkpoint: {checkpoint}")
+    if stop:
+        return INTERRUPTED
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {checkpoint}")
     bits = train.bits_per_byte(model, held_out, config, device)
     print(f"held out: {bits * math.log(2):.3f} nats, or {bits:.3f} bits per byte, over all {len(held_out) - 1:,} bytes")
     print(f"sample: {train.sample(model, args.sample, config, device)}")
     return _report_comparison(trainers) if args.compare else 0
 
 
+def _going_on(args: argparse.Namespace, checkpoint: Path, steps: int) -> str:
+    """The command that goes on with a run, to be pasted into a shell."""
+    path = f"./{checkpoint}" if str(checkpoint).startswith("-") else str(checkpoint)
+    words = [sys.orig_argv[0], "-m", "triton_lstm", "train", "--resume", "--checkpoint", path, "--steps", str(steps)]
+    return shlex.join([*words, "--device", args.device] if args.device else words)
+
+
 def _trainer(config: Config, device: torch.device, content: dict[str, Any] | None) -> Trainer:
     """A trainer at its first step, or where the checkpoint's `content` left it."""
     try:
-        trainer = Trainer(train.build(config, device, LSTM), config.lr)
+        trainer = Trainer(train.build(config, device, LSTM), config)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
         what = str(error).splitlines()[0][:200] if str(error) else "out of memory"
         raise UsageError(f"cannot make a model of this size ({what}). Lower --hidden, --layers or --embed") from None
     if content:
-        try:
-            trainer.restore(content)
-        except Exception:
-            raise UsageError("the checkpoint's weights do not fit its sizes. Start afresh without --resume") from None
+        trainer.restore(content)
     return trainer
 
 
@@ -199,10 +236,13 @@ def _kernels(device: torch.device) -> str:
 
 
 def _report_comparison(trainers: list[Trainer]) -> int:
+    import pandas
+
     rows = train.compare(*(trainer.losses for trainer in trainers))
     bad = [row for row in rows if not row["ok"]]
     every = max(1, len(rows) // 20)
-    print(table([row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]))
+    shown = [row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]
+    print_table(pandas.DataFrame(shown))
     if bad:
         print(
             f"triton_lstm and nn.LSTM part at step {bad[0]['step']}: {len(bad)} of {len(rows)} losses differ too much"
@@ -210,10 +250,3 @@ def _report_comparison(trainers: list[Trainer]) -> int:
         return 1
     print(f"triton_lstm and nn.LSTM agree at all {len(rows)} steps")
     return 0
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    require("pandas")
-    import pandas
-
-    return str(pandas.DataFrame(rows).to_string(index=False))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-from collections.abc import Iterator
-from typing import Any, NoReturn
 
 import torch
 
+LARGEST, LAYERS, SEEDS = 1 << 31, 1000, 1 << 32  # a size of the model or the batch; layers at most; seeds there are
 # The names of all commands, tables and results; tf32 and fp32 are float32 with TF32 allowed or not
 DTYPES = {
     "fp16": torch.float16,
@@ -26,13 +23,19 @@ def dtype_name(text: str) -> str:
     return SPELLINGS.get(text, text)
 
 
+SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")  # the extra `perf`
+
+
 class UsageError(Exception):
     """Something the user can mend; its text says what and how."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What determines a run's losses, next to the text. Saved in checkpoints."""
+    """What determines a run's losses, next to the text. Saved in checkpoints.
+
+    lr: Adam's rate after `warmup` steps, up to which it rises; from there on it falls with the root of the step.
+    """
 
     hidden: int
     layers: int
@@ -40,6 +43,7 @@ class Config:
     batch: int
     seq_len: int
     lr: float
+    warmup: int
     dtype: str
     seed: int = 0
 
@@ -47,24 +51,10 @@ class Config:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
 
-SMALL = Config(hidden=64, layers=2, embed=32, batch=32, seq_len=24, lr=1e-2, dtype="float32")  # the interpreter
-LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, dtype="bfloat16")  # a GPU
-
-
-@contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP, where they are not ignored, are what Ctrl-C is."""
-
-    def interrupt(signum: int, stack: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signals = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
-    before = {name: signal.signal(name, interrupt) for name in signals}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+# In the interpreter, and on a GPU
+SMALL = Config(hidden=64, layers=1, embed=32, batch=64, seq_len=12, lr=3e-2, warmup=80, dtype="fp32")
+LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, warmup=100, dtype="bf16")
+SMALL_STEPS, LARGE_STEPS = 320, 1000
 
 
 def require(*packages: str) -> None:

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 from triton_lstm import gradient_shapes, train
-from triton_lstm.checkpoint import load_checkpoint
+from triton_lstm.checkpoint import load_checkpoint, newest_checkpoint
 from triton_lstm.commands import checked_backend, command_device, positive, seed_number
-from triton_lstm.config import SMALL, Config, UsageError, require
+from triton_lstm.config import SHOWING, SMALL, Config, UsageError, require
 from triton_lstm.gradients import Gradients, record_gradients
 from triton_lstm.module import LSTM
 
 SEQ_LEN = 100
-SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 OTHER = "Name another --checkpoint"
 
 
 def add_commands(commands: Any) -> None:
     """Adds gradients to the subparsers of the command line."""
     g = commands.add_parser("gradients", help="the gradients inside an LSTM: their shapes, how far back they reach")
-    g.add_argument("--checkpoint", type=Path, metavar="FILE", help="a model that `train` saved; default: a random one")
+    what = "what `train` saved; of a folder, the newest (default: a random model)"
+    g.add_argument("--checkpoint", type=Path, metavar="FILE", help=what)
     g.add_argument(
         "--text",
         nargs="+",
@@ -81,6 +81,8 @@ def _check_picture(path: Path) -> None:
 
 def _model_config(args: argparse.Namespace) -> tuple[Config, dict[str, Any] | None]:
     """The configuration of the checkpoint or of a random model, with this command's length, and the checkpoint."""
+    if args.checkpoint:
+        args.checkpoint = newest_checkpoint(args.checkpoint)
     config, content = load_checkpoint(args.checkpoint, OTHER) if args.checkpoint else (SMALL, None)
     given = {"seq_len": args.seq_len} | ({} if args.seed is None else {"seed": args.seed})
     return dataclasses.replace(config, **given), content

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from triton_lstm.plan import Exchange, Plan
+from triton_lstm.whole_file import written_whole
 
 FORMAT = 1  # of the file
 KERNELS = 1  # raised by a change to the kernels or to Plan after which older measurements mislead
@@ -234,11 +234,7 @@ def update(path: Path, gpu: str, *entries: Tuned | LayerTime) -> None:
                 table = read(path)
         table.about = {"gpu": gpu}
         table.add(*entries)
-        beside = Path(f"{path}.{os.getpid()}.tmp")
         text = render(table)
         parse(json.loads(text))  # what nobody could read is not written
-        try:
-            beside.write_text(text)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_whole(path) as fresh:
+            fresh.write_text(text)

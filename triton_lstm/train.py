@@ -7,16 +7,17 @@ import hashlib
 import math
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from triton_lstm.checkpoint import interrupts
 from triton_lstm.config import DTYPES, Config, UsageError
 from triton_lstm.terminal import Bar
 
+BETAS = (0.8, 0.95)  # of Adam: short memories, since runs are of hundreds of steps
 HELD_OUT = 20  # one part in so many of the text is never trained on
 EVALUATED = 8192  # bytes of it at once, or as many as a step of training has
 
@@ -61,6 +62,8 @@ def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
         data = b"\n".join(path.read_bytes() for path in paths)
     except OSError as error:
         raise UsageError(f"cannot read the text {error.filename}: {error.strerror}. Give readable files") from None
+    except ValueError as error:  # no system call takes such a name
+        raise UsageError(f"a text cannot have such a name ({error}). Give readable files") from None
     least = HELD_OUT * (seq_len + 2)
     if len(data) < least:
         what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
@@ -91,15 +94,23 @@ def loss_of(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
 
 
+def learning_rate(config: Config, step: int) -> float:
+    """Of a step counted from 0; no matter how many there will be, so that any run can go on."""
+    share = (step + 1) / config.warmup
+    return config.lr * min(share, share**-0.5)
+
+
 class Trainer:
     """A model, its optimizer, and the losses so far."""
 
-    def __init__(self, model: LanguageModel, lr: float) -> None:
-        self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    def __init__(self, model: LanguageModel, config: Config) -> None:
+        self.model, self.config = model, config
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=BETAS)
         self.losses: list[float] = []
 
     def step(self, tokens: torch.Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, len(self.losses))
         self.optimizer.zero_grad()
         loss = loss_of(self.model, tokens)
         loss.backward()
@@ -110,21 +121,41 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on from here to the same losses."""
-        return {"losses": self.losses, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        weights, state = dict(self.model.named_parameters()), self.optimizer.state  # empty before the first step
+        moments = {
+            kind: {name: state[weight].get(kind, torch.zeros_like(weight)) for name, weight in weights.items()}
+            for kind in ("exp_avg", "exp_avg_sq")
+        }
+        return {"losses": self.losses, "model": dict(self.model.state_dict()), **moments}
 
     def restore(self, content: dict[str, Any]) -> None:
+        """content: what `state` returned, from a checkpoint perhaps."""
         self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
         self.losses = content["losses"]
+        done = torch.tensor(float(len(self.losses)))
+        states = [
+            {"step": done.clone()} | {kind: content[kind][name].clone() for kind in ("exp_avg", "exp_avg_sq")}
+            for name, _ in self.model.named_parameters()
+        ]
+        state = {"state": dict(enumerate(states)), "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(state)
 
 
 def run(
-    trainers: list[Trainer], text: torch.Tensor, config: Config, steps: int, device: torch.device, save: Any, every: int
-) -> bool:
-    """Trains every trainer on the same batches up to step `steps`; False if Ctrl-C ended it. The first one is shown."""
+    trainers: list[Trainer],
+    text: torch.Tensor,
+    config: Config,
+    steps: int,
+    device: torch.device,
+    save: Any,
+    every: int,
+    stop: Sequence[Any] = (),
+) -> None:
+    """Trains every trainer on the same batches up to step `steps`, or until `stop` holds something. The first one is
+    shown."""
     first = trainers[0]
     begin = len(first.losses)
-    with interrupts() as seen, Bar(total=steps, initial=begin, unit="step") as bar:
+    with Bar(total=steps, initial=begin, unit="step") as bar:
         for step in range(begin, steps):
             tokens = window(text, config, step, device)
             start = time.perf_counter()
@@ -136,9 +167,8 @@ def run(
             bar.update()
             if (step + 1) % every == 0 and step + 1 < steps:
                 save()
-            if seen:
-                return False
-    return True
+            if stop:
+                break
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_lstm.backend import device_for
-from triton_lstm.config import UsageError, dtype_name, interrupted_by_signals, require
+from triton_lstm.config import SHOWING, UsageError, dtype_name, require
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
 from triton_lstm.tables import FOLDER, remember, user_folder
@@ -23,8 +23,6 @@ from triton_lstm.tune_progress import Progress
 
 if TYPE_CHECKING:
     from triton_lstm.tune_report import Shape
-
-SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")
 
 
 def add_commands(commands: Any) -> None:
@@ -175,7 +173,7 @@ def _tune(args: argparse.Namespace, shapes: list[Shape], path: Path, device: tor
         start_again(args.argv, f"no answer for {HANG_S} s")
 
     try:
-        with watched(progress.path, hangs), interrupted_by_signals():
+        with watched(progress.path, hangs):
             loops = [item.key for item in wanted if item.backward is not None]
             if len(loops) > 2:
                 compile_all(jobs_of_tune(loops))
