@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from triton_lstm.backend import Backend, wants_gradient, why_not_triton, why_torch_is_faster
-from triton_lstm.checks import Group, by_layer, check_shapes, check_states
+from triton_lstm.checks import Group, by_layer, check_pair, check_shapes, check_states
 from triton_lstm.packing import last_rows, side_by_side, starts_and_lengths
 from triton_lstm.record import Taps, watch_projection
 from triton_lstm.record_torch import listen_to_layer, recorded_lstm
@@ -22,11 +23,81 @@ class LayerStates(NamedTuple):
     Each has the output's rows and D*H features, the directions side by side; gradients flow through all of them.
     """
 
-    c: Any
-    i: Any
-    f: Any
-    g: Any
-    o: Any
+    c: torch.Tensor
+    i: torch.Tensor
+    f: torch.Tensor
+    g: torch.Tensor
+    o: torch.Tensor
+
+
+class PackedLayerStates(NamedTuple):
+    """LayerStates of a call with a PackedSequence, each one packed as well."""
+
+    c: PackedSequence
+    i: PackedSequence
+    f: PackedSequence
+    g: PackedSequence
+    o: PackedSequence
+
+
+_Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@overload
+def lstm(
+    input: torch.Tensor,
+    hx: Sequence[torch.Tensor] | None,
+    params: Sequence[torch.Tensor],
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    *,
+    batch_sizes: torch.Tensor | None = None,
+    recompute: bool = False,
+    return_states: Literal[False] = False,
+    backend: Backend | None = None,
+) -> _Results: ...
+
+
+@overload
+def lstm(
+    input: torch.Tensor,
+    hx: Sequence[torch.Tensor] | None,
+    params: Sequence[torch.Tensor],
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    *,
+    batch_sizes: torch.Tensor | None = None,
+    recompute: bool = False,
+    return_states: Literal[True],
+    backend: Backend | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[LayerStates]]: ...
+
+
+@overload
+def lstm(
+    input: torch.Tensor,
+    hx: Sequence[torch.Tensor] | None,
+    params: Sequence[torch.Tensor],
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    *,
+    batch_sizes: torch.Tensor | None = None,
+    recompute: bool = False,
+    return_states: bool,
+    backend: Backend | None = None,
+) -> _Results | tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[LayerStates]]: ...
 
 
 def lstm(
@@ -44,8 +115,7 @@ def lstm(
     recompute: bool = False,
     return_states: bool = False,
     backend: Backend | None = None,
-    taps: Sequence[Taps] = (),
-) -> tuple[Any, ...]:
+) -> Any:
     """A stack of LSTM layers, with torch.lstm's arguments in torch.lstm's order.
 
     Args:
@@ -59,7 +129,6 @@ def lstm(
         recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
         return_states: also return every layer's c and gates.
         backend: "auto", "triton" or "torch"; None reads TRITON_LSTM_BACKEND.
-        taps: record_gradients' own, for every layer what hears its backward passes.
 
     Returns:
         output (T, B, D*(P or H)), its transpose with `batch_first` or packed (N, D*(P or H)); h_n and c_n (shaped as h0
@@ -70,22 +139,44 @@ def lstm(
         ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast.
         RuntimeError: input, hx or batch_sizes of a wrong shape, T = 0, or backend="triton" where no kernel can run.
     """
+    options = has_biases, num_layers, dropout, train, bidirectional, batch_first
+    more: dict[str, Any] = dict(batch_sizes=batch_sizes, recompute=recompute, return_states=return_states)
+    return stack(input, hx, params, *options, backend=backend, **more)
+
+
+def stack(
+    input: torch.Tensor,
+    hx: Sequence[torch.Tensor] | None,
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    *,
+    batch_sizes: torch.Tensor | None,
+    recompute: bool,
+    return_states: bool,
+    backend: Any,
+    taps: Sequence[Taps] = (),
+) -> tuple[Any, ...]:
+    """lstm, with what record_gradients asks for: taps, for every layer what hears its backward passes."""
     options = has_biases, num_layers, float(dropout), train, bidirectional
     if batch_sizes is not None and torch.compiler.is_compiling():
         from triton_lstm.compiled import eagerly
 
         more = dict(batch_sizes=batch_sizes, recompute=recompute, return_states=return_states, backend=backend)
-        return eagerly(lstm, input, hx, params, *options, batch_first, **more)
+        return eagerly(stack, input, hx, params, *options, batch_first, **more)
     directions = 2 if bidirectional else 1
     params = list(params)
     weights = by_layer(params, num_layers * directions, has_biases)
     h_shape, c_shape = check_shapes(input, weights, directions, batch_first, batch_sizes)
     if hx is not None:
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
+        check_pair(hx)
         check_states(input, hx[0], hx[1], h_shape, c_shape)
     faster = None
-    torch_path = why_not_triton(input, backend, *params, *(hx or ())) is not None
+    torch_path = why_not_triton(input, backend, *params, *(() if hx is None else hx)) is not None
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
     if (torch_path or faster) and not return_states:

@@ -71,8 +71,8 @@ def layer_reference(
         join = torch.stack if batch_sizes is None else torch.cat
         gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
         results.append((y, h, c, gates, c_all))
-    y, h_n, c_n, gates, c_all = zip(*results, strict=True)
-    return torch.cat(y, -1), torch.stack(h_n), torch.stack(c_n), torch.cat(gates, -1), torch.cat(c_all, -1)
+    columns = enumerate(zip(*results, strict=True))
+    return tuple(torch.stack(parts) if k in (1, 2) else torch.cat(parts, -1) for k, parts in columns)
 
 
 def direction_steps(
