@@ -201,9 +201,9 @@ def test_recompute_off_the_kernels_changes_nothing():
 
 def test_states_never_go_to_the_faster_path(device, monkeypatch):
     """PyTorch's own LSTM has none to give, whatever a table says of its speed."""
-    for module in ("module", "functional"):
+    for module in ("module", "stack"):
         monkeypatch.setattr(f"triton_lstm.{module}.why_torch_is_faster", lambda *_: "it was measured faster there")
-    monkeypatch.setattr("triton_lstm.functional.layer_by_torch", lambda *_: pytest.fail("not by the kernels"))
+    monkeypatch.setattr("triton_lstm.stack.layer_by_torch", lambda *_: pytest.fail("not by the kernels"))
     module = triton_lstm.LSTM(FEATURES, H).to(device)
     assert len(module(torch.randn(T, B, FEATURES, device=device), return_states=True)[2][0]) == 5
 

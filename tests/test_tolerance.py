@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import triton_lstm
-from triton_lstm import functional, layer
+from triton_lstm import layer, stack
 from triton_lstm.layer import layer_gradients
 from triton_lstm.reference import Reference
 from triton_lstm.tolerance import Allowance, enlarge, worst_share
@@ -111,7 +111,7 @@ HELPERS = {  # what the reference once shared with the kernels' path: the name, 
     "first_rows": (layer, other_end, {}),
     "successions": (layer, lambda f: changed(f, one_step_off), {}),
     "_initial_share": (layer, lambda f: changed(f, lambda share, *_: share.roll(1, 0)), {"packed": True}),
-    "_stack": (functional, lambda f: changed(f, lambda weights, *_: weights * (1 + 1e-3)), {"proj_size": 4}),
+    "_stack": (stack, lambda f: changed(f, lambda weights, *_: weights * (1 + 1e-3)), {"proj_size": 4}),
 }
 
 
@@ -127,7 +127,7 @@ def test_every_helper_that_the_reference_does_without(name, device, monkeypatch)
 @pytest.mark.parametrize("packed, kwargs", [(True, {}), (False, {}), (False, {"proj_size": 4})])
 def test_the_reference_shares_nothing(packed, kwargs, device, monkeypatch):
     """It gives nn.LSTM's answers with every part of the kernels' path gone."""
-    for module in ("packing", "torch_layer", "layer", "functional"):
+    for module in ("packing", "torch_layer", "layer", "stack"):
         owner = __import__(f"triton_lstm.{module}", fromlist=["x"])
         for name, value in list(vars(owner).items()):
             if getattr(value, "__module__", "").startswith("triton_lstm") and callable(value):

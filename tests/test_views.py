@@ -1,4 +1,4 @@
-"""output, h_n and c_n lie in memory as nn.LSTM's do on the CPU: views where its are, to be changed where its can."""
+"""output, h_n and c_n lie in memory as nn.LSTM's do on the CPU, and can be changed in place where its can."""
 
 import itertools
 

@@ -64,7 +64,7 @@ def why_torch_is_faster(
         return None
     if (gpu is None and input.device.type != "cuda") or torch.is_autocast_enabled("cuda"):
         return None
-    if wants_gradient(input, *params, *(hx or ())) or torch._C._are_functorch_transforms_active():
+    if wants_gradient(input, *params, *(() if hx is None else hx)) or torch._C._are_functorch_transforms_active():
         return None
     from triton_lstm.tables import layer_time
 

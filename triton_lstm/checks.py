@@ -88,6 +88,19 @@ def _check_batch_sizes(batch_sizes: torch.Tensor, rows: int) -> None:
         raise RuntimeError(f"batch_sizes must be positive, never grow, and sum up to the {rows} rows of the input")
 
 
+def check_pair(hx: Any) -> None:
+    """Raises unless hx is h0 and c0: TypeError for what torch.lstm calls an invalid argument, else RuntimeError."""
+    wanted = "hx must be a tuple or list of two tensors, h0 and c0"
+    if not isinstance(hx, (tuple, list)):
+        got = f"one of shape {tuple(hx.shape)}: unbind it" if isinstance(hx, torch.Tensor) else type(hx).__name__
+        raise TypeError(f"{wanted}, got {got}")
+    if len(hx) != 2:
+        raise RuntimeError("lstm expects two hidden states")
+    for k, state in enumerate(hx):
+        if not isinstance(state, torch.Tensor):
+            raise TypeError(f"{wanted}, got {type(state).__name__} as hx[{k}]")
+
+
 def check_states(
     input: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, h_shape: tuple[int, ...], c_shape: tuple[int, ...]
 ) -> None:

@@ -7,7 +7,7 @@ A layer's arguments, here and below, with D directions of time:
     w_ih    (D, 4H, I)
     w_hh    (D, 4H, H)
     biases  (2, D, 4H), b_ih and b_hh, or None
-    r0      (B, D*4H), added to the pre-activations of each sequence's first step, or None (see functional.py)
+    r0      (B, D*4H), added to the pre-activations of each sequence's first step, or None (see stack.py)
     starts, lengths: of packed data (see packing.py), or None
 Its results, y and c of every step, have x's rows and D*H features, its gates D*4H; h_n and c_n are (D, B, H), each in
 memory of its own and no view.

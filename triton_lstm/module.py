@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from triton_lstm.backend import Backend, chosen_backend, exports_to_onnx, why_not_triton, why_torch_is_faster
-from triton_lstm.checks import check_lengths, refuse_opacus, tell_opacus
-from triton_lstm.functional import LayerStates, lstm
+from triton_lstm.call import Call, LayerStates, PackedLayerStates
+from triton_lstm.checks import check_lengths, check_pair, refuse_opacus, tell_opacus
 from triton_lstm.layout import Layout
 from triton_lstm.packing import refuse_capture
 from triton_lstm.record import Recording, begin
+from triton_lstm.stack import stack
+
+
+def _typed(forward: Any) -> Call:
+    """The same function, with the types of Call."""
+    return forward
 
 
 class LSTM(nn.RNNBase):
@@ -110,12 +116,13 @@ class LSTM(nn.RNNBase):
 
         kernels_only: nobody asks which is faster, for packed rows or a call that returns states.
         """
-        reason = why_not_triton(input, self.backend, *params, *(hx or ()))
+        reason = why_not_triton(input, self.backend, *params, *(() if hx is None else hx))
         if reason or kernels_only or torch.compiler.is_compiling():
             return reason
         batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
         return why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
 
+    @_typed
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, return_states: bool = False) -> Any:
         """Runs the stack.
 
@@ -166,13 +173,18 @@ class LSTM(nn.RNNBase):
 
                 output = fresh(output)
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
-            states = [_each(layers, lambda t: t.squeeze(batch_dim)) for layers in states]
+            states = [[LayerStates(*(t.squeeze(batch_dim) for t in layer)) for layer in layers] for layers in states]
         return output, (h_n, c_n), *states
+
+    if TYPE_CHECKING:
+        __call__: Call  # nn.Module's takes and returns Any
 
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool, padded_to: int | None = None) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""
         params = self._params
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        if sorted_indices is not None and isinstance(hx, torch.Tensor):
+            hx = tuple(hx)  # nn.LSTM's permute_hidden takes one stacked tensor, too
         self._check(data, hx, batch_sizes)
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         indices = sorted_indices, unsorted_indices
@@ -182,7 +194,7 @@ class LSTM(nn.RNNBase):
         def packed(t: torch.Tensor) -> PackedSequence:
             return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
 
-        states = [_each(layers, packed) for layers in states]
+        states = [[PackedLayerStates(*map(packed, layer)) for layer in layers] for layers in states]
         return packed(output), self.permute_hidden((h_n, c_n), unsorted_indices), *states
 
     def _forward_padded(self, input: Any, hx: Any, lengths: Any, return_states: bool) -> Any:
@@ -195,22 +207,25 @@ class LSTM(nn.RNNBase):
             raise RuntimeError("lengths= does not go through torch.func: pack the sequences and transform their data")
         lengths = check_lengths(lengths, batch, steps)
         if batch == 0:
-            return LSTM.forward(self, input, hx, return_states=return_states)
+            run: Any = LSTM.forward
+            return run(self, input, hx, return_states=return_states)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_c, *states = self._forward_packed(packed, hx, return_states, padded_to=steps)
 
         def padded(sequence: PackedSequence) -> torch.Tensor:
             return pad_packed_sequence(sequence, self.batch_first, total_length=steps)[0]
 
-        return padded(output), h_c, *(_each(layers, padded) for layers in states)
+        states = [[LayerStates(*map(padded, layer)) for layer in layers] for layers in states]
+        return padded(output), h_c, *states
 
     def _check(self, input: torch.Tensor, hx: Any, batch_sizes: torch.Tensor | None) -> None:
         if hx is None:
             self.check_input(input, batch_sizes)
             return
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
+        if batch_sizes is not None:  # nn.LSTM looks at these first where rows are packed, and last where they are not
+            check_pair(hx)
         self.check_forward_args(input, hx, batch_sizes)
+        check_pair(hx)
 
     def _run(
         self,
@@ -227,7 +242,7 @@ class LSTM(nn.RNNBase):
         taps: Any = ()
         if layout is not None:
             taps = self._begin_recording(input, layout)
-        return lstm(
+        return stack(
             input,
             hx,
             params,
@@ -257,7 +272,3 @@ class LSTM(nn.RNNBase):
         state: dict[str, Any] = super().__getstate__()
         state.pop("_recordings", None)  # a copy belongs to no recording
         return state
-
-
-def _each(layers: list[LayerStates], function: Any) -> list[LayerStates]:
-    return [LayerStates(*map(function, states)) for states in layers]

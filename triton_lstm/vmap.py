@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 # Where the batch is in each argument and result of a layer (see layer.py); None: it has none
-ARGUMENTS = dict(x=1, h0=0, c0=0, w_ih=None, w_hh=None, biases=None, r0=0, starts=None, lengths=None)
+ARGUMENTS: dict[str, Any] = dict(x=1, h0=0, c0=0, w_ih=None, w_hh=None, biases=None, r0=0, starts=None, lengths=None)
 RESULTS = dict(y=1, h_n=1, c_n=1, gates=1, c=1)
 SAVED = dict(y=1, gates=1, c=1)
 
