@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
 
@@ -193,3 +194,41 @@ def test_a_second_stream(device):
         y = module(x + busy.sum() * 0)[0]
     torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(y, expected)
+
+
+STATE = torch.zeros(1, 3, 6)
+WRONG_HX = {
+    "one stacked tensor": torch.stack([STATE, STATE]),
+    "one tensor": STATE,
+    "one state": (STATE,),
+    "three states": (STATE, STATE, STATE),
+    "None in it": (STATE, None),
+    "a number in it": (STATE, 1.0),
+    "a number": 3,
+}
+
+
+def outcome(module, x, hx):
+    """Nothing, or the error of a call."""
+    try:
+        module(x, hx)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("hx", WRONG_HX.values(), ids=WRONG_HX.keys())
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_wrong_hx_is_wrong_with_nn_lstms_error(hx, packed):
+    """What nn.LSTM takes is taken, and of packed rows, which it does not check, the rest is named."""
+    x = torch.zeros(5, 3, 4)
+    x = pack_padded_sequence(x, torch.tensor([2, 5, 3]), enforce_sorted=False) if packed else x
+    theirs, ours = (outcome(kind(4, 6), x, hx) for kind in (nn.LSTM, triton_lstm.LSTM))
+    assert (theirs is None) == (ours is None) and "Boolean value" not in str(ours)
+    assert packed or type(theirs) is type(ours)
+
+
+@pytest.mark.parametrize("name", ["one stacked tensor", "one tensor", "one state", "None in it", "a number"])
+def test_a_wrong_hx_of_the_functional_form(name):
+    module = triton_lstm.LSTM(4, 6)
+    with pytest.raises((TypeError, RuntimeError), match=r"two hidden states|tuple or list of two tensors"):
+        triton_lstm.lstm(torch.zeros(5, 3, 4), WRONG_HX[name], list(module.parameters()))

@@ -268,6 +268,13 @@ class LSTM(nn.RNNBase):
         steps = input.shape[1 if self.batch_first else 0] if sizes is None else len(sizes)
         return begin(self._recordings, input, layout, steps, self.num_layers)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks every module for. Raises RuntimeError."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile triton_lstm.LSTM, whose kernels are Python. Use torch.jit.trace, which "
+            "takes PyTorch's own LSTM, or torch.compile or torch.export"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state.pop("_recordings", None)  # a copy belongs to no recording
