@@ -201,7 +201,6 @@ WRONG_HX = {
     "one stacked tensor": torch.stack([STATE, STATE]),
     "one tensor": STATE,
     "one state": (STATE,),
-    "three states": (STATE, STATE, STATE),
     "None in it": (STATE, None),
     "a number in it": (STATE, 1.0),
     "a number": 3,
