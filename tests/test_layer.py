@@ -11,7 +11,7 @@ from pairs import all_pairs, case_id
 import triton_lstm
 from triton_lstm.devices import INTERPRETER
 from triton_lstm.plan import Plan, make_plan
-from triton_lstm.tolerance import enlarge, worst_share
+from triton_lstm.tolerance import enlarge, errors, worst_share
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]
 FACTORS = {
@@ -131,7 +131,7 @@ def test_tf32(device, monkeypatch):
     exact.load_state_dict(module.state_dict())
     x = torch.randn(20, 16, 128, device=device)
     reference = exact(x.double())[0]
-    assert worst_share(module(x)[0], reference, [twin(x)[0] - reference], tf32=True) <= 1
+    assert worst_share(module(x)[0], reference, errors([twin(x)[0] - reference]), tf32=True) <= 1
 
 
 def test_empty_batch(device):

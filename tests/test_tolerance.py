@@ -11,7 +11,7 @@ import triton_lstm
 from triton_lstm import layer, stack
 from triton_lstm.layer import layer_gradients
 from triton_lstm.reference import Reference
-from triton_lstm.tolerance import Allowance, enlarge, worst_share
+from triton_lstm.tolerance import Allowance, enlarge, errors, worst_share
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 sensitive = pytest.mark.sensitive
@@ -170,9 +170,9 @@ def test_a_reference_that_is_no_oracle(device, monkeypatch):
 def test_an_own_error_that_is_not_finite_allows_nothing(value, place):
     exact = torch.ones(3, dtype=torch.float64)
     own = [torch.zeros(3, dtype=torch.float64) for _ in range(2)]
-    assert worst_share(exact.float(), exact, own) == 0
+    assert worst_share(exact.float(), exact, errors(own)) == 0
     own[place][1] = value
-    assert worst_share(exact.float() + 1, exact, own) == float("inf")
+    assert worst_share(exact.float() + 1, exact, errors(own)) == float("inf")
     same = [{"y": (exact + difference).float()} for difference in own]
     with pytest.raises(ValueError, match="own error of y is not finite"):
         Allowance([{"y": exact}] * 2, same)
@@ -212,7 +212,7 @@ def test_weight_gradients_over_long_sequences():
     arguments = dgates, c0, x, None, c0, w_ih, w_hh, torch.zeros(2, 1, 4 * H), None, None, None, y
     grads = layer_gradients(*arguments, wanted=(False, False, False, True, True, True, False))
     for name, got in (("weight_ih_l0", grads[3][0]), ("weight_hh_l0", grads[4][0]), ("bias_ih_l0", grads[5][0, 0])):
-        assert worst_share(got, exact[name], [same[name].double() - exact[name]]) <= 1, name
+        assert worst_share(got, exact[name], errors([same[name].double() - exact[name]])) <= 1, name
 
 
 def test_a_gpus_sums_are_one_product():

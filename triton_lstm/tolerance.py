@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Answer = dict[str, torch.Tensor]
+Errors = dict[str, float]  # by the names of NORMS
 Norm = Callable[[torch.Tensor], float]
 
 AGREEMENT = 1e-12  # of the reference and nn.LSTM in float64
@@ -31,26 +32,30 @@ def rounding(dtype: torch.dtype, *, tf32: bool = False) -> float:
     return torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1)
 
 
-def allowed(exact: torch.Tensor, own: list[torch.Tensor], norm: Norm, eps: float) -> float:
-    """2 * (PyTorch's own error in the dtype against float64) + eps * max(1, max |exact|); NaN where that is not finite.
-
-    own: PyTorch's differences from what is exact, one for each draw of inputs; eps: the dtype's `rounding`.
-    """
-    errors = [norm(difference) for difference in own]
-    limit = 2 * max(errors) + eps * max(1.0, exact.abs().max().item())
-    return limit if all(map(math.isfinite, [*errors, limit])) else math.nan
+def errors(differences: Iterable[torch.Tensor]) -> Errors:
+    """The largest norms of PyTorch's differences from what is exact, one for each draw of inputs; NaN where one is not
+    finite."""
+    norms = [{name: norm(difference) for name, norm in NORMS.items()} for difference in differences]
+    found = {name: [of_one[name] for of_one in norms] for name in NORMS}
+    return {name: max(values) if all(map(math.isfinite, values)) else math.nan for name, values in found.items()}
 
 
-def worst_share(got: torch.Tensor, exact: torch.Tensor, own: list[torch.Tensor], *, tf32: bool = False) -> float:
+def allowed(exact: torch.Tensor, own: Errors, eps: float) -> Errors:
+    """2 * own + eps * max(1, max |exact|), by norm. own: PyTorch's own error; eps: the dtype's `rounding`."""
+    scale = max(1.0, exact.abs().max().item())
+    return {name: 2 * error + eps * scale for name, error in own.items()}
+
+
+def worst_share(got: torch.Tensor, exact: torch.Tensor, own: Errors, *, tf32: bool = False) -> float:
     """The error of `got` as a share of what the rule allows, by RMS or maximum, whichever is worse; NaN gives inf."""
-    eps = rounding(got.dtype, tf32=tf32)
-    shares = [norm(got.double() - exact) / allowed(exact, own, norm, eps) for norm in NORMS.values()]
+    limits, difference = allowed(exact, own, rounding(got.dtype, tf32=tf32)), got.double() - exact
+    shares = [norm(difference) / limits[name] for name, norm in NORMS.items()]
     return max(float("inf") if share != share else share for share in shares)
 
 
-def zeros_would_pass(exact: torch.Tensor, own: list[torch.Tensor], dtype: torch.dtype, *, tf32: bool = False) -> bool:
+def zeros_would_pass(exact: torch.Tensor, own: Errors, dtype: torch.dtype, *, tf32: bool = False) -> bool:
     """Whether the rule could not tell this answer from nothing at all."""
-    limits = {name: allowed(exact, own, norm, rounding(dtype, tf32=tf32)) for name, norm in NORMS.items()}
+    limits = allowed(exact, own, rounding(dtype, tf32=tf32))
     return bool(exact.any()) and all(norm(exact) <= limits[name] for name, norm in NORMS.items())
 
 
@@ -80,11 +85,11 @@ class Allowance:
             _check_reference(exact, reference[0])
             answers.append(reference[1])
         self.own = {
-            name: [s[name].double() - e[name] for of_one in answers for s, e in zip(of_one, exact, strict=True)]
+            name: errors(s[name].double() - e[name] for of_one in answers for s, e in zip(of_one, exact, strict=True))
             for name in same[0]
         }
-        for name, differences in self.own.items():
-            if not all(difference.isfinite().all() for difference in differences):
+        for name, own in self.own.items():
+            if any(map(math.isnan, own.values())):
                 raise ValueError(f"PyTorch's own error of {name} is not finite, so nothing can be allowed")
         biting = [
             k
