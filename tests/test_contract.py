@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from oracle import flat, twins
+from oracle import data_of, flat, twins
 from torch import nn
 
 import triton_lstm
@@ -173,6 +173,10 @@ BAD_CALLS = {
     "hx single unbatched": lambda m: m(zeros(5, 4), H[0, :1]),
     "hx of one": lambda m: m(zeros(5, 3, 4), (H,)),
     "hx empty": lambda m: m(zeros(5, 3, 4), ()),
+    "hx stacked, too few": lambda m: m(zeros(5, 3, 4), zeros(1, 1, 3, 6)),
+    "hx stacked for a batch, without one": lambda m: m(zeros(5, 3, 4), zeros(2, 1, 6)),
+    "hx stacked without a batch, for one": lambda m: m(zeros(5, 4), zeros(2, 1, 3, 6)),
+    "hx arrays": lambda m: m(zeros(5, 3, 4), (np.zeros((1, 3, 6)), np.zeros((1, 3, 6)))),
     "hx number": lambda m: m(zeros(5, 3, 4), 5),
     "hx of three in a list": lambda m: m(zeros(5, 3, 4), [H, C, C]),
     "h0 None": lambda m: m(zeros(5, 3, 4), (None, C)),
@@ -205,6 +209,61 @@ def test_bad_calls_raise_the_same(call, batch_first, backend):
     expected = said(lambda: call(theirs))
     assert expected[0] is not None
     assert said(lambda: call(ours)) == expected
+
+
+PACKED = nn.utils.rnn.pack_padded_sequence(zeros(5, 3, 4), [5, 4, 2])
+UNSORTED = nn.utils.rnn.pack_padded_sequence(zeros(5, 3, 4), [4, 5, 2], enforce_sorted=False)
+NO_PAIRS = {"stacked": zeros(2, 1, 3, 6), "single": H, "three": (H, C, C), "one": (H,), "None": (None, C)}
+NO_PAIRS |= {"arrays": (np.zeros((1, 3, 6)), C), "number": 5, "dict": {0: H, 1: C}}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hx", NO_PAIRS)
+def test_hx_that_is_no_pair_raises_the_same_kind_in_plain_words(hx, backend):
+    """nn.LSTM lists all overloads of torch.lstm."""
+    theirs, ours = twins(backend=backend)
+    weights = list(theirs.parameters())
+    calls = [
+        (
+            lambda: torch.lstm(zeros(5, 3, 4), NO_PAIRS[hx], weights, True, 1, 0.0, False, False, False),
+            lambda: triton_lstm.lstm(zeros(5, 3, 4), NO_PAIRS[hx], weights, backend=backend),
+        ),
+        (lambda: theirs(PACKED, NO_PAIRS[hx]), lambda: ours(PACKED, NO_PAIRS[hx])),
+    ]
+    if hx in ("stacked", "dict"):
+        calls.append((lambda: theirs(zeros(5, 3, 4), NO_PAIRS[hx]), lambda: ours(zeros(5, 3, 4), NO_PAIRS[hx])))
+    for expected, got in calls:
+        (kind, _), (raised, text) = said(expected)[0], said(got)[0]
+        assert raised is kind
+        assert "two hidden states" in text or "hx must be a tuple or list of two tensors, h0 and c0, got" in text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("x", [zeros(5, 4), UNSORTED], ids=["unbatched", "unsorted"])
+def test_one_stacked_tensor_is_taken_where_nn_lstm_takes_it(x, backend, device):
+    theirs, ours = twins(device, backend=backend)
+    hx = torch.randn((2, 1, 6) if torch.is_tensor(x) else (2, 1, 3, 6))
+    for a, b in zip(ours(x.to(device), hx.to(device))[1], theirs(x, hx)[1], strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3 if device.type == "cuda" else 1e-6)
+
+
+LOSSES = {"y": lambda y, h, c: y, "h_n": lambda y, h, c: h, "c_n": lambda y, h, c: c, "c_n[-1]": lambda y, h, c: c[-1]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kwargs", [dict(num_layers=2), dict(proj_size=2, bidirectional=True)], ids=str)
+def test_the_same_gradients_are_none(kwargs, steps, backend, device):
+    """At T = 1 a projection has no part in c_n."""
+    for loss, packed in itertools.product(LOSSES.values(), [False, True]):
+        nones = []
+        for m in twins(device, backend=backend, **kwargs):
+            x = torch.randn(steps, 2, 4, device=m.weight_hh_l0.device)
+            x = nn.utils.rnn.pack_padded_sequence(x, [steps, 1]) if packed else x
+            y, states = m(x)
+            loss(data_of(y), *states).sum().backward()
+            nones.append([name for name, p in m.named_parameters() if p.grad is None])
+        assert nones[0] == nones[1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

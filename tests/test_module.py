@@ -231,3 +231,17 @@ def test_a_wrong_hx_of_the_functional_form(name):
     module = triton_lstm.LSTM(4, 6)
     with pytest.raises((TypeError, RuntimeError), match=r"two hidden states|tuple or list of two tensors"):
         triton_lstm.lstm(torch.zeros(5, 3, 4), WRONG_HX[name], list(module.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.Sequential], ids=["itself", "inside"])
+def test_scripting_points_to_tracing_which_works(wrap, device):
+    module = triton_lstm.LSTM(4, 6).to(device)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace\(model, inputs\)"):
+        torch.jit.script(wrap(module))
+    x = torch.randn(3, 2, 4, device=device)
+    traced = torch.jit.trace(module, (x,))
+    assert "aten::lstm" in str(traced.graph)
+    torch.testing.assert_close(traced(x), module(x), rtol=1e-2, atol=1e-3)
+    triton_lstm.convert(module, back=True)
+    torch.jit.script(module)

@@ -63,13 +63,6 @@ def test_tracing_and_fake_tensors_take_pytorchs_path(device):
         assert module(mode.from_tensor(x))[0].shape == (5, 3, 6)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_scripting_points_to_tracing():
-    for model in (triton_lstm.LSTM(4, 6), torch.nn.Sequential(torch.nn.Sequential(triton_lstm.LSTM(4, 6)))):
-        with pytest.raises(RuntimeError, match=r"Use torch\.jit\.trace"):
-            torch.jit.script(model)
-
-
 def test_negative_views(device):
     module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
     x, h = torch.randn(5, 3, 4, device=device), torch.randn(1, 3, 6, device=device)

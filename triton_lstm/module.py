@@ -271,8 +271,8 @@ class LSTM(nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks every module for. Raises RuntimeError."""
         raise RuntimeError(
-            "torch.jit.script cannot compile triton_lstm.LSTM, whose kernels are Python. Use torch.jit.trace, which "
-            "takes PyTorch's own LSTM, or torch.compile or torch.export"
+            "torch.jit.script knows nn.LSTM only. Use torch.jit.trace(model, inputs), which takes PyTorch's path, or "
+            "triton_lstm.convert(model, back=True) before torch.jit.script"
         )
 
     def __getstate__(self) -> dict[str, Any]:

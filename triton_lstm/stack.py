@@ -164,7 +164,7 @@ def _layer(
             r0 = torch.cat([torch.nn.functional.linear(h, w) for h, w in shares], -1)
         wide = torch.promote_types(w_hr.dtype, torch.float32)
         # At the only step m[t-1] is 0: the loop owes w_hr no gradient, and None is what nn.LSTM gives
-        only_step = len(x) == 1 if starts is None else len(starts) == 3
+        only_step = x.shape[0] == 1 if starts is None else len(starts) == 3
         folded = w_hr.detach() if only_step else w_hr
         w_hh, h0 = (w_hh.to(wide) @ folded.to(wide)).to(w_hr.dtype), None
     heard = dict(taps=taps) if taps else {}
