@@ -24,7 +24,8 @@ class Progress:
             before = json.loads(path.read_text())
             measured, failed = dict(before["measured"]), dict(before["failed"])
             died, running = list(before["died"]), before["running"]
-            if not all(isinstance(text, str) for text in (*measured.values(), *failed.values(), *died, running or "")):
+            texts = [*measured.values(), *failed.values(), *died, *[running] * (running is not None)]
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError
             self._measured = {item: entry for item, entry in measured.items() if entries.get(item) == entry}
             self._failed = failed if self._measured else {}
