@@ -402,9 +402,9 @@ def command(capsys, monkeypatch, tmp_path):
 def test_command_on_a_random_model(loss, command, tmp_path):
     status, out, _ = command("--plot", "out.png", "--loss", loss)
     assert status == 0 and (tmp_path / "out.png").read_bytes().startswith(PNG)
-    assert "'lstm', call 0, layer 1, forward, 12 steps:" in out and "picture: out.png" in out
+    assert "'lstm', call 0, layer 0, forward, 12 steps:" in out and "picture: out.png" in out
     assert (
-        f"a random model, 32 sequences of 12 bytes of text, the loss of {'the last' if loss == 'last' else 'every'}"
+        f"a random model, 64 sequences of 12 bytes of text, the loss of {'the last' if loss == 'last' else 'every'}"
         in out
     )
 

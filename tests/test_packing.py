@@ -39,10 +39,11 @@ def test_starts_and_lengths():
 def test_first_and_last_rows_are_memory_of_their_own(layout, directions):
     """Whoever changes them in place, or keeps them, has nothing to do with the rest."""
     rows = Rows(layout, directions)
-    for find, ends in ((packing.first_rows, (0, -1)), (packing.last_rows, (-1, 0))):
+    cases = (packing.first_rows, (0, -1), lambda parts: torch.cat(parts, -1)), (packing.last_rows, (-1, 0), torch.stack)
+    for find, ends, join in cases:
         found = find(rows.data, directions, rows.starts, rows.lengths)
         parts = [torch.stack([s[end, 2 * d : 2 * d + 2] for s in rows.sequences]) for d, end in enumerate(ends)]
-        assert torch.equal(found, torch.cat(parts[:directions], -1))
+        assert torch.equal(found, join(parts[:directions]))
         assert found.untyped_storage().data_ptr() != rows.data.untyped_storage().data_ptr()
         assert not found._is_view()
 

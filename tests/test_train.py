@@ -43,7 +43,7 @@ def test_compare_finds_a_wrong_lstm(run, monkeypatch):
             return output * 1.01, states
 
     monkeypatch.setattr(commands, "LSTM", Wrong)
-    status, out, _ = run("--steps", 5, "--compare", "--hidden", 32)
+    status, out, _ = run("--steps", 5, "--compare", "--hidden", 32, "--warmup", 1)
     assert status == 1 and "part at step" in out
 
 
@@ -71,7 +71,7 @@ BAD_INPUT = {
     "unknown flag": (["--hiden", "3"], "unrecognized arguments: --hiden 3"),
     "resume nothing": (["--resume", "--checkpoint", "nowhere.pt"], "cannot read the checkpoint nowhere.pt"),
     "resume where nothing was trained": (["--resume"], "cannot read the checkpoint runs: No such file"),
-    "resume an empty folder": (["--resume", "--checkpoint", "."], "holds no checkpoint"),
+    "resume an empty folder": (["--resume", "--checkpoint", "empty"], "holds no checkpoint"),
     "resume no checkpoint": (["--resume", "--checkpoint", "short.txt"], "short.txt is no checkpoint"),
     "resume half a checkpoint": (
         ["--resume", "--checkpoint", "half.pt"],
@@ -88,6 +88,7 @@ def test_bad_input_is_one_line(case, run, tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("0123456789")
     torch.save({"config": {}}, tmp_path / "half.pt")
+    (tmp_path / "empty").mkdir()
     args, expected = BAD_INPUT[case]
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run("--steps", 1, *args)

@@ -46,9 +46,10 @@ def _gradients(args: argparse.Namespace) -> int:
     if args.plot:
         _check_picture(args.plot)
     config, content = _model_config(args)
-    if not checked_backend(torch.float32, where) and where.type == "cpu":
-        print("in Triton's interpreter (no GPU) this takes about a minute or more", flush=True)
+    interpreted = not checked_backend(torch.float32, where) and where.type == "cpu"
     text = _text(args, config, content)
+    if interpreted:
+        print("in Triton's interpreter (no GPU) this takes about a minute or more", flush=True)
     _print_shapes(where)
     print(
         "output.grad is None unless output.retain_grad() was called before backward:\n"
