@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 import triton_lstm
+from triton_lstm.backend import layer_dtype
 from triton_lstm.plan import Plan
 from triton_lstm.statistics import StepStatistics
 from triton_lstm.tolerance import Allowance, draws, enlarge
@@ -217,9 +218,10 @@ def test_accuracy_in_every_dtype(dtype, proj, backend, device):
             answers.append({(*at, name): torch.stack(rows, -2) for at, q in found.items() for name, rows in q.items()})
         recorded.append(grads)
     allowance = Allowance(exact, own)
+    computed = layer_dtype(dtype, proj > 0) if backend == "triton" else dtype
     for layer, direction, name in exact[0]:
         value = getattr(recorded[allowance.draw].select(layer=layer, direction=("forward", "reverse")[direction]), name)
         value = (value.all if name == "gates" else value).cpu()
-        assert value.dtype == (torch.float32 if name in ("hidden", "cell") else dtype)
+        assert value.dtype == (torch.float32 if name in ("hidden", "cell") else computed)
         share = allowance.share((layer, direction, name), value)
         assert share <= 1, f"{name} of layer {layer}, direction {direction}: {share:.3g} times what is allowed"
