@@ -70,7 +70,7 @@ PROCESSORS := MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILIT
 NUMERIC := $(foreach name,tolerance layer packed packed_calls states record record_calls record_effects exchange \
     exchange_packed autograd func weights contract module torch_modules train tune perf_check perf_providers,\
     tests/test_$(name).py)
-SENSITIVE := $(foreach name,tolerance layer record perf_check,tests/test_$(name).py)
+SENSITIVE := $(foreach name,tolerance layer perf_check,tests/test_$(name).py)
 
 test-processors: $(READY)
 	for setting in $(PROCESSORS); do \

@@ -194,7 +194,6 @@ def test_what_is_asked_of_c_and_the_gates(both, backend, device):
         assert_close(found.asked, own.square().sum((0, 2, 3)).sqrt(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.sensitive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("proj", [0, 4])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
