@@ -18,9 +18,7 @@ Backend = Literal["auto", "triton", "torch"]
 OLDEST_TRITON = (3, 5)
 MARGIN = 0.05  # by which PyTorch's path must have been faster to be taken
 _importing = threading.RLock()
-if hasattr(
-    os, "register_at_fork"
-):  # a fork waits for an import: its child would wait for the importing thread for ever
+if hasattr(os, "register_at_fork"):  # a fork waits for an import, whose thread its child would wait for for ever
     os.register_at_fork(
         before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
     )
