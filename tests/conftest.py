@@ -2,6 +2,8 @@
 
 import csv
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
 # One thread unless the environment wants more: the workers of pytest-xdist share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a run in the background: tests send Ctrl-C
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 

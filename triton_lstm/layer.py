@@ -33,7 +33,7 @@ from triton_lstm.torch_layer import preactivations
 
 Tensor = torch.Tensor
 linear = torch.nn.functional.linear
-CHUNK = 500  # rows that a sum adds up at once on the CPU
+CHUNK = 128  # rows that a sum adds up at once on the CPU
 
 
 @dataclasses.dataclass
