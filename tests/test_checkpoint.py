@@ -161,7 +161,9 @@ def training(tmp_path, text):
 
     def start(*args, before=()):
         command = [sys.executable, "-m", "triton_lstm", "train", *TINY, "--text", str(text), *args]
-        process = subprocess.Popen([*before, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # last bits depend on it
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([*before, *command], cwd=tmp_path, env=alike, **pipes)
         started.append(process)
         while not re.search(rb" [1-9]\d*/\d", process.stderr.read1()):
             assert process.poll() is None

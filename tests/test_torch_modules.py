@@ -30,7 +30,9 @@ with pytest.MonkeyPatch.context() as patch:
     from torch.testing._internal.common_utils import TestCase, gradcheck, gradgradcheck, noncontiguous_like
 
 # What nn.LSTM can do and ours cannot: the text of the error, so that whoever mends it is told to take it off this list
-CANNOT = {"test_expanded_weights": "cannot handle function"}  # PyTorch's per-sample gradients know its own LSTM alone
+CANNOT = {
+    "test_expanded_weights": "use torch.func's vmap and grad"
+}  # PyTorch's per-sample gradients know its own LSTM alone
 if no_kernel_for("cpu", torch.float64) is None:  # else these tensors go to PyTorch's path, which has one
     CANNOT["test_forward_mode"] = "have no forward derivative"
 
