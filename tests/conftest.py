@@ -17,6 +17,9 @@ pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # of a run in the background: tests send Ctrl-C
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):  # what is printed is compared
+    os.environ.pop(name, None)
+    os.unsetenv(name)  # pytest imports readline, which sets two of them where os.environ does not see it
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 

@@ -129,9 +129,9 @@ def test_backward_through_one_output_only(output, both, device):
     hx = states(theirs, 4)
 
     def grads(module, place):
-        rows = x.data.to(place).requires_grad_()
+        rows = x.data.to(place, copy=True).requires_grad_()
         h0, c0 = (state.to(place, copy=True).requires_grad_() for state in hx)
-        y, (h_n, c_n) = module(x._replace(data=rows), (h0, c0))
+        y, (h_n, c_n) = module(x.to(place)._replace(data=rows), (h0, c0))
         chosen = (y.data, h_n, c_n)[output]
         weights = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(1))
         leaves = [rows, h0, c0, *module.parameters()]
@@ -175,7 +175,7 @@ def test_frozen_weights_leave_the_inputs_gradient(device):
     for module, place in ((ours, device), (theirs, "cpu")):
         module.requires_grad_(False)
         rows = x.data.to(place, copy=True).requires_grad_()
-        module(x._replace(data=rows))[0].data.square().sum().backward()
+        module(x.to(place)._replace(data=rows))[0].data.square().sum().backward()
         grads.append(rows.grad.cpu())
         assert all(p.grad is None for p in module.parameters())
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
@@ -236,7 +236,8 @@ def test_transforms(kwargs, device):
     x = packed([1, 3, 2], 4)
 
     def rows_to_rows(module, place):
-        return lambda rows: module(x._replace(data=rows.to(place)))[0].data.cpu()
+        at = x.to(place)
+        return lambda rows: module(at._replace(data=rows.to(place)))[0].data.cpu()
 
     got, expected = rows_to_rows(ours, device), rows_to_rows(theirs, "cpu")
     both = torch.stack([x.data, 2 * x.data])

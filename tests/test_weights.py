@@ -49,16 +49,23 @@ def halved(m):
         parametrize.register_parametrization(m, name, Halved())
 
 
+def called(m):
+    """Where the kernels run, and back."""
+    m.to("cuda" if torch.cuda.is_available() else "cpu")
+    m(torch.randn(5, 3, 4).to(m.weight_hh_l0))
+    m.cpu()
+
+
 def removed(m):
     halved(m)
-    m(torch.randn(5, 3, 4).to(m.weight_hh_l0))  # a call with the parametrizations, then one without
+    called(m)  # with the parametrizations, then without
     for name in list(m._flat_weights_names):
         parametrize.remove_parametrizations(m, name, leave_parametrized=name.startswith("weight"))
 
 
 def old_weight_norm_removed(m):
     nn.utils.weight_norm(m, "weight_hh_l0")
-    m(torch.randn(5, 3, 4).to(m.weight_ih_l0))
+    called(m)
     nn.utils.remove_weight_norm(m, "weight_hh_l0")
 
 
