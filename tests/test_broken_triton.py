@@ -133,7 +133,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_ctrl_c_in_the_first_call_is_heard_once():
+def test_ctrl_c_in_the_first_call_is_heard_once(interpreter):
     """Half a triton is left in sys.modules; the next call begins anew, and takes the kernels."""
     ours = ("autograd", "kernels.launch", "kernels.forward", "layer")
     names = [f"triton.{name}" for name in ("knobs", "compiler", "language.standard")]

@@ -63,7 +63,7 @@ def test_resume_from_flipped_bits(run, tmp_path):
     """torch.load would take them: it does not look at the archive's checksums."""
     assert run("--steps", 2)[0] == 0
     path = saved(tmp_path)
-    weights = torch.load(path, weights_only=True)["model"]["lstm.weight_hh_l0"].numpy().tobytes()
+    weights = torch.load(path, weights_only=True)["model"]["lstm.weight_hh_l0"].cpu().numpy().tobytes()
     content = path.read_bytes()
     assert weights in content
     path.write_bytes(content.replace(weights, bytes(255 - b for b in weights)))

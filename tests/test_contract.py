@@ -258,7 +258,10 @@ def test_the_same_gradients_are_none(kwargs, steps, backend, device):
     for loss, packed in itertools.product(LOSSES.values(), [False, True]):
         nones = []
         theirs, ours = twins(device, backend=backend, **kwargs)
-        for m in (theirs.to(device) if backend == "torch" else theirs, ours):  # cuDNN gives zeros where a CPU gives None
+        for m in (
+            theirs.to(device) if backend == "torch" else theirs,
+            ours,
+        ):  # cuDNN gives zeros where a CPU gives None
             x = torch.randn(steps, 2, 4, device=m.weight_hh_l0.device)
             x = nn.utils.rnn.pack_padded_sequence(x, [steps, 1]) if packed else x
             y, states = m(x)

@@ -199,7 +199,17 @@ def test_what_is_asked_of_c_and_the_gates(both, backend, device):
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_accuracy_in_every_dtype(dtype, proj, backend, device):
     """By the rule for every comparison: PyTorch's own error is that of its equations computed in the dtype."""
-    case = dict(layers=2, both=True, bias=True, proj=proj, dropout=0.0, recompute=False, backend=backend, layout="")
+    between = backend == "torch" and device.type == "cuda"  # would be cuDNN's own error, which is larger
+    case = dict(
+        layers=1 if between else 2,
+        both=True,
+        bias=True,
+        proj=proj,
+        dropout=0.0,
+        recompute=False,
+        backend=backend,
+        layout="",
+    )
     module = enlarge(module_of(case, device, dtype, hidden_size=17))
     exact, own, recorded = [], [], []
     for draw in range(draws(T * len(LENGTHS) * FEATURES)):
