@@ -22,10 +22,6 @@ SMALLER = {  # what is added to each, so that it takes seconds
 }
 
 
-if torch.cuda.is_available():
-    SMALLER["bench"] += ["--suite", "smoke"]  # as it is off a GPU by default
-
-
 def test_every_command_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the commands set it

@@ -136,5 +136,7 @@ def test_what_no_kernel_can_read_goes_to_pytorch(device):
     assert isinstance(module(x, (TwoTensor(h, h), TwoTensor(h, h)))[0], TwoTensor)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert device.type == "cuda" or module(x)[0].shape == (5, 3, 6)
+    if device.type == "cuda":
+        return  # PyTorch's own LSTM cannot be traced so with cuDNN
     traced = make_fx(lambda x: module(x)[0])(x)
     torch.testing.assert_close(traced(2 * x), module(2 * x)[0], rtol=1e-3, atol=1e-3)

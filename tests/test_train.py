@@ -43,7 +43,7 @@ def test_compare_finds_a_wrong_lstm(run, monkeypatch):
             return output * 1.01, states
 
     monkeypatch.setattr(commands, "LSTM", Wrong)
-    status, out, _ = run("--steps", 5, "--compare", "--hidden", 32, "--warmup", 1)
+    status, out, _ = run("--steps", 5, "--compare", "--hidden", 32, "--warmup", 1, "--lr", 0.03)
     assert status == 1 and "part at step" in out
 
 
