@@ -25,6 +25,7 @@ BROKEN = {  # the files of a folder named triton, or of a module of that name, a
     ),
     "syntax": ({"triton/__init__.py": "def ("}, "SyntaxError: invalid syntax"),
     "RuntimeError": ({"triton/__init__.py": "raise RuntimeError('no driver\\nat all')"}, "RuntimeError: no driver."),
+    "exit": ({"triton.py": "raise SystemExit('needs a GPU')"}, "SystemExit: needs a GPU"),
     "ImportError": ({"triton/__init__.py": "raise ImportError('libfoo.so.1')"}, "ImportError: libfoo.so.1"),
     "what it needs": ({"triton/__init__.py": "import nowhere_at_all"}, "No module named 'nowhere_at_all'"),
 }

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("pydantic", reason="what is in a checkpoint is described with pydantic")
 import torch
 from training import TINY, losses, saved
 

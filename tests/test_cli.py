@@ -132,3 +132,10 @@ def test_a_package_that_fails_without_a_word(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match="broken_package cannot be imported: ValueError"):
         config.require("broken_package")
+
+
+def test_a_folder_named_triton_is_no_triton(monkeypatch):
+    """Python imports any folder."""
+    monkeypatch.setattr(config, "why_no_triton", lambda: "triton in /a/triton cannot be used: AttributeError")
+    with pytest.raises(UsageError, match="this needs triton: triton in /a/triton cannot be used"):
+        config.require("triton")

@@ -5,6 +5,8 @@ import json
 
 import hypothesis.strategies as st
 import pytest
+
+pytest.importorskip("pydantic", reason="what is in a checkpoint is described with pydantic")
 import torch
 from hypothesis import HealthCheck, given, settings
 from training import saved

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pandas")
+pytest.importorskip("pydantic")
 import torch
 
 from triton_lstm import cli

@@ -175,7 +175,7 @@ def why_not_imported(module: str, *names: str) -> str | None:
             found = importlib.import_module(module)
         for name in names:
             getattr(found, name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module may end a process that imports it
         if _is_from_ctrl_c(error):
             raise KeyboardInterrupt from error
         if isinstance(error, ModuleNotFoundError) and error.name == package:

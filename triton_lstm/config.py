@@ -6,6 +6,8 @@ import dataclasses
 
 import torch
 
+from triton_lstm.backend import why_no_triton
+
 LARGEST, LAYERS, SEEDS = 1 << 31, 1000, 1 << 32  # a size of the model or the batch; layers at most; seeds there are
 # The names of all commands, tables and results; tf32 and fp32 are float32 with TF32 allowed or not
 DTYPES = {
@@ -58,8 +60,10 @@ SMALL_STEPS, LARGE_STEPS = 320, 1000
 
 
 def require(*packages: str) -> None:
-    """Raises UsageError for a package that cannot be imported."""
+    """Raises UsageError for a package that cannot be imported, or a triton that is none."""
     for package in packages:
+        if package == "triton" and (reason := why_no_triton()):
+            raise UsageError(f"this needs triton: {reason}")
         try:
             __import__(package)
         except ImportError:

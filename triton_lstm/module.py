@@ -97,13 +97,14 @@ class LSTM(nn.RNNBase):
             return  # the weights have no memory to look at
         weights: Any = self._flat_weights
         if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
-            tracing = torch._C._get_tracing_state()
-            torch._C._set_tracing_state(None)  # no part of the trace, which would be another one the next time
+            jit: Any = torch._C
+            tracing = jit._get_tracing_state()
+            jit._set_tracing_state(None)  # no part of the trace, which would be another one the next time
             try:
                 with torch.inference_mode(False):  # or the weights would become inference tensors for good
                     super().flatten_parameters()
             finally:
-                torch._C._set_tracing_state(tracing)
+                jit._set_tracing_state(tracing)
 
     @property
     def _params(self) -> list[torch.Tensor]:

@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 import itertools
 import math
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from triton_lstm.backend import device_for
+from triton_lstm.backend import device_for, interpreter_asked_for
 from triton_lstm.config import SHOWING, UsageError, dtype_name, require
 from triton_lstm.devices import GPUS, Device, known_gpu
 from triton_lstm.table_file import DTYPES, Key, Table, TableError, bucket, file_name, read, update
@@ -122,7 +121,7 @@ def tune(args: argparse.Namespace) -> int:
             "no GPU that PyTorch can use was found, and nothing was measured. `triton-lstm tune --dry-run --gpu H200` "
             "shows plans for another machine"
         )
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreter_asked_for():
         raise UsageError("TRITON_INTERPRET=1 keeps the kernels off the GPU, and nothing was measured. Unset it")
     require("filelock", "triton")
     import filelock
