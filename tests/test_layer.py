@@ -15,7 +15,7 @@ from triton_lstm.tolerance import enlarge, errors, worst_share
 
 SIZES = [1, 5, 16, 33, 48, 64, 130]
 FACTORS = {
-    "T": [1, 2, 5, 63],
+    "T": [1, 2, 5, 33],
     "B": [1, 3, 16, 17],
     "H": SIZES,
     "I": SIZES,
