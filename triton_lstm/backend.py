@@ -87,7 +87,7 @@ def why_not_triton(input: torch.Tensor, backend: str | None, *others: torch.Tens
     backend: "auto", "triton", "torch", or None for the environment variable TRITON_LSTM_BACKEND ("auto" if unset).
     Raises ValueError for another one, RuntimeError where "triton" is asked for and cannot be had.
     """
-    if exports_to_onnx():
+    if exports_by_tracing():
         return "an ONNX file takes the standard operator"
     if torch.compiler.is_compiling():
         from triton_lstm.compiled import decided
@@ -104,13 +104,9 @@ def why_not_triton(input: torch.Tensor, backend: str | None, *others: torch.Tens
     return reason
 
 
-def exports_to_onnx() -> bool:
-    """Whether this call is part of torch.onnx.export, whatever backend the module has for its own calls."""
-    if torch.compiler.is_compiling():
-        from triton_lstm.compiled import to_onnx
-
-        return to_onnx()
-    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+def exports_by_tracing() -> bool:
+    """Whether torch.onnx.export traces this call (dynamo=False), whatever backend the module has for its own calls."""
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def _cannot_run_on(*tensors: torch.Tensor) -> str | None:

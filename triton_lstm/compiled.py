@@ -12,14 +12,14 @@ from triton_lstm.backend import chosen_backend, no_kernel_for
 
 @torch.compiler.assume_constant_result
 def decided(device_type: str, dtype: torch.dtype, backend: str | None) -> tuple[str, str | None]:
-    """The chosen backend, and why there is no kernel for these: built in, as is TRITON_LSTM_BACKEND."""
-    return chosen_backend(backend), no_kernel_for(device_type, dtype)
+    """The chosen backend, and why there is no kernel for these: built in, as is TRITON_LSTM_BACKEND.
 
-
-@torch.compiler.assume_constant_result
-def to_onnx() -> bool:
-    """Whether torch.onnx.export makes this graph; the compiler takes the function itself for False."""
-    return torch.onnx.is_in_onnx_export()
+    An ONNX file needs no kernel: there, "triton" is as good as "auto".
+    """
+    chosen = chosen_backend(backend)
+    if chosen == "triton" and torch.onnx.is_in_onnx_export():
+        chosen = "auto"
+    return chosen, no_kernel_for(device_type, dtype)
 
 
 @torch.compiler.disable(reason="triton_lstm runs packed rows, and what torch.func transforms, outside of a graph")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from triton_lstm.backend import Backend, chosen_backend, exports_to_onnx, why_not_triton, why_torch_is_faster
+from triton_lstm.backend import Backend, chosen_backend, exports_by_tracing, why_not_triton, why_torch_is_faster
 from triton_lstm.call import Call, LayerStates, PackedLayerStates
 from triton_lstm.checks import check_lengths, check_pair, refuse_opacus, tell_opacus
 from triton_lstm.layout import Layout
@@ -174,7 +174,7 @@ class LSTM(nn.RNNBase):
         layout = Layout(batched, self.batch_first) if self._recordings else None
         output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
         if not batched:
-            if torch.compiler.is_compiling() and output.requires_grad and not exports_to_onnx():
+            if torch.compiler.is_compiling() and output.requires_grad:
                 from triton_lstm.ops import fresh
 
                 output = fresh(output)
@@ -184,6 +184,13 @@ class LSTM(nn.RNNBase):
 
     if TYPE_CHECKING:
         __call__: Call  # nn.Module's takes and returns Any
+
+    def _slow_forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """nn.Module's, of a traced call: torch.onnx.export(dynamo=False) gives what goes by keyword by position."""
+        if exports_by_tracing() and type(self).forward is LSTM.forward:
+            kwargs |= zip(("lengths", "return_states"), inputs[2:], strict=False)
+            inputs = inputs[:2]
+        return super()._slow_forward(*inputs, **kwargs)
 
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool, padded_to: int | None = None) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""

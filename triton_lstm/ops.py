@@ -12,6 +12,7 @@ from torch.library import custom_op
 
 from triton_lstm.kernels import accumulator
 from triton_lstm.layer import layer_backward, layer_forward, layer_gradients
+from triton_lstm.onnx_layer import layer_by_onnx, register
 
 
 def layer(*arguments: Tensor | None, save: bool, recompute: bool) -> tuple[Tensor, ...]:
@@ -27,11 +28,12 @@ def fresh(tensor: Tensor) -> Tensor:
 
 
 @fresh.register_fake
-def _(tensor: Tensor) -> Tensor:
+def _clone(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
 fresh.register_autograd(lambda ctx, grad: grad)
+register(torch.ops.triton_lstm.fresh.default, _clone)
 
 
 @custom_op("triton_lstm::layer_forward", mutates_args=())
@@ -142,3 +144,13 @@ def _gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def _to_onnx(*inputs: Any) -> tuple[Tensor, ...]:
+    *arguments, save_gates, save_c = inputs
+    y, h_n, c_n, gates, c = layer_by_onnx(*arguments)
+    c = c.to(accumulator(c.dtype)) if save_c else c.new_empty(0)
+    return y, h_n, c_n, gates if save_gates else gates.new_empty(0), c
+
+
+register(torch.ops.triton_lstm.layer_forward.default, _to_onnx)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from triton_lstm.backend import (
-    exports_to_onnx,
+    exports_by_tracing,
     layer_dtype,
     wants_gradient,
     why_not_triton,
@@ -58,15 +58,14 @@ def stack(
     torch_path = why_not_triton(input, backend, *params, *(() if hx is None else hx)) is not None
     if not torch_path and batch_sizes is None and not return_states and not torch.compiler.is_compiling():
         faster = why_torch_is_faster(None, input, backend, h_shape[1], params, has_biases, hx)
-    to_onnx = exports_to_onnx()
-    if to_onnx and weights[0][-1] is not None and not return_states:
+    if exports_by_tracing() and weights[0][-1] is not None and not return_states:
         raise RuntimeError(
-            "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported to ONNX "
-            "(what torch.onnx.export makes of an nn.LSTM with proj_size does not run)"
+            "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by torch.onnx.export "
+            "with dynamo=False; leave dynamo out"
         )
     if (torch_path or faster) and not return_states:
         hx = [input.new_zeros(h_shape), input.new_zeros(c_shape)] if hx is None else list(hx)
-        if torch.compiler.is_compiling() and not to_onnx:
+        if torch.compiler.is_compiling():
             from triton_lstm.torch_ops import lstm_by_torch
 
             return lstm_by_torch(input, hx, params, *options, batch_first)
@@ -86,6 +85,10 @@ def stack(
         packed = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
         if torch_path:
             run: Callable[..., tuple[Any, ...]] = layer_by_torch
+            if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # which cannot trace it
+                from triton_lstm.onnx_layer import layer_by_onnx
+
+                run = layer_by_onnx if torch.onnx.is_in_onnx_export() else layer_by_torch
         else:
             from triton_lstm.autograd import layer
 
@@ -97,7 +100,7 @@ def stack(
             h0 = None if hx is None else side_by_side(hx[0][rows])
             c0 = zeros if hx is None else side_by_side(hx[1][rows])
             inner = taps[k] if taps and not torch_path else ()
-            y, h, c, gates, c_all = _layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
+            y, h, c, gates, c_all = one_layer(run, x, h0, c0, weights[rows], *packed, taps=inner)
             if taps and torch_path:
                 hx_k = [state.new_zeros(state.shape) for state in (h, c)] if hx is None else [s[rows] for s in hx]
                 layer_k = (y, h, c, gates, c_all), x, hx_k, weights[rows]
@@ -134,7 +137,7 @@ def _states(gates: torch.Tensor, c: torch.Tensor, directions: int) -> LayerState
     return LayerStates(c.to(gates.dtype), *(gate.flatten(-2) for gate in by_name))
 
 
-def _layer(
+def one_layer(
     run: Callable[..., tuple[torch.Tensor, ...]],
     x: torch.Tensor,
     h0: torch.Tensor | None,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from triton_lstm.onnx_layer import layer_by_onnx, register
+
 
 def lstm_by_torch(
     input: Tensor,
@@ -103,3 +105,18 @@ def _torch_gradients(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
 
 
 _torch_layer.register_autograd(_torch_gradients, setup_context=_setup_torch_context)
+
+
+def _to_onnx(
+    x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor], has_biases: bool, bidirectional: bool
+) -> tuple[Tensor, ...]:
+    from triton_lstm.checks import by_layer
+    from triton_lstm.packing import side_by_side
+    from triton_lstm.stack import one_layer
+
+    groups = by_layer(params, len(h0), has_biases)
+    results = one_layer(layer_by_onnx, x, side_by_side(h0), side_by_side(c0), groups, None, None, taps=())
+    return results[:3]
+
+
+register(torch.ops.triton_lstm.torch_layer.default, _to_onnx)
