@@ -25,7 +25,7 @@ import torch
 from triton_lstm.backend import precision_name, wants_tuning
 from triton_lstm.kernels import accumulator, device_facts, lstm_backward, lstm_forward
 from triton_lstm.kernels.totals import sums_for
-from triton_lstm.packing import first_rows, last_rows, side_by_side, successions
+from triton_lstm.packing import first_rows, last_rows, side_by_side, stacked, successions
 from triton_lstm.plan import Plan
 from triton_lstm.table_file import Key
 from triton_lstm.tables import Choice, choose
@@ -103,7 +103,7 @@ def layer_forward(
     if directions == 1:
         c_n.unsqueeze_(0)  # in place, or it would be a view
     else:
-        c_n = torch.stack(c_n.chunk(directions, -1))
+        c_n = stacked(c_n.chunk(directions, -1))
     return y, h_n, c_n, xg if save_gates else None, c_all
 
 

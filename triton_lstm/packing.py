@@ -9,6 +9,8 @@ With D directions of time the features F are D equal parts; the second one goes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 Index = torch.Tensor | None
@@ -57,7 +59,12 @@ def first_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Inde
 def last_rows(data: torch.Tensor, directions: int, starts: Index, lengths: Index) -> torch.Tensor:
     """(D, B, F/D): what each direction of time processes last, in memory of its own."""
     forward, *against = data.chunk(directions, -1)
-    return torch.stack([_end(forward, starts, lengths), *(_begin(part, lengths) for part in against)])
+    return stacked([_end(forward, starts, lengths), *(_begin(part, lengths) for part in against)])
+
+
+def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """torch.stack without its view of what was concatenated, which an operator's caller would see."""
+    return torch.cat([part.unsqueeze(0) for part in parts])
 
 
 def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, starts: Index, lengths: Index) -> None:
