@@ -85,12 +85,17 @@ def test_vanishing_gradients_have_a_norm_where_their_squares_would_have_none(dev
         assert grads.frame().query("quantity == 'hidden'")["norm"].gt(0).all()
 
 
+def of_states(grads):
+    """The norm of dL/d(h, c) by step."""
+    return torch.cat([grads.hidden, grads.cell], -1).double().flatten(1).norm(dim=1)
+
+
 def test_summary_says_how_far_back_the_gradient_reaches(device):
     grads = grads_of(lambda y: y[-1].sum(), device, steps=40)
-    hidden = grads.hidden.double().flatten(1).norm(dim=1)
-    faded = max(t for t in range(40) if hidden[t] < 0.01 * hidden.max())
+    norms = of_states(grads)
+    faded = max(t for t in range(40) if norms[t] < 0.01 * norms.max())
     assert (
-        f"largest at step 39 ({hidden[39]:.3g}); it falls under 1% of that {39 - faded} steps on, at step {faded}"
+        f"largest at step 39 ({norms[39]:.3g}); it falls under 1% of that {39 - faded} steps on, at step {faded}"
         in (grads.summary())
     )
     assert "NaN or infinity: none" in grads.summary() and "saturated gates: hardly any" in grads.summary()
@@ -98,11 +103,24 @@ def test_summary_says_how_far_back_the_gradient_reaches(device):
 
 def test_summary_of_the_reverse_direction_looks_the_other_way(device):
     grads = grads_of(lambda y: y[0].sum(), device, steps=40, bidirectional=True).select(direction="reverse")
-    hidden = grads.hidden.double().flatten(1).norm(dim=1)
-    faded = min(t for t in range(40) if hidden[t] < 0.01 * hidden.max())
-    assert (
-        f"at step 0 ({hidden[0]:.3g}); it falls under 1% of that {faded} steps on, at step {faded}" in grads.summary()
-    )
+    norms = of_states(grads)
+    faded = min(t for t in range(40) if norms[t] < 0.01 * norms.max())
+    assert f"at step 0 ({norms[0]:.3g}); it falls under 1% of that {faded} steps on, at step {faded}" in grads.summary()
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("reduce", [None, "norm"])
+def test_summary_follows_what_only_the_cell_carries(reduce, backend, device):
+    """An open forget gate and no recurrent weights: dL/dh is nothing but at the last step, dL/dc is there at all."""
+    lstm = triton_lstm.LSTM(4, H, backend=backend).to(device)
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+        lstm.bias_ih_l0[H : 2 * H] = 50
+    for loss in (lambda y, c: c.sum(), lambda y, c: y[-1].sum()):
+        with triton_lstm.record_gradients(lstm, reduce=reduce) as grads:
+            y, (_, c) = lstm(torch.randn(40, B, 4, device=device))
+            loss(y, c).backward()
+        assert "; it reaches step 0, 39 steps on, with " in grads.summary() and "grows" not in grads.summary()
 
 
 MADE = {  # what a loss asks of each of twelve steps; what was processed last comes first
@@ -165,8 +183,8 @@ def test_summary_of_a_gradient_that_grows(device):
     for reduce in (None, "norm"):
         grads = made(MADE["one step"], 10.0, False, reduce, "triton", device)
         norms = grads.frame().query("quantity == 'hidden'")["norm"].to_numpy()
-        words = f"largest at step 0 ({norms[0]:.3g}), {norms[0] / norms[-1]:.3g} times all that was asked of the steps "
-        assert f"{words}it came from: going back it grows; there its way ends" in grads.summary()
+        words = f"; what comes back to step 0 is {norms[0] / norms[-1]:.3g} times all that was asked of the steps it "
+        assert f"{words}came from: going back it grows; there its way ends" in grads.summary()
 
 
 def test_summary_of_growth_elsewhere_than_at_the_largest():

@@ -20,8 +20,8 @@ CAUSES = ("output", "hidden", "cell", *GATES, "input")  # the order in which a s
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How the norm of dL/dh goes back through time: the steps t where it is largest, where it has faded (None: nowhere)
-    and where the way ends. reached: how many steps it is from the largest to the faded one, or to the end."""
+    """How the norm of dL/d(h, c) goes back through time: the steps t where it is largest, where it has faded (None:
+    nowhere) and where the way ends. reached: how many steps it is from the largest to the faded one, or to the end."""
 
     largest: int
     faded: int | None
@@ -36,7 +36,7 @@ def backward_order(record: LayerGradients) -> list[int]:
 
 
 def reach(record: LayerGradients, norms: list[float]) -> Reach | None:
-    """norms: of dL/dh, by step. None if it is finite or above zero at no step."""
+    """norms: of dL/d(h, c), by step. None if it is finite or above zero at no step."""
     order = [t for t in backward_order(record) if math.isfinite(norms[t])]
     largest = max(order, key=lambda t: norms[t], default=None)  # of several, the first that is visited
     if largest is None or norms[largest] == 0:
@@ -45,6 +45,11 @@ def reach(record: LayerGradients, norms: list[float]) -> Reach | None:
     faded = next((t for t in after if norms[t] < FADED * norms[largest]), None)
     end = after[-1]
     return Reach(largest, faded, end, after.index(end if faded is None else faded))
+
+
+def state_norms(statistics: dict[str, StepStatistics]) -> list[float]:
+    """The norm of dL/d(h[t], c[t]): what an open forget gate carries is in c alone."""
+    return torch.hypot(statistics["hidden"].norm, statistics["cell"].norm).tolist()
 
 
 def growth(record: LayerGradients, norms: list[float], asked: list[float]) -> tuple[float, int]:
@@ -67,25 +72,23 @@ def summary(records: list[LayerGradients], modules: list[str]) -> str:
     for record in records:
         statistics = {name: StepStatistics(*(t.cpu() for t in s)) for name, s in record.statistics().items()}
         lines.append(f"{record.name}, {_steps(record.steps)}:")
-        lines += [
-            f"  {line}" for line in (_reach(record, statistics["hidden"]), _odd(record, statistics), _saturated(record))
-        ]
+        lines += [f"  {line}" for line in (_reach(record, statistics), _odd(record, statistics), _saturated(record))]
     silent = [repr(name) for name in modules if name not in {record.module for record in records}]
     if silent:
         lines.append(f"nothing was recorded of {', '.join(silent)}: no call inside the block, or no backward pass")
     return "\n".join(lines)
 
 
-def _reach(record: LayerGradients, hidden: StepStatistics) -> str:
-    norms, asked = hidden.norm.tolist(), record.asked.tolist()
+def _reach(record: LayerGradients, statistics: dict[str, StepStatistics]) -> str:
+    norms, hidden, asked = state_norms(statistics), statistics["hidden"].norm.tolist(), record.asked.tolist()
     found = reach(record, norms)
     if found is None:
         return "gradient: finite at no step" if not all(map(math.isfinite, norms)) else "gradient: none at any step"
     largest = found.largest
-    words = f"gradient: |dL/dh| is largest at step {largest} ({norms[largest]:.3g})"
-    grown, where = growth(record, norms, asked)
+    words = f"gradient: |dL/d(h, c)| is largest at step {largest} ({norms[largest]:.3g})"
+    grown, where = growth(record, hidden, asked)
     if grown > GROWN:
-        words += "," if where == largest else f"; what comes back to step {where} is"
+        words += f"; what comes back to step {where} is"
         words += f" {grown:.3g} times all that was asked of the steps it came from: going back it grows"
     share = norms[found.end] / norms[largest]
     if found.faded is not None:
@@ -94,7 +97,7 @@ def _reach(record: LayerGradients, hidden: StepStatistics) -> str:
         words += "; there its way ends"
     else:
         words += f"; it reaches step {found.end}, {_steps(found.reached)} on, with {share:.0%} of that"
-    return words + _asked(norms, asked)
+    return words + _asked(hidden, asked)
 
 
 def _asked(norms: list[float], asked: list[float]) -> str:
@@ -157,7 +160,7 @@ def log(records: list[LayerGradients], writer: Any, step: int | None) -> None:
             writer.add_scalar(f"{tag}/norm/{quantity}", numbers.norm.square().sum().sqrt().item(), step)
         odd = torch.stack([numbers.nonfinite.mean() for numbers in statistics.values()]).mean()
         writer.add_scalar(f"{tag}/nonfinite", odd.item(), step)
-        found = reach(record, statistics["hidden"].norm.tolist())
+        found = reach(record, state_norms(statistics))
         writer.add_scalar(f"{tag}/reach", (found.reached if found else 0) / max(record.steps, 1), step)
         for gate, share in _mean_saturation(record).items():
             writer.add_scalar(f"{tag}/saturated/{gate}", share, step)

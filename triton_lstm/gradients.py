@@ -207,8 +207,8 @@ class Gradients(Sequence[LayerGradients]):
 
     def log(self, writer: Any, step: int | None = None) -> None:
         """Scalars for TensorBoard: of every layer the norms over all steps, the share of NaN or infinity, the gates'
-        saturation, and `reach`: the share of steps from the largest |dL/dh| back to the first under 1% of it, whatever
-        the loss asks on the way. For the picture: writer.add_figure(.., grads.plot()).
+        saturation, and `reach`: the share of steps from the largest |dL/d(h, c)| back to the first under 1% of it,
+        whatever the loss asks on the way. For the picture: writer.add_figure(.., grads.plot()).
 
         writer: a torch.utils.tensorboard.SummaryWriter, or what has its add_scalar(tag, value, step).
         Raises TypeError for another writer, RuntimeError if nothing was recorded.
