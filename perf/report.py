@@ -16,11 +16,12 @@ from triton_lstm.perf.diff import FASTER, LOST, SLOWER
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.results import HELP
 from triton_lstm.perf.summary import EVEN, LOSES, WINS, Summary
-from triton_lstm.terminal import plain, print_table, say
+from triton_lstm.terminal import plain, print_table, say, spaced
 
 SHORT = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step", "floor_share"]
 STYLES = {WINS: "green", LOSES: "bold red", FASTER: "green", SLOWER: "bold red", LOST: "bold red"}
-ACTIVE = re.compile(r"[\\`*\[\]<>&|$~]|(?<![^\W_])_|_(?![^\W_])")  # what means something inside a line of Markdown
+# What means something inside a line of Markdown
+ACTIVE = re.compile(r"[\\`*\[\]<>&|$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 BEGINS = re.compile(r"^(?:[#+=-]|\d+(?=[.)]))")  # and what does at its beginning
 
 PAGE = """<!doctype html>
@@ -138,7 +139,7 @@ def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
     def table(frame: pd.DataFrame) -> dict[str, Any]:
         texts = _texts(frame)
         kinds = [_kind(name, frame[name], texts[name]) for name in texts.columns]
-        columns = [name.replace("_", " ") for name in map(plain, texts.columns)]
+        columns = [spaced(plain(name)) for name in texts.columns]
         rows = [
             [(text, text if text in STYLES else kind) for text, kind in zip(row, kinds, strict=True)]
             for row in texts.itertuples(index=False)
@@ -146,6 +147,6 @@ def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
         return {"columns": list(zip(columns, kinds, strict=True)), "rows": rows}
 
     tables = {name: table(getattr(summary, name)) for name in ("table", "everyone", "providers", "absent", "floor")}
-    images = [(path.stem.replace("_", " "), base64.b64encode(path.read_bytes()).decode()) for path in pictures]
+    images = [(spaced(path.stem), base64.b64encode(path.read_bytes()).decode()) for path in pictures]
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     return template.render(headline=map(plain, summary.headline), tables=tables, images=images, help=HELP.items())

@@ -25,6 +25,12 @@ BROKEN = {  # the files of a folder named triton, or of a module of that name, a
     ),
     "syntax": ({"triton/__init__.py": "def ("}, "SyntaxError: invalid syntax"),
     "RuntimeError": ({"triton/__init__.py": "raise RuntimeError('no driver\\nat all')"}, "RuntimeError: no driver."),
+    "a version of numbers": (
+        {"triton/__init__.py": "__version__ = [3, 2]", **{f"triton/{k}": v for k, v in LIKE_TRITON.items()}},
+        "triton [3, 2] is too old: 3.5 or newer is needed",
+    ),
+    "no words": ({"triton.py": "class E(Exception):\n def __str__(self): 1 / 0\nraise E"}, "E: a message that cannot"),
+    "BaseException": ({"triton.py": "raise GeneratorExit('odd')"}, "GeneratorExit: odd"),
     "exit": ({"triton.py": "raise SystemExit('needs a GPU')"}, "SystemExit: needs a GPU"),
     "ImportError": ({"triton/__init__.py": "raise ImportError('libfoo.so.1')"}, "ImportError: libfoo.so.1"),
     "what it needs": ({"triton/__init__.py": "import nowhere_at_all"}, "No module named 'nowhere_at_all'"),
@@ -97,33 +103,48 @@ def test_every_call_goes_to_pytorch_and_the_reason_is_named(name, told):
         assert state == "BAD" and reason.removeprefix("triton ").rstrip(".") in text
 
 
-# Ctrl-C where the import of a module begins, in the first call
+# Ctrl-C, or what a program's own handler of a signal raises, where the import of a module begins, in the first call
 INTERRUPTED = """
-import os, sys
+import functools, os, signal, sys
 os.environ["TRITON_INTERPRET"] = "1"
 import torch, triton_lstm
 torch.set_num_threads(1)
 
-class CtrlC:
-    def __init__(self, name):
+class Raises:
+    def __init__(self, kind):
+        self.kind = kind
+    def __call__(self, number, frame):
+        raise self.kind("of the program's own")
+
+raises = Raises(TimeoutError)
+HANDLERS = {
+    "KeyboardInterrupt": signal.default_int_handler,
+    "TimeoutError": raises,
+    "ImportError": functools.partial(Raises.__call__, Raises(ImportError)),
+    "SystemExit": lambda number, frame: sys.exit(7),
+}
+
+class Signal:
+    def __init__(self, name, handler):
         self.name = name
+        signal.signal(signal.SIGUSR1, handler)
     def find_spec(self, name, path=None, target=None):
         if name == self.name:
             self.name = None
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGUSR1)
 
 x, module = torch.randn(2, 1, 3), triton_lstm.LSTM(3, 2)
 expected = torch.nn.LSTM(3, 2)
 expected.load_state_dict(module.state_dict())
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     sys.stdout.flush()
     if os.fork() == 0:
-        sys.meta_path.insert(0, CtrlC(name))
+        sys.meta_path.insert(0, Signal(name, HANDLERS[sys.argv[1]]))
         try:
             module(x)
-            print("no Ctrl-C", end=" ")
-        except KeyboardInterrupt:
-            print("Ctrl-C", end=" ")
+            print("nothing", end=" ")
+        except BaseException as error:
+            print(type(error).__name__, end=" ")
         y = triton_lstm.LSTM.forward(module, x)[0]
         y.sum().backward()
         close = torch.allclose(y, expected(x)[0], atol=1e-5)
@@ -134,12 +155,13 @@ for name in sys.argv[1:]:
 """
 
 
-def test_ctrl_c_in_the_first_call_is_heard_once(interpreter):
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "TimeoutError", "ImportError", "SystemExit"])
+def test_a_signal_in_the_first_call_is_heard_once(kind, interpreter):
     """Half a triton is left in sys.modules; the next call begins anew, and takes the kernels."""
     ours = ("autograd", "kernels.launch", "kernels.forward", "layer")
     names = [f"triton.{name}" for name in ("knobs", "compiler", "language.standard")]
-    names += [f"triton_lstm.{name}" for name in ours]
-    assert lines_of(INTERRUPTED, *names) == ["Ctrl-C right kernels None"] * len(names)
+    names += [f"triton_lstm.{name}" for name in ours] if kind == "KeyboardInterrupt" else []
+    assert lines_of(INTERRUPTED, kind, *names) == [f"{kind} right kernels None"] * len(names)
 
 
 def test_ctrl_c_that_became_another_error_is_still_ctrl_c(tmp_path):

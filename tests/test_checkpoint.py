@@ -38,12 +38,16 @@ def damaged(path, change):
         lambda c: c.update(text=["\0"]),
         lambda c: c.update(digest="f" * 64),
         lambda c: c["config"].update(lr=float("nan")),
+        lambda c: c["config"].update(lr=1e308),
         lambda c: c["config"].update(seed=10**25),
         lambda c: c["config"].update(layers=10**6),
         lambda c: c.pop("exp_avg"),
         lambda c: c["exp_avg"].pop("head.bias"),
         lambda c: c["exp_avg_sq"].update({"head.bias": torch.zeros(3)}),
         lambda c: c["model"].update({"head.bias": torch.zeros(256, dtype=torch.int32)}),
+        lambda c: c["model"].update({"head.bias": c["model"]["head.bias"].to("meta")}),
+        lambda c: c["exp_avg"].update({"head.bias": c["exp_avg"]["head.bias"].to("meta")}),
+        lambda c: c["exp_avg_sq"]["head.bias"].sub_(1),
         lambda c: c.pop("model"),
         lambda c: c.pop("text"),
         lambda c: c["model"].pop("head.bias"),
@@ -59,6 +63,25 @@ def test_resume_from_a_malformed_checkpoint(change, run, tmp_path):
     damaged(saved(tmp_path), change)
     status, _, err = run("--steps", 3, "--resume", text=None)
     assert status == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c["config"].update(hidden=9), "or is damaged: the tensors do not fit the sizes. Start"),
+        (lambda c: c["exp_avg_sq"]["head.bias"].sub_(1), "or is damaged: a mean of squares is below 0. Start"),
+    ],
+)
+def test_what_is_wrong_is_said(change, words, run, tmp_path):
+    assert run("--steps", 2)[0] == 0
+    damaged(saved(tmp_path), change)
+    assert words in run("--steps", 3, "--resume", text=None)[2]
+
+
+def test_pytorchs_warnings_of_a_strange_file_are_not_shown(run, tmp_path, recwarn):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "strange.pt", pickle_protocol=4)
+    status, _, err = run("--steps", 3, "--resume", "--checkpoint", "strange.pt")
+    assert status == 2 and "is damaged" in err and not recwarn.list
 
 
 def test_resume_from_flipped_bits(run, tmp_path):

@@ -65,6 +65,8 @@ BAD_INPUT = {
     "a number of many digits": (["--batch", "9" * 5000], "must be a whole number from 1 to"),
     "layers without end": (["--layers", "1000000000"], "must be a whole number from 1 to 1000"),
     "learning rate": (["--lr", "-1"], "must be a number above 0"),
+    "a learning rate beyond float32": (["--lr", "1e39"], "must be a number above 0 and at most 1e+30"),
+    "more steps than text": (["--seq-len", "300000"], "Give more --text, or a smaller --seq-len"),
     "nan": (["--lr", "nan"], "must be a number above 0"),
     "seed": (["--seed", "-3"], "must be a whole number from 0"),
     "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),

@@ -7,8 +7,10 @@ import importlib
 import importlib.util
 import os
 import re
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -160,7 +162,7 @@ def why_no_triton() -> str | None:
 def why_not_imported(module: str, *names: str) -> str | None:
     """Why a module cannot be imported, or lacks one of `names`, in words.
 
-    A failure is final: what half an import has left is not to be trusted. Only one that Ctrl-C ended is tried again.
+    A failure is final: what half an import has left is not to be trusted. Only one that a signal ended is tried again.
     """
     package = module.partition(".")[0]
     try:
@@ -171,22 +173,39 @@ def why_not_imported(module: str, *names: str) -> str | None:
             found = importlib.import_module(module)
         for name in names:
             getattr(found, name)
-    except (Exception, SystemExit) as error:  # a module may end a process that imports it
-        if _is_from_ctrl_c(error):
-            raise KeyboardInterrupt from error
+    except BaseException as error:  # a module may raise anything, also what is to end the process
+        if signalled := _from_a_signal(error):
+            raise signalled from None
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return f"{package} is not installed"
-        lines = str(error).splitlines() or ["no message"]
+        try:
+            lines = str(error).splitlines() or ["no message"]
+        except Exception:
+            lines = ["a message that cannot be read"]
         what = f"the kernels with triton{_place('triton')}" if names == () else package + _place(package)
         return f"{what} cannot be used: {type(error).__name__}: {lines[0]}"
     return None
 
 
-def _is_from_ctrl_c(error: BaseException | None) -> bool:
-    """Python makes RuntimeError of what a descriptor raises in its making, and pybind11 ImportError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+def _from_a_signal(error: BaseException | None) -> BaseException | None:
+    """`error` or a cause of it, if Ctrl-C or a signal's handler raised it: it is no matter of the module.
+
+    Python makes RuntimeError of what a descriptor raises in its making, and pybind11 ImportError.
+    """
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    while error is not None:
+        frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+        if isinstance(error, KeyboardInterrupt) or not handlers.isdisjoint(frames):
+            return error
         error = error.__cause__
-    return error is not None
+    return None
+
+
+def _code(handler: Any) -> Any:
+    """Of a function, a method, a partial one or an object that can be called; None of what Python has none for."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
 
 
 def _place(package: str) -> str:
@@ -199,10 +218,14 @@ def _place(package: str) -> str:
     return f" in {places[0]}" if places else ""
 
 
-@functools.cache
-def release(version: str) -> tuple[int, ...]:
+def release(version: object) -> tuple[int, ...]:
     """The first two numbers of a version; what stands there without a number counts as 0."""
-    return tuple(int((re.match(r"\d+", part) or ["0"])[0]) for part in str(version).split(".")[:2])
+    return _release(str(version))
+
+
+@functools.cache
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int((re.match(r"\d{1,9}", part) or ["0"])[0]) for part in version.split(".")[:2])
 
 
 def interpreter_asked_for() -> bool:

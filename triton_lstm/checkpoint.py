@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,20 @@ def load_checkpoint(path: Path, advice: str = "Start afresh without --resume") -
             damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
         if damaged:
             raise ValueError(damaged)
-        content = CHECKED.validate_python(torch.load(path, map_location="cpu", weights_only=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load's, of what is refused in one line below
+            content = CHECKED.validate_python(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
-        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+        remedy = "Train first, or name another --checkpoint"
+        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}. {remedy}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:80]
-        what = "saved by another version of triton_lstm" if where == "format" else f"{where} {first['msg']}".strip()
+        what = (
+            "saved by another version of triton_lstm"
+            if where == "format"
+            else f"{where} {first['msg'].removeprefix('Value error, ')}".strip()
+        )
         raise UsageError(f"{path} is no checkpoint of `train`, or is damaged: {what}. {advice}") from None
     except Exception:
         raise UsageError(f"{path} is no checkpoint of `train`, or is damaged. {advice}") from None

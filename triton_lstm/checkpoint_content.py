@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from triton_lstm import train
-from triton_lstm.config import LARGEST, LAYERS, SEEDS, Config
+from triton_lstm.config import LARGEST, LAYERS, RATE, SEEDS, Config
 
 AS_IT_IS = ConfigDict(strict=True, extra="forbid")
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -26,7 +26,7 @@ class Fields(TypedDict):
     embed: Size
     batch: Size
     seq_len: Size
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    lr: Annotated[float, Field(gt=0, le=RATE)]
     warmup: Size
     dtype: Literal["fp16", "bf16", "tf32", "fp32", "fp64"]
     seed: Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -55,11 +55,14 @@ def _fitting(content: Content) -> Content:
     for found in (content["model"], content["exp_avg"], content["exp_avg_sq"]):
         if found.keys() != made.keys() or not all(_alike(found[name], tensor) for name, tensor in made.items()):
             raise ValueError("the tensors do not fit the sizes")
+    if any((squares < 0).any() for squares in content["exp_avg_sq"].values()):
+        raise ValueError("a mean of squares is below 0")
     return content
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (a.shape, a.dtype, a.layout) == (b.shape, b.dtype, b.layout)
+    """Whether `a`, which holds something, is of the kind of `b`, which need not."""
+    return not a.is_meta and (a.shape, a.dtype, a.layout) == (b.shape, b.dtype, b.layout)
 
 
 CHECKED: TypeAdapter[Content] = TypeAdapter(Annotated[Content, AfterValidator(_fitting)])

@@ -24,6 +24,7 @@ from triton_lstm.config import (
     LARGE_STEPS,
     LARGEST,
     LAYERS,
+    RATE,
     SEEDS,
     SMALL,
     SMALL_STEPS,
@@ -39,6 +40,7 @@ from triton_lstm.terminal import print_table
 from triton_lstm.train import Trainer
 
 RUNS = Path("runs")
+SAVE_EVERY, SAMPLE = 100, 120  # steps; bytes
 INTERPRETED_S = 0.02  # of a step of a time loop in Triton's interpreter
 
 
@@ -65,8 +67,8 @@ def _rate(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    if not 0 < value <= RATE:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {RATE:g}, got {text!r}")
     return value
 
 
@@ -99,12 +101,16 @@ def add_commands(commands: Any) -> None:
         "--checkpoint", type=Path, metavar="FILE", help=f"where to save (default: a folder of its own in {RUNS}/)"
     )
     t.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
-    t.add_argument("--save-every", type=positive, default=100, metavar="STEPS", help="default: 100, and at the end")
+    t.add_argument(
+        "--save-every", type=positive, default=SAVE_EVERY, metavar="STEPS", help="default: 100, and at the end"
+    )
     t.add_argument("--resume", action="store_true", help="go on from --checkpoint (default: from the newest run)")
     t.add_argument(
         "--compare", action="store_true", help="train nn.LSTM beside it on the same batches; exit 1 if they part"
     )
-    t.add_argument("--sample", type=positive, default=120, metavar="BYTES", help="length of the sample (default: 120)")
+    t.add_argument(
+        "--sample", type=positive, default=SAMPLE, metavar="BYTES", help="length of the sample (default: 120)"
+    )
     t.set_defaults(run=_train)
 
 
@@ -205,7 +211,9 @@ def _going_on(args: argparse.Namespace, checkpoint: Path, steps: int) -> str:
     """The command that goes on with a run, to be pasted into a shell."""
     path = f"./{checkpoint}" if str(checkpoint).startswith("-") else str(checkpoint)
     words = [sys.orig_argv[0], "-m", "triton_lstm", "train", "--resume", "--checkpoint", path, "--steps", str(steps)]
-    return shlex.join([*words, "--device", args.device] if args.device else words)
+    words += ["--device", args.device] if args.device else []
+    words += [] if args.sample == SAMPLE else ["--sample", str(args.sample)]
+    return shlex.join(words if args.save_every == SAVE_EVERY else [*words, "--save-every", str(args.save_every)])
 
 
 def _trainer(config: Config, device: torch.device, content: dict[str, Any] | None) -> Trainer:

@@ -9,6 +9,7 @@ import torch
 from triton_lstm.backend import why_no_triton
 
 LARGEST, LAYERS, SEEDS = 1 << 31, 1000, 1 << 32  # a size of the model or the batch; layers at most; seeds there are
+RATE = 1e30  # the largest learning rate: of float32 numbers Adam makes ten times as much
 # The names of all commands, tables and results; tf32 and fp32 are float32 with TF32 allowed or not
 DTYPES = {
     "fp16": torch.float16,

@@ -38,6 +38,11 @@ def plain(value: object) -> str:
     return escaped(" ".join(str(value).split()))
 
 
+def spaced(name: str) -> str:
+    """A column's or a picture's name as words; the product keeps its own."""
+    return name.replace("_", " ").replace("triton lstm", "triton_lstm")
+
+
 def sentence(text: str) -> str:
     """With one full stop, whether the text brought its own or not; a question keeps its mark."""
     bare = text.rstrip(" .")
@@ -71,7 +76,7 @@ def print_table(
     texts = [[plain(value) for value in frame.iloc[:, k]] for k in range(len(names))]
     kept = [keep is None or name in keep for name in frame.columns]
     full = [k for k in range(len(names)) if kept[k] or any(texts[k])]
-    headers = [name.replace("_", " ") for name in names]
+    headers = [spaced(name) for name in names]
     room = columns()
     widths = _layout([[headers[k], *texts[k]] for k in full], [kept[k] for k in full], room)
     shown = [k for k, width in zip(full, widths, strict=True) if width]

@@ -66,8 +66,9 @@ def read_text(files: list[str] | None, seq_len: int) -> torch.Tensor:
         raise UsageError(f"a text cannot have such a name ({error}). Give readable files") from None
     least = HELD_OUT * (seq_len + 2)
     if len(data) < least:
-        what = ", ".join(files) if files else "Python's standard library (its sources are not installed)"
-        raise UsageError(f"{what}: {len(data)} bytes are too few, --seq-len {seq_len} needs {least}. Give more --text")
+        what = ", ".join(files) if files else "Python's standard library" + ("" if data else " has no sources here")
+        few = f"{what}: {len(data):,} bytes are too few, --seq-len {seq_len} needs {least:,}"
+        raise UsageError(f"{few}. Give more --text, or a smaller --seq-len")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 

@@ -43,20 +43,26 @@ def add_commands(commands: Any) -> None:
 
 def add_shapes(parser: argparse.ArgumentParser) -> None:
     """The options that say which shapes."""
-    parser.add_argument("--hidden", type=_sizes, default=[256, 512, 768, 1024], metavar="N[,N]", help="hidden units")
+    parser.add_argument(
+        "--hidden",
+        type=_sizes,
+        default=[256, 512, 768, 1024],
+        metavar="N[,N]",
+        help="hidden units; default: 256,512,768,1024",
+    )
     parser.add_argument(
         "--batch",
         type=_sizes,
         default=[16, 64],
         metavar="N[,N]",
-        help="rows; measured at the next power of two from 16",
+        help="rows; measured at the next power of two from 16; default: 16,64",
     )
     parser.add_argument(
         "--dtype",
         type=_dtypes,
         default=["bf16"],
         metavar="NAME[,NAME]",
-        help=f"{', '.join(DTYPES)}; tf32 and fp32 are float32 with TF32 allowed or not",
+        help=f"{', '.join(DTYPES)}; tf32 and fp32 are float32 with TF32 allowed or not; default: bf16",
     )
 
 
