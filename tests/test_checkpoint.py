@@ -165,6 +165,15 @@ def test_what_killed_processes_left_is_removed(run, tmp_path):
     )
 
 
+def test_what_killed_runs_left_is_removed(run, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    left = tmp_path / "runs" / "a" / f"train.pt.{ended.pid}.tmp"
+    left.touch()
+    assert run("--steps", 1)[0] == 0 and not left.exists()
+
+
 @pytest.mark.parametrize("steps", [3, 1], ids=["on the way", "at the end"])
 def test_ctrl_c_during_a_save_is_not_forgotten(steps, run, tmp_path, monkeypatch):
     shipped = torch.save

@@ -100,6 +100,10 @@ def test_a_tables_folder_that_cannot_be_read_is_red(run, tmp_path, monkeypatch):
     monkeypatch.setenv(tables.FOLDER, "~no_such_user_here/tables")
     status, out, err = run()
     assert status == 1 and "the home folder of a user that there is not" in out and "Traceback" not in err
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setenv(tables.FOLDER, str(tmp_path / "link"))
+    finding = doctor._named_folder()
+    assert finding.state == "BAD" and "is a link to what is not there" in finding.text
     monkeypatch.setenv(tables.FOLDER, str(tmp_path / ("long" * 100)))
     finding = doctor._named_folder()
     assert finding.state == "BAD" and "cannot be read: File name too long" in finding.text

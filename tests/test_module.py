@@ -203,6 +203,8 @@ WRONG_HX = {
     "one state": (STATE,),
     "None in it": (STATE, None),
     "a number in it": (STATE, 1.0),
+    "three": (STATE, STATE, STATE),
+    "by number": {0: STATE, 1: STATE},
     "a number": 3,
 }
 
@@ -224,6 +226,14 @@ def test_a_wrong_hx_is_wrong_with_nn_lstms_error(hx, packed):
     theirs, ours = (outcome(kind(4, 6), x, hx) for kind in (nn.LSTM, triton_lstm.LSTM))
     assert (theirs is None) == (ours is None) and "Boolean value" not in str(ours)
     assert packed or type(theirs) is type(ours)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, triton_lstm.LSTM])
+def test_only_h0_and_c0_are_looked_for_where_input_is_unbatched(kind):
+    h, c = torch.randn(2, 1, 6)
+    x, module = torch.randn(5, 4), kind(4, 6)
+    for hx in ((h, c, c), {0: h, 1: c}, torch.stack([h, c, c])):
+        torch.testing.assert_close(module(x, hx), module(x, (h, c)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["one stacked tensor", "one tensor", "one state", "None in it", "a number"])

@@ -62,7 +62,7 @@ def test_other_wrong_packed_calls_are_refused(backend, device):
     x = packed().to(device)
     state = zeros(1, 3, 6, device=device)
     with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
-        ours(x, (state, state, state))
+        ours(x._replace(sorted_indices=None, unsorted_indices=None), (state, state, state))
     with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 3"):
         ours(x._replace(data=x.data[:, None]))
     with pytest.raises(ValueError, match=r"hx\[1\] has dtype torch.float64, the input torch.float32"):

@@ -1,6 +1,6 @@
 """triton_lstm: the LSTM of PyTorch as persistent Triton kernels."""
 
-from triton_lstm.signals import leave_quietly
+from triton_lstm.quiet_start import leave_quietly
 
 leave_quietly()  # before PyTorch, whose import takes a while
 

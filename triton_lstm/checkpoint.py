@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import signal
 import time
@@ -14,13 +15,14 @@ import torch
 
 from triton_lstm.config import Config, UsageError, require
 from triton_lstm.signals import interrupts
-from triton_lstm.whole_file import beside, written_whole
+from triton_lstm.whole_file import beside, remove_leftovers, written_whole
 
 FORMAT = 1  # see checkpoint_content.py
 
 
 def new_run(folder: Path) -> Path:
-    """A checkpoint's place in a folder of its own, made now and named by the time."""
+    """A checkpoint's place in a folder of its own, made now and named by the time. What killed runs left there goes."""
+    remove_leftovers(f"{glob.escape(str(folder))}/*/train.pt")
     name = time.strftime("%Y-%m-%d_%H-%M-%S")
     for k in itertools.count(1):
         run = folder / (f"{name}_{k}" if k > 1 else name)

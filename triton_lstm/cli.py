@@ -15,7 +15,8 @@ import triton_lstm
 from triton_lstm import commands, doctor, gradient_commands, tune_commands
 from triton_lstm.config import UsageError
 from triton_lstm.perf import commands as perf_commands
-from triton_lstm.signals import INTERRUPTED, interrupted_by_signals
+from triton_lstm.quiet_start import INTERRUPTED
+from triton_lstm.signals import interrupted_by_signals
 from triton_lstm.terminal import escaped, sentence
 
 

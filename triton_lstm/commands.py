@@ -35,7 +35,8 @@ from triton_lstm.config import (
 )
 from triton_lstm.module import LSTM
 from triton_lstm.perf.cases import switches
-from triton_lstm.signals import INTERRUPTED, interrupts
+from triton_lstm.quiet_start import INTERRUPTED
+from triton_lstm.signals import interrupts
 from triton_lstm.terminal import print_table
 from triton_lstm.train import Trainer
 

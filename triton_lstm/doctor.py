@@ -159,6 +159,8 @@ def _named_folder() -> Finding:
     try:
         names = sorted(name for name in os.listdir(user_folder()) if name.endswith(".json"))
     except FileNotFoundError:
+        if os.path.islink(os.path.expanduser(os.environ[FOLDER])):
+            return Finding("environment", "BAD", f"{named} is a link to what is not there", remedy)
         names = []
     except NotADirectoryError:
         return Finding("environment", "BAD", f"{named} is no folder", remedy)

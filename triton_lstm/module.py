@@ -169,7 +169,7 @@ class LSTM(nn.RNNBase):
                     f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dims}-D "
                     f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
                 )
-            hx = hx if batched else tuple(state.unsqueeze(1) for state in hx)
+            hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self._check(input, hx, None)
         layout = Layout(batched, self.batch_first) if self._recordings else None
         output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
@@ -196,8 +196,8 @@ class LSTM(nn.RNNBase):
         """As forward; the output's rows and the states' are packed as the input's."""
         params = self._params
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if sorted_indices is not None and isinstance(hx, torch.Tensor):
-            hx = tuple(hx)  # nn.LSTM's permute_hidden takes one stacked tensor, too
+        if sorted_indices is not None and hx is not None:
+            hx = hx[0], hx[1]  # nn.LSTM's permute_hidden looks no further either
         self._check(data, hx, batch_sizes)
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         indices = sorted_indices, unsorted_indices

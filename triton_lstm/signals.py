@@ -1,17 +1,12 @@
-"""Ctrl-C, SIGTERM and SIGHUP, which all mean the same to a command. Nothing heavy is imported here."""
+"""Ctrl-C, SIGTERM and SIGHUP, which all mean the same to a command."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
-
-INTERRUPTED = 130  # the exit status
 
 
 def _heard() -> list[int]:
@@ -55,14 +50,3 @@ def interrupts() -> Iterator[list[int]]:
 
     with _handled(note):
         yield seen
-
-
-def leave_quietly() -> None:
-    """Ends a command that is interrupted before it begins, while PyTorch is being imported, without a traceback.
-
-    For the process of a command only; in any other that imports this package, Ctrl-C stays what it is.
-    """
-    started = sys.argv[0] if getattr(sys, "argv", None) else ""  # "-m" while python looks for the module to run
-    ours = started == "-m" and any(word in ("triton_lstm", "-mtriton_lstm") for word in sys.orig_argv)
-    if (ours or Path(started).stem == "triton-lstm") and signal.SIGINT in _heard():
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))

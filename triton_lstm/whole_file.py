@@ -17,10 +17,7 @@ def beside(path: Path) -> Path:
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write to, which replaces `path` at the end of the block. What killed processes left of theirs goes."""
-    for name in glob.glob(f"{glob.escape(str(path))}.*.tmp"):
-        if _is_dead(name[len(str(path)) + 1 : -len(".tmp")]):
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+    remove_leftovers(glob.escape(str(path)))
     fresh = beside(path)
     try:
         yield fresh
@@ -28,6 +25,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink()
+
+
+def remove_leftovers(pattern: str) -> None:
+    """Deletes what processes that are dead have left beside the files of a pattern."""
+    for name in glob.glob(f"{pattern}.*.tmp"):
+        if _is_dead(name.split(".")[-2]):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
 
 
 def _is_dead(process: str) -> bool:
