@@ -51,7 +51,7 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
         path.unlink(missing_ok=True)  # of a run that had points for it
         if figure is not None:
             gpus = _words(", ".join(sorted(set(frame["gpu"]))))
-            figure.text(1, 1, gpus, fontsize=7, ha="right", va="bottom", color="grey")  # below may be a legend
+            figure.text(0, 1, gpus, fontsize=7, va="bottom", color="grey")  # where no legend is
             figure.savefig(path, dpi=110, bbox_inches="tight")
             written.append(path)
     return written
