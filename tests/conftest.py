@@ -15,8 +15,11 @@ pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
 # One thread unless the environment wants more: the workers of pytest-xdist share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a run in the background: tests send Ctrl-C
+# Of a run in the background, or under nohup: tests send these
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)
+    if number and threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):  # what is printed is compared
     os.environ.pop(name, None)
     os.unsetenv(name)  # pytest imports readline, which sets two of them where os.environ does not see it
