@@ -55,7 +55,7 @@ class Config:
 
 
 # In the interpreter, and on a GPU
-SMALL = Config(hidden=64, layers=1, embed=32, batch=64, seq_len=12, lr=3e-2, warmup=80, dtype="fp32")
+SMALL = Config(hidden=64, layers=1, embed=32, batch=64, seq_len=12, lr=1.5e-2, warmup=80, dtype="fp32")
 LARGE = Config(hidden=1024, layers=2, embed=512, batch=64, seq_len=256, lr=1e-3, warmup=100, dtype="bf16")
 SMALL_STEPS, LARGE_STEPS = 320, 1000
 
