@@ -30,6 +30,7 @@ BROKEN = {  # the files of a folder named triton, or of a module of that name, a
         "triton [3, 2] is too old: 3.5 or newer is needed",
     ),
     "no words": ({"triton.py": "class E(Exception):\n def __str__(self): 1 / 0\nraise E"}, "E: a message that cannot"),
+    "an enum": ({"triton.py": "import signal\nsignal.Handlers(5)"}, "ValueError: 5 is not a valid Handlers"),
     "BaseException": ({"triton.py": "raise GeneratorExit('odd')"}, "GeneratorExit: odd"),
     "exit": ({"triton.py": "raise SystemExit('needs a GPU')"}, "SystemExit: needs a GPU"),
     "ImportError": ({"triton/__init__.py": "raise ImportError('libfoo.so.1')"}, "ImportError: libfoo.so.1"),

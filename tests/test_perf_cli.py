@@ -116,7 +116,7 @@ def test_the_whole_smoke_suite(tmp_path, device):
         (["diff", "{measured}"], "arguments are required"),
         (["diff", "{measured}", "nowhere"], "nowhere cannot be read"),
         (["diff", "{measured}", "{measured}", "--only", "provider=nn.LSTM"], "nothing to compare"),
-        (["bench", "--suite", "smoke", "--out", __file__], f"{__file__}: File exists. Give another place"),
+        (["bench", "--suite", "smoke", "--out", __file__], "test_perf_cli.py: File exists. Give another place"),
     ],
 )
 def test_bad_input(run, measured, argv, message):

@@ -205,6 +205,8 @@ def _code(handler: Any) -> Any:
     """Of a function, a method, a partial one or an object that can be called; None of what Python has none for."""
     while isinstance(handler, functools.partial):
         handler = handler.func
+    if not callable(handler):  # signal.SIG_DFL, whose class can be called
+        return None
     return getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
 
 

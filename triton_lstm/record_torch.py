@@ -39,7 +39,7 @@ def recorded_lstm(
         rows = slice(k * directions, (k + 1) * directions)
         groups = weights[rows]
         params = [weight for group in groups for weight in group if weight is not None]
-        if x.is_cuda and not has_biases:
+        if x.is_cuda and num_layers > 1 and not has_biases:
             # Of several layers in one buffer PyTorch takes the first for its own, and what follows it for its biases
             params = [weight.clone() for weight in params]
         states = [state[rows] for state in hx]
