@@ -1,4 +1,4 @@
-# make demo, make test: all set-up included; only Python >= 3.10, git and make are needed.
+# make demo, make test: setup included; only Python >= 3.10, git and make are required.
 PYTHON ?= python3
 PIP_OPTIONS ?=
 RUN := .venv/bin/python
@@ -10,7 +10,7 @@ READY := .venv/.ready
     gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN) -m triton_lstm train --compare
 
-# The pictures of README.md
+# The figures of README.md
 figures: $(READY)
 	$(RUN) -m triton_lstm train
 	mkdir -p docs
@@ -30,24 +30,24 @@ test: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo
 
 types: $(READY)
 	$(RUN) -m mypy
 
 check: lint types test
 
-# Every kernel that the plan can choose, compiled for six architectures: the table that test_codegen.py compares with
+# Every kernel that can be planned, compiled for six architectures: the table that test_codegen.py compares with
 codegen: $(READY)
 	mkdir -p perf/results
-	env -u TRITON_INTERPRET $(RUN) tests/codegen.py --csv perf/results/codegen.csv
+	env -u TRITON_INTERPRET $(RUN) tests/helpers/codegen.py --csv perf/results/codegen.csv
 
-# Other versions of Triton beside the one in .venv, under its torch: the oldest that a GPU's torch brings, and the newest
+# Other versions of Triton than the one in .venv, with its torch: the oldest that a CUDA build of torch has, and the newest
 TRITON_VERSIONS ?= 3.6.0 3.9.0
-PACKED := tests/test_packed.py tests/test_packed_calls.py
-KERNEL_TESTS := tests/test_layer.py $(PACKED) tests/test_states.py tests/test_record.py tests/test_exchange.py \
-    tests/test_exchange_packed.py tests/test_autograd.py tests/test_codegen.py tests/test_tune.py tests/test_launch.py \
-    tests/test_interpreter.py
-SMOKE_TESTS := $(foreach name,record launch interpreter tune codegen,tests/test_$(name).py)
+files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
+KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed autograd codegen tune launch \
+    interpreter)
+SMOKE_TESTS := $(call files,record launch interpreter tune codegen)
 
 .triton/%: | $(READY)
 	rm -rf $@.new
@@ -62,15 +62,14 @@ test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)
 test-triton-smoke: .triton/3.6.0
 	PYTHONPATH=.triton/3.6.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
 
-# The libraries under PyTorch and NumPy take another path on another processor, and with it go the last bits of every sum.
-# These take the paths of others: the tests of numbers must be green on each, and on whatever machine this is.
+# The libraries below PyTorch and NumPy use other code paths on other processors, which changes the last bits of every sum.
+# These select such paths: the numeric tests must pass with each of them, on any machine.
 PROCESSORS := MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
     ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell OPENBLAS_CORETYPE=Prescott OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 \
     OMP_NUM_THREADS=8
-NUMERIC := $(foreach name,tolerance layer packed packed_calls states record record_calls record_effects exchange \
-    exchange_packed autograd func weights contract module torch_modules train tune perf_check perf_providers,\
-    tests/test_$(name).py)
-SENSITIVE := $(foreach name,tolerance layer perf_check,tests/test_$(name).py)
+NUMERIC := $(call files,tolerance layer packed packed_calls states record record_calls record_effects exchange \
+    exchange_packed autograd func weights contract module torch_modules train tune perf_check perf_providers)
+SENSITIVE := $(call files,tolerance layer perf_check)
 
 test-processors: $(READY)
 	for setting in $(PROCESSORS); do \
@@ -82,30 +81,30 @@ test-processors-smoke: $(READY)
 	    echo "$$setting"; env $$setting $(RUN) -m pytest -n auto -m sensitive $(SENSITIVE) || exit 1; done
 
 # On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
-# no .venv. `make gpu` takes half an hour at most. Every piece can be called alone, is stopped after LIMIT seconds, and
-# leaves one CSV and one log in perf/results/<gpu>, or in OUT=folder; gpu-bench and gpu-tune go on where they were stopped.
+# no .venv. `make gpu` takes half an hour at most. Every piece can be run alone, is stopped after LIMIT seconds, and writes
+# one CSV and one log to perf/results/<gpu>, or to OUT=folder; gpu-bench and gpu-tune resume where they were stopped.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-# From make's command line only: in the environment OUT may be anything
+# From make's command line only: OUT in the environment may mean anything
 OUT :=
 GPU_PYTHON := env PYTHONPATH=$(CURDIR) PYTHONUNBUFFERED=1 $(PYTHON)
 LIMIT = 540
 GPU = timeout --kill-after=10 $(LIMIT) $(GPU_PYTHON)
 THERE := $(if $(filter command,$(origin TO)),,gpu-there)
-TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT)))$(TO)
+TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.cli.machine $(OUT)))$(TO)
 LOG = 2>&1 | tee $(TO)/$@.log
 SANITIZER = timeout --kill-after=10 $(LIMIT) env PYTHONPATH=$(CURDIR) PYTHONUNBUFFERED=1 \
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
-TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.perf.machine --table)
+TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.cli.machine --table)
 SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
-# What matters most comes first, and half of the cores are for gpu-warm; one process where pytest-xdist is missing
-FIRST := tests/test_layer.py $(PACKED) $(foreach name,contract weights torch_modules states compile,tests/test_$(name).py)
-TESTS := $(FIRST) $(filter-out $(FIRST) tests/test_codegen.py,$(sort $(wildcard tests/test_*.py)))
+# The most important tests first; half of the cores are for gpu-warm; one process if pytest-xdist is missing
+FIRST := $(call files,layer packed packed_calls contract weights torch_modules states compile)
+TESTS := $(FIRST) $(filter-out $(FIRST) tests/kernels/test_codegen.py,$(sort $(wildcard tests/test_*.py tests/*/test_*.py)))
 XDIST = $(shell $(GPU_PYTHON) -c 'import os, xdist; print("-n", max(1, min(8, os.cpu_count() // 2)), "--dist loadfile")' \
     2>/dev/null)
 
-# Side by side what only has to be right, then on a quiet GPU what is timed. All run, also after one that failed, but
-# nothing does where gpu-look found something BAD
+# Correctness in parallel, then timing on an idle GPU. A failure does not stop the other pieces, unless gpu-look found
+# something BAD
 gpu: gpu-look
 	@beside=(); failed=0; \
 	for piece in gpu-warm gpu-memcheck gpu-racecheck; do $(MAKE) TO=$(TO) $$piece & beside+=($$!); done; \
@@ -117,19 +116,19 @@ gpu: gpu-look
 gpu-sanitize: gpu-memcheck gpu-racecheck
 
 gpu-there:
-	@told=$$($(GPU_PYTHON) -c 'import torch, triton, pandas, matplotlib, rich, tabulate, jinja2, filelock, pytest, \
-	hypothesis' 2>&1) || { echo "$(PYTHON) lacks a package ($${told##*$$'\n'}): give another as PYTHON=..." >&2; exit 2; }
-	@$(GPU_PYTHON) -m triton_lstm.perf.machine $(OUT) > /dev/null
+	@output=$$($(GPU_PYTHON) -c 'import torch, triton, pandas, matplotlib, rich, tabulate, jinja2, filelock, pytest, \
+	hypothesis' 2>&1) || { echo "$(PYTHON) lacks a package ($${output##*$$'\n'}): choose another one with PYTHON=..." >&2; exit 2; }
+	@$(GPU_PYTHON) -m triton_lstm.cli.machine $(OUT) > /dev/null
 
 gpu-look: LIMIT = 60
 gpu-look: $(THERE)
 	{ TRITON_LSTM_SPIN_LIMIT=20000000 $(GPU) -m triton_lstm doctor \
 	    && $(GPU) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv; } $(LOG)
 
-# The kernels of the timed pieces, compiled while the tests run
+# The kernels of the timed pieces, compiled while the tests are running
 gpu-warm: LIMIT = 420
 gpu-warm: $(THERE)
-	nice -n 10 $(GPU) -m triton_lstm.perf.warm --suite quick --suite standard $(SHAPES) $(LOG)
+	nice -n 10 $(GPU) -m triton_lstm.cli.warm --suite quick --suite standard $(SHAPES) $(LOG)
 
 gpu-test: LIMIT = 420
 gpu-test: $(THERE)
@@ -145,7 +144,7 @@ gpu-memcheck gpu-racecheck: $(THERE)
 	then $(SANITIZER) --tool $(@:gpu-%=%) $(PYTHON) -m triton_lstm.perf.stress --small --out $(TO)/$@.csv $(LOG); \
 	else echo "$@: skipped, compute-sanitizer is not installed" $(LOG); fi
 
-# Into the checkout, so that gpu-bench measures what would be shipped
+# Into the checkout, so that gpu-bench measures with the table that would be shipped
 gpu-tune: LIMIT = 300
 gpu-tune: $(THERE)
 	$(GPU) -m triton_lstm tune $(SHAPES) --budget 270s --verbose --out $(TABLE) $(LOG)

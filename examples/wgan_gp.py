@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import triton_lstm
-from triton_lstm.backend import device_for
+from triton_lstm.settings import device_for
 
 LENGTH, BATCH, NOISE, HIDDEN = 6, 4, 2, 8  # tiny: off a GPU the kernels run in Triton's interpreter
 CRITIC_TURNS, PENALTY = 2, 10.0

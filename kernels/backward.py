@@ -10,23 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
+from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_backward
 from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
 from triton_lstm.kernels.steps import rows_of
 from triton_lstm.kernels.totals import keep_totals
-from triton_lstm.plan import Plan
+from triton_lstm.planning.plan import Plan
 
 
 @triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
 def lstm_backward_kernel(
     dy_ptr,  # (N, D, H) or None
-    dh_n_ptr,  # (B, D, H) or None
-    dc_ptr,  # (B, D, H) accumulator dtype; in: dL/dc after step_begin, out: dL/dc before step_end
+    dh_n_ptr,  # (D, B, H) or None
+    dc_ptr,  # (D, B, H) accumulator dtype; in: dL/dc after step_begin, but see DC_N; out: before step_end
     dact_ptr,  # (N, D, 4H), the loss's own gradients of i, f, g, o, or None
     dc_all_ptr,  # (N, D, H), the loss's own gradients of every c, or None
     w_hh_ptr,  # (D, 4H, H)
-    c0_ptr,  # (B, D, H) accumulator dtype
+    c0_ptr,  # (B, D, H) accumulator dtype, or None for zeros
     gates_ptr,  # (N, D, 4H)
     c_all_ptr,  # (N, D, H) accumulator dtype
     dgates_ptr,  # (N, D, 4H)
@@ -40,36 +41,32 @@ def lstm_backward_kernel(
     first_direction,
     T,
     B,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    EXCHANGE: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SLICES: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    SENTINEL: tl.constexpr,
-    INT: tl.constexpr,
-    SPIN_LIMIT: tl.constexpr,
+    LAYER: tl.constexpr,
+    TILE: tl.constexpr,
     TOTALS: tl.constexpr,  # "elements", "sums" or ""
+    DC_N: tl.constexpr,  # whether dc_ptr holds c_n's gradient before the first step; else it is zero
 ):
+    H: tl.constexpr = LAYER.H
+    D: tl.constexpr = LAYER.D
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    BLOCK_H: tl.constexpr = TILE.BLOCK_H
     PACKED: tl.constexpr = starts_ptr is not None
     tiles = tl.cdiv(B, BLOCK_B)
     direction = 0
     if D == 2:
         direction = tl.program_id(2) + first_direction  # of the forward pass; 1: against time
         w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
-        dc_ptr += direction * H
-        c0_ptr += direction * H
+        state = tl.cast(direction, tl.int64) * B * H
+        dc_ptr += state
         gates_ptr += direction * 4 * H
         c_all_ptr += direction * H
         dgates_ptr += direction * 4 * H
         if dy_ptr is not None:
             dy_ptr += direction * H
         if dh_n_ptr is not None:
-            dh_n_ptr += direction * H
+            dh_n_ptr += state
+        if c0_ptr is not None:
+            c0_ptr += direction * H
         if dact_ptr is not None:
             dact_ptr += direction * 4 * H
         if dc_all_ptr is not None:
@@ -81,12 +78,12 @@ def lstm_backward_kernel(
     mask_n = offs_h < H
     w_cols = w_hh_ptr + offs_h
     weights = ()
-    if EXCHANGE == "none":
+    if LAYER.EXCHANGE == "none":
         for gate in tl.static_range(4):
-            weights = weights + (load_weights(w_cols + gate * H * H, mask_n, 0, H, H, BLOCK_K, 1),)
-    elif RESIDENT:
-        for k in tl.static_range((4 * H + BLOCK_K - 1) // BLOCK_K):
-            weights = weights + (load_weights(w_cols, mask_n, k, 4 * H, H, BLOCK_K, SLICES),)
+            weights = weights + (load_weights(w_cols + gate * H * H, mask_n, 0, H, H, TILE),)
+    elif TILE.RESIDENT:
+        for k in tl.static_range((4 * H + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+            weights = weights + (load_weights(w_cols, mask_n, k, 4 * H, H, TILE),)
 
     dtype = dgates_ptr.dtype.element_ty
     gave_up = 0
@@ -102,8 +99,12 @@ def lstm_backward_kernel(
             + pair[None, None, :, None] * (2 * H)
             + pair[None, None, None, :] * H
         )
-        dc = tl.load(dc_ptr + row * (D * H) + offs, mask=mask, other=0.0)
-        dh = tl.zeros((BLOCK_B, BLOCK_H), ACC)
+        offs_state = offs_b[:, None] * H + offs_h[None, :]
+        mask_dc = mask
+        if not DC_N:
+            mask_dc = (row + offs_b < tl.where(step_begin > 0, B, 0))[:, None] & mask_n[None, :]
+        dc = tl.load(dc_ptr + row * H + offs_state, mask=mask_dc, other=0.0)
+        dh = tl.zeros((BLOCK_B, BLOCK_H), LAYER.ACC)
         length = T
         if PACKED:
             length = tl.load(lengths_ptr + row)
@@ -128,7 +129,7 @@ def lstm_backward_kernel(
                 mask_next = row + offs_b < begun
             mask_gates = mask_t[:, :, None, None]
             ig, fo = tl.split(
-                tl.load(gates_ptr + (start + row) * (4 * D * H) + offs_gates, mask=mask_gates, other=0.0).to(ACC)
+                tl.load(gates_ptr + (start + row) * (4 * D * H) + offs_gates, mask=mask_gates, other=0.0).to(LAYER.ACC)
             )
             i, g = tl.split(ig)
             f, o = tl.split(fo)
@@ -137,54 +138,49 @@ def lstm_backward_kernel(
             if PACKED:
                 before = tl.where(t_prev >= 0, count_prev, 0)
                 c_prev = tl.load(c_prev_ptr + offs, mask=mask_t & (row + offs_b < before)[:, None], other=0.0)
-                first = mask_t & (row + offs_b >= before)[:, None]
-                c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=first, other=0.0)
+                if c0_ptr is not None:
+                    first = mask_t & (row + offs_b >= before)[:, None]
+                    c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=first, other=0.0)
             else:
-                if step == T - 1:
-                    c_prev_ptr = c0_ptr + row * (D * H)
-                c_prev = tl.load(c_prev_ptr + offs, mask=mask, other=0.0)
-            own = tl.zeros((BLOCK_B, BLOCK_H), ACC)
+                mask_prev = mask
+                if c0_ptr is None:
+                    mask_prev = (row + offs_b < tl.where(step < T - 1, B, 0))[:, None] & mask_n[None, :]
+                else:
+                    if step == T - 1:
+                        c_prev_ptr = c0_ptr + row * (D * H)
+                c_prev = tl.load(c_prev_ptr + offs, mask=mask_prev, other=0.0)
+            own = tl.zeros((BLOCK_B, BLOCK_H), LAYER.ACC)
             if dy_ptr is not None:
-                own += tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(ACC)
+                own += tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(LAYER.ACC)
             if dh_n_ptr is not None:
                 begins = (row + offs_b >= begun)[:, None] if PACKED else step == 0
-                own += tl.load(dh_n_ptr + row * (D * H) + offs, mask=mask_t & begins, other=0.0).to(ACC)
+                own += tl.load(dh_n_ptr + row * H + offs_state, mask=mask_t & begins, other=0.0).to(LAYER.ACC)
             dc_t = dc
             if dc_all_ptr is not None:
-                dc_t += tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(ACC)
-            if EXCHANGE != "none":
+                dc_t += tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(LAYER.ACC)
+            if LAYER.EXCHANGE != "none":
                 dh, late = recurrent_product(
                     dgates_ptr + (start_next + row) * (4 * D * H),
                     mask_next,
                     weights,
                     w_cols,
                     mask_n,
-                    counter_ptr + tile if EXCHANGE == "barrier" else None,
+                    counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     4 * H,
-                    4 * D * H,
                     H,
-                    BLOCK_H,
-                    BLOCK_B,
-                    BLOCK_K,
-                    SLICES,
-                    RESIDENT,
-                    EXCHANGE,
-                    PRECISION,
-                    ACC,
-                    SENTINEL,
-                    INT,
-                    SPIN_LIMIT,
+                    LAYER,
+                    TILE,
                 )
-                if SPIN_LIMIT:
+                if LAYER.SPIN_LIMIT:
                     gave_up |= late
             dh_t = own + dh
             da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t)
-            keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, D, H, TOTALS)
+            keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, TOTALS, LAYER)
             if dact_ptr is not None:
                 dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
-                d_ig, d_fo = tl.split(tl.load(dact, mask=mask_gates, other=0.0).to(ACC))
+                d_ig, d_fo = tl.split(tl.load(dact, mask=mask_gates, other=0.0).to(LAYER.ACC))
                 d_i, d_g = tl.split(d_ig)
                 d_f, d_o = tl.split(d_fo)
                 da_i += d_i * i * (1.0 - i)
@@ -194,24 +190,24 @@ def lstm_backward_kernel(
             dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
             dgates = dgates_ptr + (start + row) * (4 * D * H) + offs_gates
             da = tl.join(tl.join(da_i, da_g), tl.join(da_f, da_o))
-            if EXCHANGE == "flag":
-                store_unlike_sentinel(dgates, da, mask_gates, SENTINEL, INT)
+            if LAYER.EXCHANGE == "flag":
+                store_unlike_sentinel(dgates, da, mask_gates, LAYER)
             else:
                 tl.store(dgates, da.to(dtype), mask=mask_gates)
-            if EXCHANGE == "barrier":
+            if LAYER.EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
-            if EXCHANGE == "none":
-                if PACKED or H != BLOCK_H:  # rows and units of nobody may hold inf * 0 = NaN; not for the product
+            if LAYER.EXCHANGE == "none":
+                if PACKED or H != BLOCK_H:  # padding may hold inf * 0 = NaN, which must not enter the product
                     da_i = tl.where(mask_t, da_i, 0.0)
                     da_f = tl.where(mask_t, da_f, 0.0)
                     da_g = tl.where(mask_t, da_g, 0.0)
                     da_o = tl.where(mask_t, da_o, 0.0)
-                dh = tl.dot(da_i.to(dtype), weights[0], input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(da_f.to(dtype), weights[1], dh, input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(da_g.to(dtype), weights[2], dh, input_precision=PRECISION, out_dtype=ACC)
-                dh = tl.dot(da_o.to(dtype), weights[3], dh, input_precision=PRECISION, out_dtype=ACC)
-        tl.store(dc_ptr + row * (D * H) + offs, dc, mask=mask)
-    if SPIN_LIMIT:
+                dh = tl.dot(da_i.to(dtype), weights[0], input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+                dh = tl.dot(da_f.to(dtype), weights[1], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+                dh = tl.dot(da_g.to(dtype), weights[2], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+                dh = tl.dot(da_o.to(dtype), weights[3], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+        tl.store(dc_ptr + row * H + offs_state, dc, mask=mask)
+    if LAYER.SPIN_LIMIT:
         if gave_up != 0:
             tl.store(error_ptr, 1)
 
@@ -221,7 +217,7 @@ def lstm_backward(
     dh_n: torch.Tensor | None,
     dc_n: torch.Tensor | None,
     w_hh: torch.Tensor,
-    c0: torch.Tensor,
+    c0: torch.Tensor | None,
     gates: torch.Tensor,
     c_all: torch.Tensor,
     starts: torch.Tensor | None = None,
@@ -236,14 +232,22 @@ def lstm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the reverse-time loop, with the names and shapes of lstm_forward; D directions of time.
 
-    dy (like y), dh_n, dc_n (B, D*H), dact (like gates), dc_all (like c_all): gradients of the outputs, None for zero;
-    w_hh (D, 4H, H), gates (T, B, D*4H) or packed (N, D*4H); c0 (B, D*H) and c_all of the accumulator's dtype. All but
-    dc_n contiguous. totals (.., D, 2, H) like c_all, or sums (zeros of totals.py): filled with the gradients of every h
-    and c. run: called in the place of `launch`.
-    Returns dgates (like gates) and dc0 (B, D*H), the latter in the accumulator's dtype.
+    Args:
+        dy, dh_n, dc_n, dact, dc_all: gradients of y, h_n, c_n, the gates and every c, None for zeros.
+        w_hh: (D*4H, H). gates: (T, B, D*4H) or packed (N, D*4H). c0 (D, B, H), None for zeros, and c_all of the
+            accumulator's dtype. All but dc_n are contiguous.
+        totals, sums: (.., D, 2, H) like c_all, or zeros of totals.py: filled with the gradients of every h and c.
+        run: called in the place of `launch`.
+
+    Returns:
+        dgates (like gates), and dc0 (D, B, H) in the accumulator's dtype.
     """
+    H = w_hh.shape[1]
+    D = w_hh.shape[0] // (4 * H)
     dgates = torch.empty_like(gates)
-    dc = torch.zeros_like(c0) if dc_n is None else torch.empty_like(c0).copy_(dc_n)
+    dc = c_all.new_empty(D, gates.shape[1] if lengths is None else lengths.shape[0], H)
+    if dc_n is not None:
+        dc.copy_(dc_n)
     arguments = dict(
         dy_ptr=dy,
         dh_n_ptr=dh_n,
@@ -251,13 +255,14 @@ def lstm_backward(
         dact_ptr=dact,
         dc_all_ptr=dc_all,
         w_hh_ptr=w_hh,
-        c0_ptr=c0,
+        c0_ptr=c0 if c0 is None or D == 1 else side_by_side(c0).contiguous(),  # in the row layout of c_all
         gates_ptr=gates,
         c_all_ptr=c_all,
         dgates_ptr=dgates,
         totals_ptr=totals if sums is None else sums,
         starts_ptr=starts,
         lengths_ptr=lengths,
+        DC_N=dc_n is not None,
         TOTALS="sums" if sums is not None else "elements" if totals is not None else "",
     )
     run(lstm_backward_kernel, plan, dgates, arguments)

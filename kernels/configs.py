@@ -13,20 +13,14 @@ from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import AutotunerError
 
-from triton_lstm.backend import precision_name, product_precision
-from triton_lstm.cost import cost
 from triton_lstm.kernels.exchange import make_ready
-from triton_lstm.kernels.launch import (
-    Size,
-    constants,
-    counter_for,
-    device_facts,
-    launching,
-    options,
-    tile,
-)
-from triton_lstm.limits import why_not
-from triton_lstm.plan import EXCHANGES, Exchange, Plan, space
+from triton_lstm.kernels.launch import Layer, counter_for, device_facts, launching, options, sizes_of
+from triton_lstm.planning.cost import cost
+from triton_lstm.planning.limits import why_not
+from triton_lstm.planning.plan import EXCHANGES, Exchange, Plan, Tile
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import space, with_groups
+from triton_lstm.settings import precision_name, product_precision
 
 BEST, BEST_OF_OTHERS = 6, 2  # how many configs of the planned exchange, and of each other one, are measured
 Clock = Callable[..., list[float]]
@@ -48,20 +42,36 @@ class Trial:
 
 
 class _Autotuner(Autotuner):
-    """Triton's cache on disk knows a GPU by its architecture: an H100's times would pass for an H200's."""
+    """Triton's cache on disk identifies a GPU by its architecture, which does not tell an H100 from an H200.
+
+    And it is JSON, which has no dataclasses: a key is kept as text, a tile in parts.
+    """
 
     where: tuple[Any, ...] = ()  # what times are of, besides the kernel's key
 
     def check_disk_cache(self, tuning_key: Any, configs: Any, bench_fn: Any) -> bool:
-        key = (*tuning_key, *self.where)
-        found: bool = super().check_disk_cache(key, configs, bench_fn)
+        key = (*map(str, tuning_key), *self.where)
+
+        def bench() -> None:
+            bench_fn()
+            self._map_timed(lambda kwargs: dataclasses.asdict(kwargs["TILE"]))
+
+        found: bool = super().check_disk_cache(key, configs, bench)
+        self._map_timed(lambda kwargs: dict(TILE=Tile(**kwargs)))
         if found:
-            self.cache[tuning_key] = self.cache[key]
+            self.cache[tuning_key] = min(self.configs_timings, key=self.configs_timings.__getitem__)
         return found
+
+    def _map_timed(self, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Gives the configs that have a time other keyword arguments."""
+        self.configs_timings: dict[Any, Any] = {
+            triton.Config(**(vars(config) | dict(kwargs=convert(config.kwargs)))): times
+            for config, times in self.configs_timings.items()
+        }
 
 
 class _MeasuredError(Exception):
-    """Ends the autotuner's run before it launches the config it has chosen: nobody asked for that."""
+    """Ends the autotuner's run before it launches the config it has chosen."""
 
 
 class _RefusedError(Exception):
@@ -72,7 +82,7 @@ class Trials:
     """To be called as `launch`: measures, instead of the one plan, the best plans of the whole space.
 
     clock: as triton.testing.do_bench with `quantiles`. wrong: the reason why the answer in the arguments is wrong, or
-    None. begin: told of every plan before it runs for the first time; a reason it returns drops the plan.
+    None. begin: called with every plan before its first run; a reason that it returns drops the plan.
     again: measure what Triton's cache on disk has times of.
     trials: every plan of the space, the planned one first, the others in the order of prediction.
     """
@@ -91,9 +101,8 @@ class Trials:
         arguments = dict(arguments)
         if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
             arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
-        state = {name: tensor.clone() for name, tensor in arguments.items() if name in ("c_ptr", "dc_ptr")}
         for exchange, best in _measured(plan).items():
-            self.trials += _Group(self, kernel, exchange, exchanged, arguments, state).run(best)
+            self.trials += _Group(self, kernel, exchange, exchanged, arguments).run(best)
         planned = dataclasses.replace(plan, groups=1)
 
         def order(trial: Trial) -> tuple[bool, bool, float]:
@@ -107,7 +116,7 @@ def compile_best(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: di
     """To be called as `launch`: compiles, instead of the one plan, what `Trials` would measure, and runs nothing."""
     owner = Trials(lambda call, quantiles: [], lambda arguments: None)
     for exchange, best in _measured(plan).items():
-        _Group(owner, kernel, exchange, exchanged, arguments, {}).compile(best)
+        _Group(owner, kernel, exchange, exchanged, arguments).compile(best)
 
 
 def _measured(plan: Plan) -> dict[Exchange, int]:
@@ -125,25 +134,18 @@ class _Group:
         exchange: Exchange,
         exchanged: torch.Tensor,
         arguments: dict[str, Any],
-        state: dict[str, torch.Tensor],
     ) -> None:
         self.owner, self.kernel, self.exchange = owner, kernel, exchange
-        self.exchanged, self.arguments, self.state = exchanged, arguments, state
-        size = Size.of(exchanged, arguments)
-        self.steps, self.batch, self.hidden_size = size.T, size.B, size.H
+        self.exchanged, self.arguments = exchanged, arguments
+        D, self.steps, self.batch, self.hidden_size = sizes_of(exchanged, arguments)
         self.backward = "dgates_ptr" in arguments
         self.device = device_facts(exchanged.device)
-        self.itemsize = self.device.itemsize(precision_name(exchanged.dtype, exchanged.device))
-        self.counter = counter_for(exchange, size, 16, exchanged.device)
-        self.constants = constants(
-            exchange,
-            exchanged.dtype,
-            self.hidden_size,
-            directions=size.D,
-            precision=product_precision(exchanged.dtype, exchanged.device),
-            limit=0,
-        )
-        self.plans = [p for p in space(*self._problem) if p.exchange == exchange]
+        precision = precision_name(exchanged.dtype, exchanged.device)
+        self.problem = Problem(self.device, precision, self.batch, self.hidden_size, self.backward)
+        self.counter = counter_for(exchange, D, self.batch, 16, exchanged.device)
+        precision = product_precision(exchanged.dtype, exchanged.device)
+        self.layer = Layer.of(exchange, exchanged.dtype, self.hidden_size, D, precision, limit=0)
+        self.plans = [p for p in space(self.problem) if p.exchange == exchange]
         self.reasons: dict[Plan, str] = {}
         self.times: dict[Plan, float] = {}
         self.current: dict[str, Any] = {}  # what the running trial is launched with
@@ -168,8 +170,8 @@ class _Group:
         tuner = _Autotuner(
             self.kernel,
             self.kernel.arg_names,
-            [triton.Config(tile(plan), **options(plan, self.device.backend)) for plan in self.plans],
-            key=["B", "H", "D", "EXCHANGE", "PRECISION"],
+            [triton.Config(dict(TILE=plan.tile), **options(plan, self.device.backend)) for plan in self.plans],
+            key=["B", "LAYER"],
             reset_to_zero=None,
             restore_value=None,
             pre_hook=self._before,
@@ -192,17 +194,13 @@ class _Group:
             T=self.steps,
             B=self.batch,
             launch_cooperative_grid=self.exchange != "none",
-            **self.constants,
+            LAYER=self.layer,
         )
 
-    @property
-    def _problem(self) -> tuple[int, int, int, bool]:
-        return self.itemsize, self.batch, self.hidden_size, self.backward
-
     def _trial(self, plan: Plan) -> Trial:
-        can_run = why_not(self.device, self.itemsize, self.hidden_size, self.backward, plan) is None
-        sized = plan.on(self.device, *self._problem)
-        predicted = cost(self.device, *self._problem, sized).us if can_run else math.nan
+        can_run = why_not(self.problem, plan) is None
+        sized = with_groups(self.problem, plan)
+        predicted = cost(self.problem, sized).us if can_run else math.nan
         us = self.times.get(plan, math.nan)
         if math.isfinite(us):
             return Trial(sized, predicted, us)
@@ -210,14 +208,15 @@ class _Group:
         return Trial(sized, predicted, math.nan, reason, failed=can_run and plan in self.reasons)
 
     def _plan(self, meta: dict[str, Any]) -> Plan:
+        tile = meta["TILE"]
         return Plan(
             self.exchange,
             True,
-            meta["RESIDENT"],
-            meta["BLOCK_B"],
-            meta["BLOCK_H"],
-            meta["BLOCK_K"],
-            meta["SLICES"],
+            tile.RESIDENT,
+            tile.BLOCK_B,
+            tile.BLOCK_H,
+            tile.BLOCK_K,
+            tile.SLICES,
             1,
             meta["num_warps"],
         )
@@ -226,10 +225,10 @@ class _Group:
         if not self.measuring:
             raise _MeasuredError
         plan = self._plan({"num_warps": self.current["num_warps"], **meta})
-        return plan.on(self.device, *self._problem).grid(self.hidden_size)
+        return with_groups(self.problem, plan).grid(self.hidden_size)
 
     def _before(self, kwargs: dict[str, Any], reset_only: bool = False) -> None:
-        """Triton calls this before every launch of a trial: what the kernel reads and writes is as at first."""
+        """Triton calls this before every launch of a trial."""
         if reset_only:  # all is measured
             if self.reasons.keys() & self.begun:  # kept for the next run are only times, not failures that may pass
                 raise _MeasuredError
@@ -240,14 +239,12 @@ class _Group:
             if reason := self.owner.begin(plan):
                 raise _RefusedError(reason)
         make_ready(self.exchange, self.exchanged, self.counter)
-        for name, tensor in self.state.items():
-            self.arguments[name].copy_(tensor)
 
     def _prune(self, configs: list[Any], named: dict[str, Any], **kwargs: Any) -> list[Any]:
         kept = []
         for config in configs:
             plan = self._plan(config.all_kwargs())
-            reason = why_not(self.device, self.itemsize, self.hidden_size, self.backward, plan)
+            reason = why_not(self.problem, plan)
             if reason:
                 self.reasons[plan] = reason
             else:
@@ -255,8 +252,7 @@ class _Group:
         return kept
 
     def _predict(self, **kwargs: Any) -> float:
-        plan = self._plan(kwargs).on(self.device, *self._problem)
-        return cost(self.device, *self._problem, plan).us
+        return cost(self.problem, with_groups(self.problem, self._plan(kwargs))).us
 
     def _bench(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
         """Triton's do_bench: inf for a config that fails or gives a wrong answer, with the reason."""

@@ -10,20 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
+from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_forward
 from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
-from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.launch import accumulator, launch
 from triton_lstm.kernels.steps import rows_of
-from triton_lstm.plan import Plan
+from triton_lstm.planning.plan import Plan
 
 
 @triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
 def lstm_forward_kernel(
     xg_ptr,  # (N, D, 4H)
     w_hh_ptr,  # (D, 4H, H)
-    h0_ptr,  # (B, D, H); None for the zeros that packed rows start from
-    c_ptr,  # (B, D, H) accumulator dtype; in: c before step_begin, out: c after step_end
+    h0_ptr,  # (B, D, H), or None for zeros
+    c0_ptr,  # (D, B, H) accumulator dtype, or None for zeros
+    c_ptr,  # (D, B, H) accumulator dtype; in: c before step_begin, if that is not the first; out: c after step_end
     y_ptr,  # (N, D, H)
+    h_n_ptr,  # (D, B, H) or None; written by one program alone, which still holds it at the end
+    c_n_ptr,  # (D, B, H): c after step_end in y's dtype, or None
     gates_ptr,  # (N, D, 4H) or None
     c_all_ptr,  # (N, D, H) accumulator dtype, or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
@@ -35,20 +39,13 @@ def lstm_forward_kernel(
     first_direction,
     T,
     B,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    EXCHANGE: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SLICES: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    SENTINEL: tl.constexpr,
-    INT: tl.constexpr,
-    SPIN_LIMIT: tl.constexpr,
+    LAYER: tl.constexpr,
+    TILE: tl.constexpr,
 ):
+    H: tl.constexpr = LAYER.H
+    D: tl.constexpr = LAYER.D
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    BLOCK_H: tl.constexpr = TILE.BLOCK_H
     PACKED: tl.constexpr = starts_ptr is not None
     tiles = tl.cdiv(B, BLOCK_B)
     first_unit = tl.program_id(0) * BLOCK_H
@@ -56,8 +53,15 @@ def lstm_forward_kernel(
         direction = tl.program_id(2) + first_direction  # 1: against time
         xg_ptr += direction * 4 * H
         w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
-        c_ptr += direction * H
+        state = tl.cast(direction, tl.int64) * B * H
+        c_ptr += state
         y_ptr += direction * H
+        if c0_ptr is not None:
+            c0_ptr += state
+        if h_n_ptr is not None:
+            h_n_ptr += state
+        if c_n_ptr is not None:
+            c_n_ptr += state
         if h0_ptr is not None:
             h0_ptr += direction * H
         if gates_ptr is not None:
@@ -72,9 +76,9 @@ def lstm_forward_kernel(
     mask_n = unit < H
     w_cols = w_hh_ptr + (column % 4 * H + unit).to(tl.int64) * H
     weights = ()
-    if RESIDENT:
-        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
-            weights = weights + (load_weights(w_cols, mask_n, k, H, 1, BLOCK_K, SLICES),)
+    if TILE.RESIDENT:
+        for k in tl.static_range((H + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+            weights = weights + (load_weights(w_cols, mask_n, k, H, 1, TILE),)
 
     offs_b = tl.arange(0, BLOCK_B)
     offs_h = first_unit + tl.arange(0, BLOCK_H)
@@ -86,8 +90,16 @@ def lstm_forward_kernel(
         mask = mask_b[:, None] & (offs_h < H)[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
         offs_gates = offs_b[:, None] * (4 * D * H) + offs_h[None, :]
-        c = tl.load(c_ptr + row * (D * H) + offs, mask=mask, other=0.0)
-        if EXCHANGE == "none":
+        offs_state = offs_b[:, None] * H + offs_h[None, :]
+        mask_c = mask
+        c_begin_ptr = c_ptr
+        if c0_ptr is None:
+            mask_c = (row + offs_b < tl.where(step_begin > 0, B, 0))[:, None] & (offs_h < H)[None, :]
+        else:
+            if step_begin == 0:
+                c_begin_ptr = c0_ptr
+        c = tl.load(c_begin_ptr + row * H + offs_state, mask=mask_c, other=0.0)
+        if LAYER.EXCHANGE == "none":
             if h0_ptr is None:
                 h = tl.zeros((BLOCK_B, BLOCK_H), dtype)
             else:
@@ -105,6 +117,8 @@ def lstm_forward_kernel(
             start_prev, count_prev = rows_of(starts_ptr, t_prev, B)
             mask_t = mask
             mask_prev = mask_b
+            if h0_ptr is None:
+                mask_prev = row + offs_b < tl.where(step > 0, B, 0)
             if PACKED:
                 mask_t = mask & (row + offs_b < count)[:, None]
                 # A block & a scalar, step > 0, is no mask in the interpreter of Triton 3.9
@@ -114,8 +128,8 @@ def lstm_forward_kernel(
             x_f = tl.load(xg + H, mask=mask_t, other=0.0)
             x_g = tl.load(xg + 2 * H, mask=mask_t, other=0.0)
             x_o = tl.load(xg + 3 * H, mask=mask_t, other=0.0)
-            if EXCHANGE == "none":
-                a = tl.dot(h, weights[0], input_precision=PRECISION, out_dtype=ACC)
+            if LAYER.EXCHANGE == "none":
+                a = tl.dot(h, weights[0], input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
             else:
                 rows = y_ptr + (start_prev + row) * (D * H)
                 if h0_ptr is not None:
@@ -127,41 +141,31 @@ def lstm_forward_kernel(
                     weights,
                     w_cols,
                     mask_n,
-                    counter_ptr + tile if EXCHANGE == "barrier" else None,
+                    counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     H,
-                    D * H,
                     1,
-                    4 * BLOCK_H,
-                    BLOCK_B,
-                    BLOCK_K,
-                    SLICES,
-                    RESIDENT,
-                    EXCHANGE,
-                    PRECISION,
-                    ACC,
-                    SENTINEL,
-                    INT,
-                    SPIN_LIMIT,
+                    LAYER,
+                    TILE,
                 )
-                if SPIN_LIMIT:
+                if LAYER.SPIN_LIMIT:
                     gave_up |= late
             a_ig, a_fo = tl.split(tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2)))
             a_i, a_g = tl.split(a_ig)
             a_f, a_o = tl.split(a_fo)
             i, f, g, o, c_new, h_new = cell_forward(
-                a_i + x_i.to(ACC), a_f + x_f.to(ACC), a_g + x_g.to(ACC), a_o + x_o.to(ACC), c
+                a_i + x_i.to(LAYER.ACC), a_f + x_f.to(LAYER.ACC), a_g + x_g.to(LAYER.ACC), a_o + x_o.to(LAYER.ACC), c
             )
             c = tl.where(mask_t, c_new, c) if PACKED else c_new
             y = y_ptr + (start + row) * (D * H) + offs
-            if EXCHANGE == "flag":
-                store_unlike_sentinel(y, h_new, mask_t, SENTINEL, INT)
+            if LAYER.EXCHANGE == "flag":
+                store_unlike_sentinel(y, h_new, mask_t, LAYER)
             else:
                 tl.store(y, h_new.to(dtype), mask=mask_t)
-            if EXCHANGE == "barrier":
+            if LAYER.EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
-            if EXCHANGE == "none":
+            if LAYER.EXCHANGE == "none":
                 if PACKED:
                     h = tl.where(mask_t, h_new.to(dtype), h)
                 elif H != BLOCK_H:  # units beyond H hold inf * 0 = NaN after an infinite h0; not for the product
@@ -176,8 +180,12 @@ def lstm_forward_kernel(
                 tl.store(gates + 3 * H, o.to(dtype), mask=mask_t)
             if c_all_ptr is not None:
                 tl.store(c_all_ptr + (start + row) * (D * H) + offs, c, mask=mask_t)
-        tl.store(c_ptr + row * (D * H) + offs, c, mask=mask)
-    if SPIN_LIMIT:
+        tl.store(c_ptr + row * H + offs_state, c, mask=mask)
+        if LAYER.EXCHANGE == "none" and h_n_ptr is not None:
+            tl.store(h_n_ptr + row * H + offs_state, h, mask=mask)
+        if c_n_ptr is not None:
+            tl.store(c_n_ptr + row * H + offs_state, c.to(dtype), mask=mask)
+    if LAYER.SPIN_LIMIT:
         if gave_up != 0:
             tl.store(error_ptr, 1)
 
@@ -185,38 +193,52 @@ def lstm_forward_kernel(
 def lstm_forward(
     xg: torch.Tensor,
     w_hh: torch.Tensor,
-    h0: torch.Tensor | None,
-    c0: torch.Tensor,
+    h0: torch.Tensor | None = None,
+    c0: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
     *,
     plan: Plan,
-    save_gates: bool,
-    save_c: bool,
+    save_gates: bool = False,
+    save_c: bool = False,
     run: Callable[..., None] = launch,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
     """Runs the time loop. D directions of time; the second half of every row's features is of the one against time.
 
-    xg (T, B, D*4H), or packed (N, D*4H) with starts and lengths (see triton_lstm/packing.py); w_hh (D, 4H, H); h0
-    (B, D*H), or None for packed rows, which start from zeros: contiguous, of one dtype.
-    c0 (B, D*H), of the accumulator's dtype.
-    Returns y (like xg, with D*H features), the last c (B, D*H) and, if `save_c`, every c; both c in the accumulator's
-    dtype. run: called in the place of `launch`.
-    With `save_gates`, xg holds the gates afterwards: each program reads its part of a step before it writes there.
+    Args:
+        xg: (T, B, D*4H), or packed (N, D*4H) with starts and lengths (see triton_lstm/core/packing.py). With
+            `save_gates` it holds the gates afterwards: each program reads its part of a step before it writes there.
+        w_hh: (D*4H, H), of xg's dtype, as h0.
+        h0: (D, B, H), or None for zeros, which packed rows always start from.
+        c0: (D, B, H) of the accumulator's dtype, or None for zeros. All are contiguous.
+        run: called in the place of `launch`.
+
+    Returns:
+        y (like xg, with D*H features); h_n (D, B, H), None with several programs; c_n (D, B, H); if `save_c` every c
+        (like y, in the accumulator's dtype).
     """
-    y = xg.new_empty(*xg.shape[:-1], c0.shape[-1])
-    c = c0.clone(memory_format=torch.contiguous_format)
-    c_all = torch.empty_like(y, dtype=c.dtype) if save_c else None
+    H = w_hh.shape[1]
+    D = w_hh.shape[0] // (4 * H)
+    state = D, xg.shape[1] if lengths is None else lengths.shape[0], H
+    dtype = accumulator(xg.dtype)
+    y = xg.new_empty(*xg.shape[:-1], D * H)
+    c = xg.new_empty(state, dtype=dtype)
+    c_n = xg.new_empty(state) if dtype != xg.dtype else None
+    h_n = xg.new_empty(state) if plan.exchange == "none" else None
+    c_all = torch.empty_like(y, dtype=dtype) if save_c else None
     arguments = dict(
         xg_ptr=xg,
         w_hh_ptr=w_hh,
-        h0_ptr=h0,
+        h0_ptr=h0 if h0 is None or D == 1 else side_by_side(h0).contiguous(),  # in the row layout of y
+        c0_ptr=c0,
         c_ptr=c,
         y_ptr=y,
+        h_n_ptr=h_n,
+        c_n_ptr=c_n,
         gates_ptr=xg if save_gates else None,
         c_all_ptr=c_all,
         starts_ptr=starts,
         lengths_ptr=lengths,
     )
     run(lstm_forward_kernel, plan, y, arguments)
-    return y, c, c_all
+    return y, h_n, c if c_n is None else c_n, c_all

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +16,20 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
-from triton_lstm.backend import precision_name, product_precision, spin_limit
-from triton_lstm.devices import INTERPRETER, Device
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
-from triton_lstm.limits import REGISTERS
-from triton_lstm.plan import Plan, streamed
+from triton_lstm.planning.devices import INTERPRETER, Device
+from triton_lstm.planning.limits import REGISTERS, directions_at_once
+from triton_lstm.planning.plan import Plan
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import streamed
+from triton_lstm.settings import precision_name, product_precision, spin_limit
 
 _TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 _refused: set[tuple[torch.device, Plan, tuple[int, ...]]] = set()  # cooperative launches that a device would not take
 
 
-class Turns:
-    """Lets one thread in at a time. A forked child begins with nobody inside: it has none of the other threads, so what
-    it inherited locked would stay so."""
+class ForkSafeLock:
+    """A lock that is free in a forked child, which has none of the threads that could release an inherited one."""
 
     def __init__(self) -> None:
         self._renew()
@@ -38,29 +37,31 @@ class Turns:
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        with self._lock:
-            yield
+        self.lock = threading.RLock()
 
 
-_interpreter = Turns()  # Triton's interpreter patches its own modules during a launch
+_interpreter = ForkSafeLock()  # Triton's interpreter patches its own modules during a launch
 
 
-@contextlib.contextmanager
-def launching(device: torch.device) -> Iterator[None]:
-    """What a launch wants around it: its GPU as the current one; interpreted, its turn, and a NumPy that takes infinity
-    and NaN as quietly as a GPU does."""
-    if isinstance(tl.cdiv, JITFunction):
-        with torch.cuda.device(device):
-            yield
-    else:
-        with _interpreter.taken(), np.errstate(all="ignore"):
-            yield
+class _Interpreting:
+    """Exclusive use of Triton's interpreter, without NumPy's warnings about infinity and NaN."""
+
+    def __enter__(self) -> None:
+        self.lock, self.errors = _interpreter.lock, np.errstate(all="ignore")
+        self.lock.acquire()
+        self.errors.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.errors.__exit__(*raised)
+        self.lock.release()
 
 
+def launching(device: torch.device) -> Any:
+    """The context of a launch: its GPU as the current device, or exclusive use of Triton's interpreter."""
+    return torch.cuda.device(device) if isinstance(tl.cdiv, JITFunction) else _Interpreting()
+
+
+@functools.cache
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype of c, of sums and of the gradients carried through time: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
@@ -86,70 +87,87 @@ def device_facts(device: torch.device) -> Device:
     )
 
 
-def tile(plan: Plan) -> dict[str, Any]:
-    """The part of a plan that a kernel is compiled for, less the exchange."""
-    return dict(
-        RESIDENT=plan.resident,
-        BLOCK_B=plan.block_b,
-        BLOCK_H=plan.block_h,
-        BLOCK_K=plan.block_k,
-        SLICES=plan.slices,
-    )
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a kernel is compiled for besides a plan's tile: a constexpr of the kernels.
 
+    H, D: hidden units, directions of time. EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type.
+    SENTINEL, INT: see exchange.py. SPIN_LIMIT: polls before a wait gives up; 0: no limit.
+    """
 
-def constants(
-    exchange: str, dtype: torch.dtype, hidden_size: int, *, directions: int, precision: str, limit: int
-) -> dict[str, Any]:
-    """What a kernel is compiled for besides a plan's tile."""
-    return dict(
-        H=hidden_size,
-        D=directions,
-        EXCHANGE=exchange,
-        PRECISION=precision,
-        ACC=_TRITON_TYPE[accumulator(dtype)],
-        SENTINEL=SENTINEL[dtype.itemsize],
-        INT=INT_TYPE[dtype.itemsize][1],
-        SPIN_LIMIT=limit,
-    )
+    H: int
+    D: int
+    EXCHANGE: str
+    PRECISION: str
+    ACC: tl.dtype
+    SENTINEL: int
+    INT: tl.dtype
+    SPIN_LIMIT: int
+
+    @staticmethod
+    @functools.cache
+    def of(exchange: str, dtype: torch.dtype, hidden_size: int, directions: int, precision: str, limit: int) -> Layer:
+        return Layer(
+            H=hidden_size,
+            D=directions,
+            EXCHANGE=exchange,
+            PRECISION=precision,
+            ACC=_TRITON_TYPE[accumulator(dtype)],
+            SENTINEL=SENTINEL[dtype.itemsize],
+            INT=INT_TYPE[dtype.itemsize][1],
+            SPIN_LIMIT=limit,
+        )
 
 
 def options(plan: Plan, backend: str) -> dict[str, int]:
     """How a kernel is compiled."""
     chosen = dict(num_warps=plan.warps, num_stages=1)
-    if backend == "cuda":  # on its own ptxas spills for an occupancy that nobody asks for
+    if backend == "cuda":  # by default ptxas spills for an occupancy that is not needed
         chosen["maxnreg"] = REGISTERS
     return chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Of the problem that a time loop's arguments describe: directions of time, steps, batch, hidden units."""
-
-    D: int
-    T: int
-    B: int
-    H: int
-
-    @classmethod
-    def of(cls, exchanged: torch.Tensor, arguments: dict[str, Any]) -> Size:
-        D, _, H = arguments["w_hh_ptr"].shape
-        B = arguments["c_ptr" if "c_ptr" in arguments else "dc_ptr"].shape[0]
-        starts = arguments["starts_ptr"]
-        return cls(D, exchanged.shape[0] if starts is None else starts.shape[0] - 2, B, H)
+def sizes_of(exchanged: torch.Tensor, arguments: dict[str, Any]) -> tuple[int, int, int, int]:
+    """D, T, B and H of what a time loop's arguments describe."""
+    D, B, H = arguments["c_ptr" if "c_ptr" in arguments else "dc_ptr"].shape
+    starts = arguments["starts_ptr"]
+    return D, exchanged.shape[0] if starts is None else starts.shape[0] - 2, B, H
 
 
-def counter_for(exchange: str, size: Size, block_b: int, device: torch.device) -> torch.Tensor | None:
+def counter_for(exchange: str, D: int, B: int, block_b: int, device: torch.device) -> torch.Tensor | None:
     """The barrier's counters, one for each batch tile and direction; None where there is no barrier."""
     if exchange != "barrier":
         return None
-    return torch.empty(size.D, -(-size.B // block_b), dtype=torch.int32, device=device)
+    return torch.empty(D, -(-B // block_b), dtype=torch.int32, device=device)
 
 
-def _limit_for(device: torch.device) -> int:
-    limit = spin_limit()
-    if limit and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot look whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
-    return limit
+class Prepared(NamedTuple):
+    """What all launches of a plan have in common.
+
+    constants: compile-time arguments and options. grid: of as many directions as run beside each other.
+    """
+
+    constants: dict[str, Any]
+    grid: tuple[int, int, int]
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepared(
+    device: torch.device,
+    plan: Plan,
+    dtype: torch.dtype,
+    D: int,
+    B: int,
+    H: int,
+    precision: str,
+    limit: int,
+    backward: bool,
+) -> Prepared:
+    facts = device_facts(device)
+    problem = Problem(facts, precision_name(dtype, device), B, H, backward, D)
+    layer = Layer.of(plan.exchange, dtype, H, D, precision, limit)
+    constants = dict(LAYER=layer, TILE=plan.tile, **options(plan, facts.backend))
+    return Prepared(constants, (*plan.grid(H), directions_at_once(problem, plan)))
 
 
 def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
@@ -161,35 +179,26 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     """
     if exchanged.numel() == 0:
         return
-    device = exchanged.device
-    facts = device_facts(device)
-    size = Size.of(exchanged, arguments)
+    device, dtype = exchanged.device, exchanged.dtype
+    D, T, B, H = sizes_of(exchanged, arguments)
     limit = _limit_for(device)
-    error = torch.zeros(1, dtype=torch.int32, device=device) if limit else None
-    counter = counter_for(plan.exchange, size, plan.block_b, device)
-    make_ready(plan.exchange, exchanged, counter)
-    precision = product_precision(exchanged.dtype, device)
-    arguments = dict(
-        **arguments,
-        counter_ptr=counter,
-        error_ptr=error,
-        T=size.T,
-        B=size.B,
-        **constants(plan.exchange, exchanged.dtype, size.H, directions=size.D, precision=precision, limit=limit),
-        **tile(plan),
-        **options(plan, facts.backend),
-    )
-    beside, grid = size.D, (*plan.grid(size.H), size.D)
-    if size.D == 2:
-        itemsize = facts.itemsize(precision_name(exchanged.dtype, device))
-        fit = plan.beside(facts, itemsize, size.H, "dgates_ptr" in arguments)
-        if not fit or (device, plan, grid) in _refused:
-            beside, grid = 1, (*plan.grid(size.H), 1)
+    precision = product_precision(dtype, device)
+    constants, grid = _prepared(device, plan, dtype, D, B, H, precision, limit, "dgates_ptr" in arguments)
+    counter = None
+    if plan.exchange != "none":
+        counter = counter_for(plan.exchange, D, B, plan.block_b, device)
+        make_ready(plan.exchange, exchanged, counter)
+    arguments |= constants
+    arguments |= dict(counter_ptr=counter, error_ptr=None, T=T, B=B)
+    if limit:
+        arguments["error_ptr"] = torch.zeros(1, dtype=torch.int32, device=device)
+    if grid[2] == 2 and (device, plan, grid) in _refused:
+        grid = (*grid[:2], 1)
     with launching(device):
-        for first in range(0, size.D, beside):
+        for first in range(0, D, grid[2]):
             arguments["first_direction"] = first
             try:
-                _launch_steps(kernel[grid], plan, grid, size.T, arguments, device)
+                _launch_steps(kernel[grid], plan, grid, T, arguments, device)
             except OutOfResources as shortage:  # nothing ran
                 smaller = streamed(plan, exchanged.element_size())
                 if not plan.resident or plan.exchange == "none":
@@ -197,12 +206,19 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
                 warnings.warn(
                     f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2
                 )
-                _launch_steps(kernel[grid], smaller, grid, size.T, arguments | tile(smaller), device)
-    if error is not None and error.item():
+                _launch_steps(kernel[grid], smaller, grid, T, arguments | dict(TILE=smaller.tile), device)
+    if limit and arguments["error_ptr"].item():
         raise RuntimeError(
             f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "
             f"the results are not complete. Plan: {plan}"
         )
+
+
+def _limit_for(device: torch.device) -> int:
+    limit = spin_limit()
+    if limit and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph cannot look whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
+    return limit
 
 
 def refuses_cooperation(error: Exception) -> bool:
@@ -231,7 +247,7 @@ def _launch_steps(
                 raise
             _refused.add((device, plan, grid))
             warnings.warn(
-                f"{device} refused a cooperative launch ({refusal}); triton_lstm launches every time step by itself "
+                f"{device} refused a cooperative launch ({refusal}); triton_lstm launches every time step separately "
                 "there, which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",
                 stacklevel=2,
             )

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_lstm.plan import Plan
+from triton_lstm.planning.plan import Plan
 
 SUMS = tl.constexpr(5)  # of squares, of values; the largest magnitude; how many are zero; how many are not finite
 
@@ -20,11 +20,12 @@ def keep_totals(
     mask,
     t,
     direction,
-    D: tl.constexpr,
-    H: tl.constexpr,
     TOTALS: tl.constexpr,
+    LAYER: tl.constexpr,
 ):
     """Stores a block of step `t`, whose rows begin at `first_row`: its elements, their sums, or nothing."""
+    H: tl.constexpr = LAYER.H
+    D: tl.constexpr = LAYER.D
     if TOTALS == "elements":
         offs = ((first_row + offs_b)[:, None] * D + direction) * (2 * H) + offs_h[None, :]
         tl.store(totals_ptr + offs, dh, mask=mask)

@@ -1,4 +1,4 @@
-"""The run of a suite: floors, then case by case a check and the modes, the providers of a case in turn."""
+"""The run of a suite: floors first, then per case a correctness check and all modes, the providers taking turns."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any
 import pandas as pd
 import torch
 
-from triton_lstm.config import UsageError
 from triton_lstm.perf import floor
 from triton_lstm.perf.cases import MODES, Case, switches
-from triton_lstm.perf.check import Check, draw
+from triton_lstm.perf.check import Check, make_problem
 from triton_lstm.perf.clock import timing
 from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.failures import DeviceLostError, device_still_there, failure
-from triton_lstm.perf.machine import clock_mhz
 from triton_lstm.perf.measure import TURNS, Runner
 from triton_lstm.perf.providers import OURS, PROVIDERS, Provider, make
-from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, describe
+from triton_lstm.perf.results import ALL_MODES, BASELINE, DEVICE, describe
 from triton_lstm.perf.store import Store
 from triton_lstm.perf.warm import compile_all, jobs_of_bench
 from triton_lstm.perf.work import Floors, floor_ms
-from triton_lstm.terminal import Bar
+from triton_lstm.settings import UsageError
+from triton_lstm.system.machine import clock_mhz
+from triton_lstm.system.terminal import Bar
 
 Wanted = tuple[Case, Provider, str]
 
 
 def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
-    """Measures what is not in `results` yet; every row is saved at once.
+    """Measures everything that is not in `results` yet; every row is saved immediately.
 
-    Raises DeviceLostError after an error that leaves the GPU unusable for this process; what failed is recorded.
+    Raises DeviceLostError after an error that makes the GPU unusable for this process; the failure is recorded.
     Raises UsageError if it is unusable from the start.
     """
     try:
         device_still_there(device)
     except DeviceLostError as error:
-        raise UsageError(f"the GPU takes no work ({error}); nothing was measured") from None
+        raise UsageError(f"the GPU is unusable ({error}); nothing was measured") from None
     cases: dict[str, list[Wanted]] = {}
     for item in wanted:
         cases.setdefault(item[0].name, []).append(item)
@@ -67,7 +67,7 @@ def run(wanted: Sequence[Wanted], results: Store, device: torch.device) -> None:
 
 
 def calls_of_ours(wanted: Sequence[Wanted], results: Store, device: torch.device) -> list[tuple[Case, str]]:
-    """The cases that are still to be measured with a provider whose kernels are ours, and its name."""
+    """The cases still to be measured with a provider that uses our kernels, and its name."""
     ours = [item for item in wanted if item[1].name.startswith(OURS) and not _done(item, results, device)]
     return list(dict.fromkeys((case, provider.name) for case, provider, _ in ours))
 
@@ -78,7 +78,7 @@ def _done(item: Wanted, results: Store, device: torch.device) -> bool:
     if row is None:
         return False
     if row["mode"] == ALL_MODES and row["status"] == "skipped" and provider.why_not(case, device) is None:
-        results.measure_again(row)  # what kept it from being measured is gone
+        results.measure_again(row)  # the reason for skipping it no longer applies
         return False
     return True
 
@@ -96,7 +96,7 @@ def _measure_floor(name: str, results: Store, device: torch.device) -> None:
 
 
 class _CaseRun:
-    """All that is still wanted of one case."""
+    """The missing measurements of one case."""
 
     def __init__(self, wanted: Sequence[Wanted], results: Store, floors: Floors, device: torch.device) -> None:
         self.case = wanted[0][0]
@@ -119,37 +119,37 @@ class _CaseRun:
 
     def _row(self, provider: str, mode: str) -> dict[str, Any]:
         row = describe(self.case, provider, mode, floor_ms(self.case, mode, self.floors))
-        return row | ({"algorithm": algorithm_name(self.case, mode)} if provider == YARDSTICK else {})
+        return row | ({"algorithm": algorithm_name(self.case, mode)} if provider == BASELINE else {})
 
-    def _give_up(self, outcomes: dict[str, dict[str, Any]], bar: Any) -> None:
-        """One row for all modes of each provider that has no time on this case."""
+    def _add_unmeasured(self, outcomes: dict[str, dict[str, Any]], bar: Any) -> None:
+        """Adds one row, for all modes, per provider that has no time on this case."""
         if not outcomes:
             return
         self.results.add(*(self._row(provider, ALL_MODES) | outcome for provider, outcome in outcomes.items()))
         for provider, outcome in outcomes.items():
-            self._tell(provider, outcome, bar)
+            self._report(provider, outcome, bar)
         bar.update(sum(provider in outcomes for provider, _ in self.wanted))
 
-    def _tell(self, what: str, outcome: dict[str, Any], bar: Any) -> None:
+    def _report(self, what: str, outcome: dict[str, Any], bar: Any) -> None:
         if outcome["status"] != "skipped":
-            with contextlib.suppress(OSError):  # nobody reads any more; the row is on disk
+            with contextlib.suppress(OSError):  # the output was closed; the row is on disk
                 bar.write(f"{self.case.name}, {what}: {outcome['status']} ({outcome['reason']})")
 
     def _runners(self, bar: Any) -> list[Runner]:
-        """Those providers that can run the case and are right on it."""
+        """The providers that support the case and are correct on it."""
         reasons = {provider.name: provider.why_not(self.case, self.device) for provider in self.providers}
         able = [provider for provider in self.providers if reasons[provider.name] is None]
-        self._give_up({name: {"status": "skipped", "reason": why} for name, why in reasons.items() if why}, bar)
+        self._add_unmeasured({name: {"status": "skipped", "reason": why} for name, why in reasons.items() if why}, bar)
         if not able:
             return []
         self.results.begin(*(self._row(provider.name, ALL_MODES) for provider in able))
         try:
-            problem = draw(self.case, self.device)
+            problem = make_problem(self.case, self.device)
             check = Check(problem)
         except (Exception, SystemExit) as error:
             outcome = failure(error)
             outcome |= {"status": "unchecked", "reason": f"nothing to compare with: {outcome['reason']}"}
-            self._give_up({provider.name: outcome for provider in able}, bar)
+            self._add_unmeasured({provider.name: outcome for provider in able}, bar)
             self.results.end()
             device_still_there(self.device)
             return []
@@ -162,7 +162,7 @@ class _CaseRun:
             except (Exception, SystemExit) as error:
                 outcome = failure(error)
             if "status" in outcome:
-                self._give_up({provider.name: outcome}, bar)
+                self._add_unmeasured({provider.name: outcome}, bar)
                 device_still_there(self.device)
             else:
                 self.errors[provider.name] = outcome
@@ -175,7 +175,7 @@ class _CaseRun:
         turns: dict[str, Any] = {}
         peaks: dict[str, float] = {}
         for k in range(1 if MODES[mode].timer == "cold" else TURNS):
-            first = k % max(1, len(runners))  # whoever is first has the coolest, slowest device
+            first = k % max(1, len(runners))  # the first one gets the coolest device, at the lowest clock
             for runner in runners[first:] + runners[:first]:
                 name = runner.provider
                 if name not in times:
@@ -190,11 +190,11 @@ class _CaseRun:
                     del times[name]
                     outcome = failure(error)
                     self.results.add(self._row(name, mode) | outcome)
-                    self._tell(f"{name}, {mode}", outcome, bar)
+                    self._report(f"{name}, {mode}", outcome, bar)
                     bar.update()
                     device_still_there(self.device)
                     if MODES[mode].timer == "graph" and outcome["status"] != "skipped":
-                        # A capture that failed half way leaves the generator and the allocator of the process behind it
+                        # A failed capture leaves the process's random generator and allocator in an invalid state
                         raise DeviceLostError(f"{name} could not be captured as a CUDA graph") from None
         self.results.end()
         self._note_clock([runner for runner in runners if runner.provider in times])
@@ -209,9 +209,9 @@ class _CaseRun:
         bar.update(len(rows))
 
     def _note_clock(self, runners: list[Runner]) -> None:
-        """Once a case, with work under way: asking takes a while, and an idle device clocks down."""
+        """Reads the clock once per case, under load: the query takes a while, and an idle device clocks down."""
         if self.device.type == "cuda" and runners and math.isnan(self.clock):
-            with contextlib.suppress(RuntimeError):  # it is a note, no more
+            with contextlib.suppress(RuntimeError):  # informative only
                 for _ in range(50):
                     runners[0].inference()
                 self.clock = clock_mhz()
@@ -220,7 +220,7 @@ class _CaseRun:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings go to the log, each once; a progress bar is no place for them."""
+    """Sends warnings to the log, each once, since they would break the progress bar."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(True)
@@ -230,6 +230,6 @@ def _quiet() -> Iterator[None]:
             logging.captureWarnings(False)
 
 
-def everything(cases: Sequence[Case]) -> list[Wanted]:
+def all_combinations(cases: Sequence[Case]) -> list[Wanted]:
     """All providers on all modes of `cases`."""
     return [(case, provider, mode) for case in cases for provider in PROVIDERS.values() for mode in case.modes]

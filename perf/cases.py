@@ -1,4 +1,4 @@
-"""What is measured: cases, and named suites of them."""
+"""The benchmark cases, and named suites of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from triton_lstm.config import DTYPES
+from triton_lstm.settings import DTYPES
 
 Precision = Literal["fp16", "bf16", "tf32", "fp32", "fp64"]
-LENGTH_SPREAD, LENGTH_CUT = 0.5, 1.645  # sigma of log(length), and how many sigmas above the median T lies
+LENGTH_SPREAD, LENGTH_CUT = 0.5, 1.645  # sigma of log(length), and the distance of T from the median in sigmas
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What is timed: so many forward and backward passes, on the device's clock, as the replay of a CUDA graph, on the
-    host's clock until the call returns, or as the first ones of a fresh process. grad: in train mode, under autograd.
+    """What is timed: the number of forward and backward passes, and how: on the device's clock, as the replay of a CUDA
+    graph, on the host's clock until the call returns, or in a new process. grad: in train mode, under autograd.
     """
 
     about: str
@@ -42,7 +42,9 @@ MODES = {
     "cold": Mode("the first forward and backward of a fresh process, with empty kernel caches", 1, 1, "cold"),
     "cold_cached": Mode("the first forward and backward of a fresh process, with filled kernel caches", 1, 1, "cold"),
 }
-WORKING = tuple(name for name, mode in MODES.items() if mode.timer in ("device", "graph"))  # time that work explains
+WORKING = tuple(
+    name for name, mode in MODES.items() if mode.timer in ("device", "graph")
+)  # modes whose time depends on the work
 USUAL = ("inference", "forward", "backward", "forward_backward")
 HOST = ("host_inference", "host_training")
 EVERY = tuple(MODES)
@@ -50,13 +52,13 @@ EVERY = tuple(MODES)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An LSTM, its input and what to measure of it.
+    """An LSTM, its input and the modes to measure.
 
     precision: the dtype, and for float32 whether TF32 is allowed ("tf32") or not ("fp32").
     T, B, I, H: steps, rows, input size (H if 0), hidden units.
     layers, bidirectional, proj_size, batch_first: nn.LSTM's.
-    packed: a PackedSequence of log-normal lengths cut at T, where about one row in twenty lies; about half is padding.
-    modes: keys of MODES. why: the reason the case is there.
+    packed: a PackedSequence of log-normal lengths clamped to T, as about one in twenty is; about half is padding.
+    modes: keys of MODES. why: the reason for the case.
     """
 
     precision: Precision
@@ -92,7 +94,7 @@ class Case:
 
     @property
     def module_arguments(self) -> dict[str, Any]:
-        """nn.LSTM's."""
+        """The arguments of nn.LSTM."""
         return dict(
             input_size=self.I,
             hidden_size=self.H,
@@ -103,7 +105,7 @@ class Case:
         )
 
     def lengths(self) -> torch.Tensor:
-        """Steps of every row (B,), longest first; the same at every call."""
+        """The length of every sequence (B,), longest first; deterministic."""
         if not self.packed:
             return torch.full((self.B,), self.T)
         generator = torch.Generator().manual_seed(0)
@@ -134,7 +136,7 @@ def _quick() -> list[Case]:
 
 
 def _standard() -> list[Case]:
-    """The borders of cuDNN's fast paths (perf/cudnn.py), crossed on purpose."""
+    """Both sides of every limit of cuDNN's fast paths (perf/cudnn.py)."""
     cases = [
         Case("fp16", T=1024, B=16, H=64, why="cuDNN small-H, both passes"),
         Case("fp16", T=1024, B=16, H=128, why="the last H of small-H backward"),
@@ -195,7 +197,7 @@ def _standard() -> list[Case]:
 
 
 def _full() -> list[Case]:
-    """The standard cases and the whole plane of H, B and T in every precision."""
+    """The standard cases and a full grid of H, B and T in every precision."""
     precisions: tuple[Precision, ...] = ("fp16", "bf16", "tf32", "fp32")
     plane = itertools.product(
         precisions,
@@ -214,7 +216,7 @@ SUITES = {"smoke": _smoke, "quick": _quick, "standard": _standard, "full": _full
 
 @contextlib.contextmanager
 def switches(precision: str) -> Iterator[None]:
-    """PyTorch's TF32 switches, for cuDNN and for products, on if precision is "tf32"; put back afterwards."""
+    """Sets PyTorch's TF32 switches, for cuDNN and for matmuls, to whether precision is "tf32"; restores them."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:

@@ -1,4 +1,4 @@
-"""Is a provider right on a case? Its output and gradients against float64, before any time of it is shown."""
+"""Correctness of a provider on a case: its output and gradients against float64, before it is timed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from triton_lstm.core.reference import Reference
+from triton_lstm.core.tolerance import NORMS, Allowance, Answer, draws, enlarge
 from triton_lstm.perf.cases import Case
-from triton_lstm.reference import Reference
-from triton_lstm.tolerance import NORMS, Allowance, Answer, draws, enlarge
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A case's module and data. twin: nn.LSTM in the case's dtype; inputs and cotangents: one for each draw."""
+    """A case's module and data. twin: nn.LSTM in the case's dtype; inputs and cotangents: one per random draw."""
 
     case: Case
     twin: nn.LSTM
@@ -26,8 +26,8 @@ class Problem:
     cotangents: list[torch.Tensor]
 
 
-def draw(case: Case, device: torch.device) -> Problem:
-    """Random weights, twice as large as nn.LSTM makes them; N(0, 1) inputs and cotangents; the same every time."""
+def make_problem(case: Case, device: torch.device) -> Problem:
+    """Random weights, twice as large as nn.LSTM's; inputs and cotangents from N(0, 1). Seeded by the case's name."""
     torch.manual_seed(zlib.crc32(case.name.encode()))
     twin = enlarge(nn.LSTM(**case.module_arguments)).to(device, case.dtype)
     inputs, cotangents = [], []
@@ -49,7 +49,7 @@ def data(x: torch.Tensor | PackedSequence) -> torch.Tensor:
 
 
 def leaf(x: Any, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
-    """The input anew, in `dtype`, and the tensor in it that gets a gradient."""
+    """A copy of the input in `dtype`, and its tensor that gets a gradient."""
     fresh = data(x).detach().to(dtype, copy=True).requires_grad_()
     return (x._replace(data=fresh) if isinstance(x, PackedSequence) else fresh), fresh
 
@@ -57,7 +57,7 @@ def leaf(x: Any, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
 def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> Answer:
     """Output, last states and gradients of `module` on draw k. Parameters of an `inner` module keep their names.
 
-    Raises RuntimeError where the input or a parameter got no gradient.
+    Raises RuntimeError if the input or a parameter got no gradient.
     """
     x, wanted = leaf(problem.inputs[k], dtype)
     module.zero_grad()
@@ -67,7 +67,7 @@ def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> A
     leaves = {"x": wanted} | {name.removeprefix("inner."): p for name, p in module.named_parameters()}
     without = [name for name, tensor in leaves.items() if tensor.grad is None]
     if without:
-        raise RuntimeError(f"no gradient of {', '.join(without)}")
+        raise RuntimeError(f"no gradient for {', '.join(without)}")
     found = {"y": y} | {f"d{name}": tensor.grad for name, tensor in leaves.items() if tensor.grad is not None}
     if states is not None:
         found |= {"h_n": states[0], "c_n": states[1]}
@@ -76,10 +76,10 @@ def answer(module: nn.Module, problem: Problem, k: int, dtype: torch.dtype) -> A
 
 
 class Check:
-    """The exact answer of a problem, and what PyTorch's own distance from it in the case's dtype allows.
+    """The exact result of a problem, and the tolerance that follows from PyTorch's own error in the case's dtype.
 
-    The reference's counts off a GPU only: there the library's thin products want it, and here it would keep every step
-    of long sequences in float64.
+    The reference's error counts on the CPU only, where the BLAS library's thin products require it; on a GPU it would
+    store every step of long sequences in float64.
     Raises ValueError as Allowance does.
     """
 
@@ -99,9 +99,9 @@ class Check:
         self.allowance = Allowance(*answers(problem.twin), reference, tf32=problem.case.precision == "tf32")
 
     def __call__(self, module: nn.Module) -> dict[str, Any]:
-        """error: the largest RMS error relative to the RMS of what is right; error_share: see tolerance.py.
+        """error: the largest RMS error relative to the RMS of the exact result; error_share: see tolerance.py.
 
-        status "wrong" with a reason where a share is above 1 or a shape differs. Raises as `answer` does.
+        status "wrong" with a reason if error_share is above 1 or a shape differs. Raises as `answer` does.
         """
         got = answer(module, self.problem, self.allowance.draw, self.problem.case.dtype)
         rms = NORMS["rms"]
@@ -109,7 +109,7 @@ class Check:
         for name, tensor in got.items():
             exact = self.allowance.exact.get(name)
             if exact is None:
-                continue  # a parameter of another library's own layout
+                continue  # a parameter in another library's layout
             if tensor.shape != exact.shape:
                 reason = f"{name} is {tuple(tensor.shape)}, not {tuple(exact.shape)}"
                 return {"status": "wrong", "reason": reason}
@@ -118,5 +118,5 @@ class Check:
         worst = max(shares, key=lambda name: shares[name])
         row: dict[str, Any] = {"error": max(errors.values()), "error_share": shares[worst]}
         if shares[worst] > 1:
-            row |= {"status": "wrong", "reason": f"{worst} has {shares[worst]:.3g} times the error that is allowed"}
+            row |= {"status": "wrong", "reason": f"{worst} has {shares[worst]:.3g} times the allowed error"}
         return row

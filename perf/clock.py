@@ -1,4 +1,4 @@
-"""Timing: triton.testing.do_bench on a GPU, and the same code over the host's clock where there is none."""
+"""Timing: triton.testing.do_bench on a GPU, and the same code with the host's clock without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.testing import do_bench
 
-WARMUP_MS, REP_MS = 5, 25  # of one turn; every provider has several
+WARMUP_MS, REP_MS = 5, 25  # per turn; every provider has several
 
 
 class _HostEvent:
@@ -28,7 +28,7 @@ class _HostEvent:
 
 
 class _HostDriver:
-    """What do_bench asks of a device's driver, over the host's clock."""
+    """The parts of a Triton driver that do_bench uses, with the host's clock."""
 
     def get_device_interface(self) -> Any:
         return SimpleNamespace(Event=_HostEvent, synchronize=lambda: None)
@@ -42,26 +42,26 @@ class _HostDriver:
 
 @contextlib.contextmanager
 def timing(device: torch.device) -> Iterator[None]:
-    """Where do_bench and the functions below run: on `device`, or over the host's clock if that is the CPU."""
+    """Makes do_bench and the functions below time `device`, or the host's clock if that is the CPU."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
         return
-    with patch.object(triton.runtime.driver, "_active", _HostDriver()):  # reset_active() would ask for a GPU
+    with patch.object(triton.runtime.driver, "_active", _HostDriver()):  # reset_active() would require a GPU
         yield
 
 
 def times_ms(call: Callable[[], Any], *, clear: Any = None) -> list[float]:
-    """Device times of one turn: calls one after another, the L2 cache flushed before each.
+    """Device times of one turn of consecutive calls, with the L2 cache flushed before each.
 
-    clear: tensors whose .grad is dropped before each.
+    clear: tensors whose .grad is set to None before each.
     """
     times: list[float] = do_bench(call, warmup=WARMUP_MS, rep=REP_MS, grad_to_none=clear, return_mode="all")
     return times
 
 
 def times_after_ms(setup: Callable[[], Any], call: Callable[[Any], Any]) -> list[float]:
-    """Likewise for call(setup()), without the time of setup, which do_bench has no way to leave out."""
+    """Likewise for call(setup()), excluding the time of setup, which do_bench cannot exclude."""
     driver = triton.runtime.driver.active
     interface, cache = driver.get_device_interface(), driver.get_empty_cache_for_benchmark()
 
@@ -84,7 +84,7 @@ def times_after_ms(setup: Callable[[], Any], call: Callable[[Any], Any]) -> list
 
 
 def host_times_ms(call: Callable[[], Any]) -> list[float]:
-    """Host times: from the call until it returns, the device idle before."""
+    """Host times: from the call until it returns, with an idle device before."""
     interface = triton.runtime.driver.active.get_device_interface()
     times: list[float] = []
     begun = time.perf_counter()

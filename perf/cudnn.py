@@ -1,4 +1,4 @@
-"""Which way nn.LSTM goes on an NVIDIA GPU: cuDNN's algorithm, as PyTorch chooses it.
+"""The cuDNN algorithm that PyTorch chooses for nn.LSTM on an NVIDIA GPU.
 
 Derived from get_algo in aten/src/ATen/native/cudnn/RNN.cpp and use_cudnn in aten/src/ATen/native/RNN.cpp, PyTorch 2.13.
 """
@@ -15,7 +15,7 @@ Algorithm = Literal["STANDARD", "PERSIST_STATIC", "PERSIST_STATIC_SMALL_H"]
 
 
 def algorithm(case: Case, capability: tuple[int, int], processors: int, *, forward: bool) -> Algorithm:
-    """What PyTorch asks of cuDNN; capability and processors are the GPU's (at::cuda::getCurrentDeviceProperties)."""
+    """The algorithm that PyTorch requests. capability, processors (SMs): of at::cuda::getCurrentDeviceProperties."""
     if case.proj_size or case.packed:
         return "STANDARD"
     small = 192 if forward else 128
@@ -39,19 +39,19 @@ def _persistent_device(case: Case, capability: tuple[int, int], processors: int)
 
 
 def takes_bf16(torch_version: str, cudnn_version: int | None, capability: tuple[int, int]) -> bool:
-    """Whether bf16 goes through cuDNN at all, and not through PyTorch's own step-by-step path.
+    """Whether PyTorch uses cuDNN for bf16, and not its own step-by-step path.
 
-    Since PyTorch 2.10 (pull request 164411), if built with cuDNN >= 9.13 and on compute capability 8.0 and up.
+    Since PyTorch 2.10 (pull request 164411), if built with cuDNN >= 9.13 and on compute capability 8.0 or higher.
     """
     release = tuple(int(part) for part in torch_version.split(".")[:2])
     return release >= (2, 10) and (cudnn_version or 0) >= 91300 and capability >= (8, 0)
 
 
 def algorithm_name(case: Case, mode: str) -> str:
-    """What nn.LSTM runs for `case` here, for a table: "PERSIST_STATIC"; "SMALL_H / STANDARD" where the passes differ.
+    """The algorithm of nn.LSTM for `case`, for a table: "PERSIST_STATIC", or "SMALL_H / STANDARD" if the passes differ.
 
-    "step by step" is PyTorch's own path without cuDNN; "CPU" and "MIOpen" where there is no NVIDIA GPU; "copies
-    weights" where PyTorch does not lay them out for cuDNN, which then does so at every call (bf16, in PyTorch 2.13).
+    "step by step" is PyTorch's own path without cuDNN; "CPU" and "MIOpen" are used without an NVIDIA GPU; "copies
+    weights" if PyTorch does not flatten them for cuDNN, which then does so on every call (bf16, in PyTorch 2.13).
     """
     if not torch.cuda.is_available():
         return "CPU"
@@ -61,11 +61,11 @@ def algorithm_name(case: Case, mode: str) -> str:
     processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     if case.precision == "bf16" and not takes_bf16(torch.__version__, torch.backends.cudnn.version(), capability):
         return "step by step"
-    there, back = (
+    forward_name, backward_name = (
         algorithm(case, capability, processors, forward=forward).removeprefix("PERSIST_STATIC_")
         for forward in (True, False)
     )
     passes = MODES[mode] if mode in MODES else MODES["forward_backward"]
-    names = [there] * passes.forward + [back] * passes.backward
+    names = [forward_name] * passes.forward + [backward_name] * passes.backward
     copies = "" if case.dtype in torch.backends.cudnn.CUDNN_TENSOR_DTYPES else ", copies weights"
     return " / ".join(dict.fromkeys(names)) + copies

@@ -1,4 +1,4 @@
-"""Two sets of results, case by case, with the noise taken into account."""
+"""Comparison of two sets of results, case by case, taking noise into account."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from triton_lstm.config import UsageError
 from triton_lstm.perf.providers import OURS
-from triton_lstm.perf.results import ALL_MODES, DEVICE, YARDSTICK, noise
+from triton_lstm.perf.results import ALL_MODES, BASELINE, DEVICE, noise
+from triton_lstm.settings import UsageError
 
 Rows = dict[tuple[str, str, str], Any]
 SLOWER, FASTER, SAME, LOST, NEW, NOT_RUN = "SLOWER", "faster", "same", "LOST", "new", "not run"
@@ -17,15 +17,15 @@ REGRESSIONS = (SLOWER, LOST)
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """A row for each of triton_lstm's (case, provider, mode) in either: `ratio` (above 1 is slower), `noise`, verdict.
+    """A row per (case, provider, mode) of triton_lstm in either: `ratio` (above 1 is slower), `noise`, verdict.
 
-    Where both sets have the same nn.LSTM (SAME_BASELINE), times are taken relative to its time, so that a slower clock
-    or a busy machine cancels out; `against` says so. LOST: there was a time, and now there is a reason why not.
-    NOT_RUN: the second set does not have it at all. Raises UsageError for two devices, or nothing in common.
+    If both sets have the same nn.LSTM (SAME_BASELINE), times are relative to its time, so that a slower clock or a busy
+    machine cancels out; `against` shows which. LOST: had a time, and now has a reason why not. NOT_RUN: missing from
+    the second set. Raises UsageError for results of two devices, or without anything in common.
     """
     if sorted(set(before["gpu"])) != sorted(set(after["gpu"])):
         raise UsageError(
-            f"{before['gpu'].iloc[0]} and {after['gpu'].iloc[0]} cannot be compared: measure on one device"
+            f"{before['gpu'].iloc[0]} and {after['gpu'].iloc[0]} cannot be compared: measure both on one device"
         )
     old, new = (_by_key(frame) for frame in (before, after))
     rows = []
@@ -34,14 +34,14 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
             continue
         a, b = (_row(frame, case, provider, mode) for frame in (old, new))
         entry = {"case": case, "provider": provider, "mode": mode}
-        was, is_now = (row is not None and row["status"] == "ok" for row in (a, b))
-        if was and is_now:
-            rows.append(entry | _judge(a, b, *(_row(frame, case, YARDSTICK, mode) for frame in (old, new))))
-        elif was and b is None:
+        timed_before, timed_after = (row is not None and row["status"] == "ok" for row in (a, b))
+        if timed_before and timed_after:
+            rows.append(entry | _judge(a, b, *(_row(frame, case, BASELINE, mode) for frame in (old, new))))
+        elif timed_before and b is None:
             rows.append(entry | {"verdict": NOT_RUN, "before_ms": a["ms"]})
-        elif was:
+        elif timed_before:
             rows.append(entry | {"verdict": LOST, "before_ms": a["ms"], "reason": f"{b['status']}: {b['reason']}"})
-        elif is_now:
+        elif timed_after:
             rows.append(entry | {"verdict": NEW, "after_ms": b["ms"]})
     columns = ["case", "provider", "mode", "verdict", "ratio", "noise", "before_ms", "after_ms", "against", "reason"]
     if all(row["verdict"] in (NEW, NOT_RUN) for row in rows):
@@ -60,13 +60,13 @@ def _row(rows: Rows, case: str, provider: str, mode: str) -> Any:
     return rows.get((case, provider, mode), rows.get((case, provider, ALL_MODES)))
 
 
-def _judge(a: Any, b: Any, a_yardstick: Any, b_yardstick: Any) -> dict[str, object]:
+def _judge(a: Any, b: Any, a_baseline: Any, b_baseline: Any) -> dict[str, object]:
     ratio, rows, against = b["ms"] / a["ms"], [a, b], "time"
-    yardsticks = [row for row in (a_yardstick, b_yardstick) if row is not None and row["status"] == "ok"]
-    if len(yardsticks) == 2 and all(yardsticks[0][name] == yardsticks[1][name] for name in SAME_BASELINE):
-        ratio *= yardsticks[0]["ms"] / yardsticks[1]["ms"]
-        rows += yardsticks
-        against = YARDSTICK
+    baselines = [row for row in (a_baseline, b_baseline) if row is not None and row["status"] == "ok"]
+    if len(baselines) == 2 and all(baselines[0][name] == baselines[1][name] for name in SAME_BASELINE):
+        ratio *= baselines[0]["ms"] / baselines[1]["ms"]
+        rows += baselines
+        against = BASELINE
     limit = noise(*rows)
     verdict = SLOWER if ratio > 1 + limit else FASTER if ratio < 1 / (1 + limit) else SAME
     times = {"before_ms": a["ms"], "after_ms": b["ms"], "against": against}

@@ -1,6 +1,6 @@
-"""One exchange of h per step and nothing else: what the time loop costs without its arithmetic.
+"""One exchange of h per step and nothing else: the cost of the time loop without its arithmetic.
 
-Built of the very functions that the LSTM's kernels wait with.
+Uses the same device functions as the LSTM's kernels.
 """
 
 from typing import Any
@@ -9,11 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, arrive, fill_with_sentinel, missing, wait
+from triton_lstm.kernels.exchange import arrive, fill_with_sentinel, missing, wait
+from triton_lstm.kernels.launch import Layer
+from triton_lstm.planning.plan import Exchange, Tile
 
 WARPS = 8
-ROWS = COLUMNS = 16  # of one program: a batch tile of one tensor-core tile's rows, 16 hidden units
-SPINS = 1 << 20  # of a wait before it gives up
+ROWS = COLUMNS = 16  # of one program: a batch tile of 16 rows, one tensor-core tile; 16 hidden units
+SPINS = 1 << 20  # polls of a wait before it gives up
 
 
 @triton.jit(do_not_specialize=["step_begin", "step_end"])
@@ -23,61 +25,52 @@ def exchange_kernel(
     late_ptr,  # (1,) int32, zero
     step_begin,
     step_end,
-    W: tl.constexpr,
-    FLAG: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SENTINEL: tl.constexpr,
-    INT: tl.constexpr,
-    SPIN_LIMIT: tl.constexpr,
+    LAYER: tl.constexpr,
+    TILE: tl.constexpr,
 ):
+    W: tl.constexpr = LAYER.H
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    BLOCK_H: tl.constexpr = TILE.BLOCK_H
     offs_b = tl.arange(0, BLOCK_B)
     mine = offs_b[:, None] * W + tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
     mask_b = offs_b < BLOCK_B
-    late = 0  # 1 after a wait that ran out, and nothing is waited for any more
+    late = 0  # 1 after a wait has timed out; later ones are skipped
     for t in range(step_begin, step_end):
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
         if t > 0:
             before_ptr = rows_ptr - BLOCK_B * W
-            if FLAG:
-                n = late * (SPIN_LIMIT - 1)
-                while n < SPIN_LIMIT:
-                    late = missing(before_ptr, mask_b, W, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
-                    n = tl.where(late != 0, n + 1, SPIN_LIMIT)
+            if LAYER.EXCHANGE == "flag":
+                n = late * (LAYER.SPIN_LIMIT - 1)
+                while n < LAYER.SPIN_LIMIT:
+                    late = missing(before_ptr, mask_b, W, LAYER, TILE)
+                    n = tl.where(late != 0, n + 1, LAYER.SPIN_LIMIT)
             else:
-                late |= wait(counter_ptr, tl.num_programs(0) * t, late, SPIN_LIMIT)
-                late |= missing(before_ptr, mask_b, W, W, BLOCK_B, BLOCK_K, SENTINEL, INT)
-        # What was seen goes into what is stored: no step can begin before the last one is complete
+                late |= wait(counter_ptr, tl.num_programs(0) * t, late, LAYER)
+                late |= missing(before_ptr, mask_b, W, LAYER, TILE)
+        # The stored value depends on the loaded ones: no step can begin before the previous one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
-        if not FLAG:
+        if LAYER.EXCHANGE == "barrier":
             arrive(counter_ptr)
     if late != 0:
         tl.store(late_ptr, 1)
 
 
-def exchange_constants(programs: int, flag: bool) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
+    """The kernel's compile-time constants."""
     width = programs * COLUMNS
     return dict(
-        W=width,
-        FLAG=flag,
-        BLOCK_B=ROWS,
-        BLOCK_H=COLUMNS,
-        BLOCK_K=min(1024, triton.next_power_of_2(width)),
-        SENTINEL=SENTINEL[2],
-        INT=INT_TYPE[2][1],
-        SPIN_LIMIT=SPINS,
+        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", SPINS),
+        TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1),
     )
 
 
 class ExchangeLoop:
     """`programs` programs that exchange (16, 16) bf16 values each, `steps` times.
 
-    one_launch: all steps in one cooperative launch; else (the interpreter) a launch per step.
+    one_launch: all steps in one cooperative launch; otherwise (in the interpreter) one launch per step.
     """
 
-    def __init__(self, programs: int, steps: int, kind: str, device: torch.device, one_launch: bool) -> None:
+    def __init__(self, programs: int, steps: int, kind: Exchange, device: torch.device, one_launch: bool) -> None:
         self.programs, self.steps, self.kind, self.one_launch = programs, steps, kind, one_launch
         self.buffer = torch.empty(steps, ROWS, programs * COLUMNS, dtype=torch.bfloat16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int32, device=device)
@@ -93,7 +86,7 @@ class ExchangeLoop:
             buffer_ptr=self.buffer,
             counter_ptr=self.counter,
             late_ptr=self.late,
-            **exchange_constants(self.programs, self.kind == "flag"),
+            **exchange_constants(self.programs, self.kind),
             num_warps=WARPS,
         )
         if self.one_launch:
@@ -105,5 +98,5 @@ class ExchangeLoop:
             exchange_kernel[self.programs,](step_begin=t, step_end=t + 1, **arguments)
 
     def complete(self) -> bool:
-        """Whether every value arrived and no wait gave up."""
+        """Whether every value arrived and no wait timed out."""
         return bool((self.buffer == 1).all()) and not self.late.item()

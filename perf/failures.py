@@ -1,4 +1,4 @@
-"""What an error means for a run: a row that says so, and whether this process can go on."""
+"""The consequences of an error in a run: a row with the reason, and whether this process can continue."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 import torch
 
-from triton_lstm.perf.measure import NotHereError
+from triton_lstm.perf.measure import UnsupportedModeError
 
 log = logging.getLogger(__name__)
 
 
 class DeviceLostError(Exception):
-    """The GPU takes no more work from this process; a fresh one can go on."""
+    """This process can no longer use the GPU; a new one can continue."""
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """The columns `status` and `reason` of a row that an error stands in the way of."""
+    """The columns `status` and `reason` of a row that could not be measured because of an error."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:
         lines = []
     text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
     reason = "".join(c if c.isprintable() else "?" for c in text)
-    if isinstance(error, NotHereError):
+    if isinstance(error, UnsupportedModeError):
         return {"status": "skipped", "reason": str(error)}
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        traceback.clear_frames(error.__traceback__)  # they hold what was allocated
+        traceback.clear_frames(error.__traceback__)  # the frames keep tensors alive
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -39,7 +39,7 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def device_still_there(device: torch.device) -> None:
-    """Raises DeviceLostError where an error before, an illegal access say, has ended the process's use of the GPU."""
+    """Raises DeviceLostError if an earlier error, such as an illegal access, has made the GPU unusable."""
     if device.type != "cuda":
         return
     try:

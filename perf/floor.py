@@ -1,4 +1,4 @@
-"""Micro-benchmarks of the device: one exchange of h, a copy, a matrix product. The floor of a case comes from them."""
+"""Micro-benchmarks of the device: one exchange of h, a copy, a matmul. The floor of a case is computed from them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import pandas as pd
 import torch
 
 from triton_lstm.kernels import device_facts
-from triton_lstm.perf.cases import DTYPES, switches
+from triton_lstm.perf.cases import switches
 from triton_lstm.perf.clock import times_ms, timing
 from triton_lstm.perf.exchange_loop import ExchangeLoop
 from triton_lstm.perf.results import DEVICE
 from triton_lstm.perf.work import Floors
+from triton_lstm.planning.plan import Exchange
+from triton_lstm.settings import DTYPES
 
 MODE = "floor"
-STEPS = 2000  # of an exchange on a GPU
-REGISTER_BYTES = 4 * 65536  # of a processor, on every NVIDIA GPU since 2014
-PROGRAMS = (2, 4, 8, 16, 32, 64, 128, 192)  # as many as the device has processors
+STEPS = 2000  # per exchange benchmark on a GPU
+REGISTER_BYTES = 4 * 65536  # per SM, on every NVIDIA GPU since 2014
+PROGRAMS = (2, 4, 8, 16, 32, 64, 128, 192)  # up to the number of SMs
 Row = dict[str, Any]
 
 
 def floor_names(device: torch.device) -> list[str]:
-    """The rows that `measure_floor` can make: copy, matmul-<precision>, exchange-<kind>-<programs>."""
+    """The rows that `measure_floor` supports: copy, matmul-<precision>, exchange-<kind>-<programs>."""
     gpu = device.type == "cuda"
     programs = [n for n in PROGRAMS if n <= device_facts(device).processors] if gpu else [2]
     return [
@@ -35,7 +37,7 @@ def floor_names(device: torch.device) -> list[str]:
 
 
 def measure_floor(name: str, device: torch.device) -> Row:
-    """One row of the frame: gbs of a copy, tflops of a product, us_per_step of an exchange."""
+    """One row of the frame: gbs of a copy, tflops of a matmul, us_per_step of an exchange."""
     measure: dict[str, Callable[..., Row]] = {"copy": _copy, "matmul": _matmul, "exchange": _exchange}
     what, *arguments = name.split("-")
     row: Row = {"case": name, "provider": DEVICE, "mode": MODE, "status": "ok", "why": "the floor"}
@@ -44,7 +46,7 @@ def measure_floor(name: str, device: torch.device) -> Row:
 
 
 def _copy(device: torch.device) -> Row:
-    """1 GiB on a GPU: many times what its caches hold."""
+    """1 GiB on a GPU: much larger than its caches."""
     source = torch.zeros((1 << 30 if device.type == "cuda" else 1 << 20) // 4, device=device)
     target = torch.empty_like(source)
     ms, row = _time(lambda: target.copy_(source))
@@ -59,15 +61,15 @@ def _matmul(device: torch.device, precision: str) -> Row:
     return row | {"tflops": 2 * n**3 / ms / 1e9}
 
 
-def _exchange(device: torch.device, kind: str, programs: str) -> Row:
+def _exchange(device: torch.device, kind: Exchange, programs: str) -> Row:
     gpu = device.type == "cuda"
     loop = ExchangeLoop(int(programs), STEPS if gpu else 3, kind, device, one_launch=gpu)
     loop.run()
     if not loop.complete():
-        return {"status": "wrong", "reason": "a wait gave up or a value did not arrive"}
+        return {"status": "wrong", "reason": "a wait timed out or a value did not arrive"}
     ms, row = _time(loop.run)
-    if not loop.complete():  # before prepare fills the buffer anew
-        return {"status": "wrong", "reason": "a wait gave up or a value did not arrive while it was timed"}
+    if not loop.complete():  # before prepare refills the buffer
+        return {"status": "wrong", "reason": "a wait timed out or a value did not arrive while it was timed"}
     ms -= _time(loop.prepare)[0]
     return row | {"us_per_step": ms * 1e3 / (loop.steps - 1)}  # the first step waits for nothing
 
@@ -79,7 +81,7 @@ def _time(call: Callable[[], Any]) -> tuple[float, Row]:
 
 
 def floors_of(frame: pd.DataFrame, device: torch.device) -> Floors:
-    """What the floor's rows say; NaN and nothing where they have no number."""
+    """The floors from the measured rows; NaN or empty where there is no measurement."""
     facts = device_facts(device)
     rows = frame[(frame["provider"] == DEVICE) & (frame["status"] == "ok")].set_index("case")
     exchange: dict[int, float] = {}
@@ -87,6 +89,6 @@ def floors_of(frame: pd.DataFrame, device: torch.device) -> Floors:
         programs = int(str(name).rpartition("-")[2])
         exchange[programs] = min(us, exchange.get(programs, math.inf))
     tflops = {p: float(rows["tflops"].get(f"matmul-{p}", math.nan)) for p in DTYPES}
-    tflops["fp32"] = max(tflops["fp32"], tflops["tf32"] / 3)  # three tf32 products are as good as one in float32
+    tflops["fp32"] = max(tflops["fp32"], tflops["tf32"] / 3)  # three tf32 matmuls give float32 precision
     on_chip = facts.shared_bytes + REGISTER_BYTES
     return Floors(float(rows["gbs"].get("copy", math.nan)), tflops, exchange, facts.processors, on_chip)

@@ -1,6 +1,6 @@
-"""Other people's LSTMs as modules with nn.LSTM's weights; each package is imported when its module is made.
+"""Third-party LSTMs as modules with nn.LSTM's weights; each package is imported when its module is created.
 
-All take one layer and direction, and none is installed with this project. The input projection is in each of them.
+All support one layer and direction; none is installed with this project. All include the input projection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton_lstm.perf.cases import Case
 
 
 class _Peer(nn.Module):
-    """Its own layout is (B, T, features); parameters stay those of the nn.LSTM, so that gradients can be compared."""
+    """Layout (B, T, features); the parameters are those of the nn.LSTM, so that gradients can be compared."""
 
     batch_first = True
 
@@ -28,8 +28,8 @@ class _Peer(nn.Module):
         return y.transpose(0, 1) if self.swap else y, None
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The output for x, in the order of axes that the peer has."""
-        raise NotImplementedError  # every peer has its own
+        """The output for x, in the peer's layout."""
+        raise NotImplementedError
 
 
 class FlashRNN(_Peer):
@@ -72,7 +72,7 @@ class TorchRL(_Peer):
 
 
 class Haste(_Peer):
-    """haste_pytorch.LSTM, with weights of its own order: only the output and the input's gradient can be compared."""
+    """haste_pytorch.LSTM. Its weights have another layout: only output and input gradient can be compared."""
 
     batch_first = False
 

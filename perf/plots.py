@@ -1,4 +1,4 @@
-"""Pictures of a frame of results, as PNG files."""
+"""Plots of a frame of results, as PNG files."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from triton_lstm.perf.machine import NO_GPU
 from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import DEVICE, SHAPE
-from triton_lstm.terminal import plain
+from triton_lstm.system.machine import NO_GPU
+from triton_lstm.system.terminal import plain
 
 MODE = "forward_backward"
-PANELS = 12  # at most, in a picture of lines; its title says how many there would be
-MARKS = {"fp16": ("o", "-"), "bf16": ("s", "--"), "tf32": ("^", "-."), "fp32": ("D", ":")}  # points and roofs
+PANELS = 12  # at most per figure; the title gives the total
+MARKS = {"fp16": ("o", "-"), "bf16": ("s", "--"), "tf32": ("^", "-."), "fp32": ("D", ":")}  # markers, line styles
 
 
 def _colour(provider: str) -> str:
-    """The same in every picture; grey for a provider of another version."""
+    """The same in every figure; grey for an unknown provider, from another version."""
     names = list(PROVIDERS)
     return f"C{names.index(provider)}" if provider in names else "grey"
 
 
-def _words(text: object) -> str:
-    """As matplotlib's text: a dollar sign begins no formula, and there is room for the axes."""
+def _label(text: object) -> str:
+    """Text for matplotlib: shortened, with dollar signs escaped."""
     return textwrap.shorten(plain(text), 60, placeholder="...").replace("$", r"\$")
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes every picture that `frame` has points for; returns their files."""
+    """Writes every figure for which `frame` has data; returns the files."""
     measured = frame[(frame["status"] == "ok") & (frame["provider"] != DEVICE)]
-    pictures = {
+    figures = {
         "us_per_step_over_h": _over(measured, "H", "us_per_step", "us per step"),
         "us_per_step_over_b": _over(measured, "B", "us_per_step", "us per step"),
         "speedup": None if NO_GPU in set(frame["gpu"]) else _heat_maps(measured),
@@ -46,12 +46,12 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in pictures.items():
+    for name, figure in figures.items():
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)  # of a run that had points for it
+        path.unlink(missing_ok=True)  # of an earlier run
         if figure is not None:
-            gpus = _words(", ".join(sorted(set(frame["gpu"]))))
-            figure.text(0, 1, gpus, fontsize=7, va="bottom", color="grey")  # where no legend is
+            gpus = _label(", ".join(sorted(set(frame["gpu"]))))
+            figure.text(0, 1, gpus, fontsize=7, va="bottom", color="grey")  # outside the legend
             figure.savefig(path, dpi=110, bbox_inches="tight")
             written.append(path)
     return written
@@ -68,7 +68,7 @@ def _panels(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure
 
 
 def _groups(rows: pd.DataFrame, axis: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Rows that differ in `axis` alone (I goes with H), the groups with most values first."""
+    """Groups of rows that differ in `axis` only (I follows H), the largest first."""
     square = rows[rows["I"] == rows["H"]] if axis == "H" else rows
     same = [name for name in SHAPE if name != axis and not (axis == "H" and name == "I")]
     groups = [group for _, group in square.groupby(same, dropna=False) if group[axis].nunique() > 1]
@@ -91,8 +91,8 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
         for provider, line in group.groupby("provider", sort=False):
             line = line.sort_values(axis)
             width = 2 if provider == OURS else 1
-            (drawn,) = panel.plot(line[axis], line[value], marker="o", lw=width, color=_colour(provider))
-            lines.setdefault(_words(provider), drawn)
+            (artist,) = panel.plot(line[axis], line[value], marker="o", lw=width, color=_colour(provider))
+            lines.setdefault(_label(provider), artist)
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         ticks = sorted(group[axis].unique())
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7, rotation=60)
@@ -100,14 +100,14 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.set_title(_words(title), fontsize=9)
+        panel.set_title(_label(title), fontsize=9)
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{MODE.replace('_', ' + ')}, {shown}")
     return figure
 
 
 def _heat_maps(measured: pd.DataFrame) -> Figure | None:
-    """Speedup of ours over nn.LSTM, H x B, a panel for each precision and T; red is a loss."""
+    """Speedup over nn.LSTM, H x B, one panel per precision and T; red is slower."""
     plain = measured[~measured[["bidirectional", "batch_first", "packed"]].astype(bool).any(axis=1)]
     plain = plain[(plain["layers"] == 1) & (plain["proj_size"] == 0) & (plain["I"] == plain["H"])]
     rows = plain[(plain["provider"] == OURS) & (plain["mode"] == MODE) & plain["speedup"].notna()]
@@ -126,7 +126,7 @@ def _heat_maps(measured: pd.DataFrame) -> Figure | None:
                 dark = abs(np.log2(speedup)) > 1.4
                 text = f"{speedup:.3g}"
                 panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        panel.set_title(_words(f"{precision}, T={steps:g}"), fontsize=9)
+        panel.set_title(_label(f"{precision}, T={steps:g}"), fontsize=9)
         bar = figure.colorbar(image, ax=panel, ticks=[-2, -1, 0, 1, 2], extend="both")
         bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=7)
         bar.set_label("times nn.LSTM's speed", fontsize=8)
@@ -135,7 +135,7 @@ def _heat_maps(measured: pd.DataFrame) -> Figure | None:
 
 
 def _roofline(measured: pd.DataFrame, floor: pd.DataFrame) -> Figure | None:
-    """TFLOP/s over the operations per byte that a case has at least, under the measured copy and product rates."""
+    """TFLOP/s over a case's operations per byte of minimal traffic, below the measured copy and matmul rates."""
     rows = measured[(measured["mode"] == MODE) & measured["tflops"].notna()]
     if rows.empty:
         return None
@@ -146,17 +146,17 @@ def _roofline(measured: pd.DataFrame, floor: pd.DataFrame) -> Figure | None:
     for (precision, provider), group in rows.groupby(["precision", "provider"], sort=False):
         mark, _ = MARKS.get(precision, (".", "-"))
         panel.scatter(intensity[group.index], group["tflops"], s=18, marker=mark, color=_colour(provider))
-    shown = [Line2D([], [], color=_colour(name), label=_words(name), lw=4) for name in rows["provider"].unique()]
+    shown = [Line2D([], [], color=_colour(name), label=_label(name), lw=4) for name in rows["provider"].unique()]
     for precision in rows["precision"].unique():
         mark, dashes = MARKS.get(precision, (".", "-"))
         rate = floor.loc[floor["case"] == f"matmul-{precision}", "tflops"].dropna()
-        label, drawn = _words(precision), "none"
+        label, line_style = _label(precision), "none"
         if len(rate) and len(bandwidth):
             roof = np.minimum(rate.iloc[0], span * bandwidth.iloc[0] / 1e3)
             panel.plot(span, roof, color="grey", lw=1, ls=dashes)
-            label, drawn = f"{label}; product {rate.iloc[0]:.3g} TFLOP/s", dashes
-        shown.append(Line2D([], [], color="grey", marker=mark, ls=drawn, label=label))
+            label, line_style = f"{label}; matmul {rate.iloc[0]:.3g} TFLOP/s", dashes
+        shown.append(Line2D([], [], color="grey", marker=mark, ls=line_style, label=label))
     panel.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
-    panel.set_title(f"{MODE.replace('_', ' + ')}; grey: what a copy and a product reach", fontsize=9)
+    panel.set_title(f"{MODE.replace('_', ' + ')}; grey: rates of a copy and a matmul", fontsize=9)
     figure.legend(handles=shown, fontsize=7, loc="outside right upper")
     return figure

@@ -1,4 +1,4 @@
-"""Who is measured: triton_lstm, nn.LSTM on cuDNN, PyTorch's own paths, and other people's LSTMs where installed."""
+"""The measured implementations: triton_lstm, nn.LSTM on cuDNN, PyTorch's other paths, installed third-party LSTMs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import triton_lstm
-from triton_lstm.backend import why_not_triton
+from triton_lstm.core.reference import lstm_reference
+from triton_lstm.dispatch import why_torch
 from triton_lstm.perf import peers
 from triton_lstm.perf.cases import Case
-from triton_lstm.perf.results import YARDSTICK
-from triton_lstm.reference import lstm_reference
+from triton_lstm.perf.results import BASELINE
 
 OURS = "triton_lstm"
 STEP_BY_STEP_LIMIT, UNROLLED_LIMIT = 128, 32  # T
@@ -25,11 +25,11 @@ STEP_BY_STEP_LIMIT, UNROLLED_LIMIT = 128, 32  # T
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """Someone's LSTM.
+    """An implementation of the LSTM.
 
     why_not(case, device): None, or the reason why it cannot run the case or is not measured on it.
-    make(case, twin): a module with the weights of `twin`, an nn.LSTM; called with the case's input it returns
-        (output, (h_n, c_n)), or (output, None).
+    make(case, twin): a module with the weights of `twin`, an nn.LSTM; it maps the case's input to
+        (output, (h_n, c_n)) or (output, None).
     """
 
     name: str
@@ -39,13 +39,13 @@ class Provider:
 
 
 class Loop(nn.Module):
-    """nn.LSTM's one layer as a plain loop of torch operations, compiled."""
+    """One layer of nn.LSTM as a plain loop of PyTorch operations, compiled."""
 
     def __init__(self, case: Case, twin: nn.LSTM) -> None:
         super().__init__()
         self.inner, self.batch_first = twin, case.batch_first
         backend = "inductor" if next(twin.parameters()).is_cuda else "aot_eager"
-        torch._dynamo.reset()  # after some shapes of a function it would go on uncompiled, without a word
+        torch._dynamo.reset()  # or it would silently run uncompiled after several shapes
         self.run = torch.compile(lstm_reference, backend=backend, dynamic=False, fullgraph=True)
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -57,7 +57,7 @@ class Loop(nn.Module):
 
 
 class StepByStep(nn.Module):
-    """nn.LSTM with cuDNN switched off."""
+    """nn.LSTM with cuDNN disabled."""
 
     def __init__(self, case: Case, twin: nn.LSTM) -> None:
         super().__init__()
@@ -81,12 +81,13 @@ def _ours(case: Case, twin: nn.LSTM, **kwargs: Any) -> nn.Module:
 
 
 def _why_not_ours(case: Case, device: torch.device) -> str | None:
-    return why_not_triton(torch.zeros(0, dtype=case.dtype, device=device), "auto")
+    why = why_torch(case.dtype, device, "auto")
+    return None if why is None else str(why)
 
 
 def _why_not_step_by_step(case: Case, device: torch.device) -> str | None:
     if case.T > STEP_BY_STEP_LIMIT:
-        return f"several launches a step: measured up to T={STEP_BY_STEP_LIMIT} only"
+        return f"several launches per step: measured up to T={STEP_BY_STEP_LIMIT} only"
     return None
 
 
@@ -106,7 +107,7 @@ def _peer(name: str, package: str, about: str, make: Any, precisions: tuple[str,
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
         if case.precision not in precisions:
-            return f"not for {case.precision}"
+            return f"does not support {case.precision}"
         return _plain_only(case) or ("needs a GPU" if device.type != "cuda" else None)
 
     return Provider(name, about, why_not, make)
@@ -116,17 +117,15 @@ _LIST = (
     Provider(OURS, "this library", _why_not_ours, _ours),
     Provider(
         "triton_lstm recompute",
-        "this library, the gates recomputed in backward",
+        "this library, recomputing the gates in the backward pass",
         _why_not_ours,
         lambda case, twin: _ours(case, twin, recompute=True),
     ),
-    Provider(YARDSTICK, "torch.nn.LSTM, on cuDNN where PyTorch takes it", lambda case, device: None, _same),
-    Provider("step by step", "torch.nn.LSTM, cuDNN switched off", _why_not_step_by_step, StepByStep),
+    Provider(BASELINE, "torch.nn.LSTM, on cuDNN where PyTorch uses it", lambda case, device: None, _same),
+    Provider("step by step", "torch.nn.LSTM, cuDNN disabled", _why_not_step_by_step, StepByStep),
     Provider("torch.compile", "a plain loop over the steps, compiled", _why_not_loop, Loop),
-    _peer("TorchRL", "torchrl", "torchrl's lstm_triton as it comes", peers.TorchRL, ("fp32", "tf32")),
-    _peer(
-        "FlashRNN", "flashrnn", "flashrnn's cuda_fused, with a linear layer before", peers.FlashRNN, ("fp16", "bf16")
-    ),
+    _peer("TorchRL", "torchrl", "torchrl's lstm_triton, unchanged", peers.TorchRL, ("fp32", "tf32")),
+    _peer("FlashRNN", "flashrnn", "flashrnn's cuda_fused, after a linear layer", peers.FlashRNN, ("fp16", "bf16")),
     _peer("haste", "haste_pytorch", "haste_pytorch.LSTM", peers.Haste, ("fp32", "tf32")),
 )
 PROVIDERS = {provider.name: provider for provider in _LIST}

@@ -1,4 +1,4 @@
-"""Shows results: a table in the terminal, Markdown, a page of HTML with its pictures inside, PNG files."""
+"""Reports of results: a table in the terminal, Markdown, an HTML page with embedded plots, PNG files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from triton_lstm.config import UsageError
 from triton_lstm.perf.diff import FASTER, LOST, SLOWER
 from triton_lstm.perf.plots import draw_all
 from triton_lstm.perf.results import HELP
 from triton_lstm.perf.summary import EVEN, LOSES, WINS, Summary
-from triton_lstm.terminal import plain, print_table, say, spaced
+from triton_lstm.settings import UsageError
+from triton_lstm.system.terminal import plain, print_table, say, spaced
 
 SHORT = ["case", "mode", "verdict", "speedup", "ms", "nn.LSTM ms", "nn.LSTM algorithm", "us_per_step", "floor_share"]
 STYLES = {WINS: "green", LOSES: "bold red", FASTER: "green", SLOWER: "bold red", LOST: "bold red"}
-# What means something inside a line of Markdown
+# Markup inside a line of Markdown, and at its start
 ACTIVE = re.compile(r"[\\`*\[\]<>&|$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
-BEGINS = re.compile(r"^(?:[#+=-]|\d+(?=[.)]))")  # and what does at its beginning
+BEGINS = re.compile(r"^(?:[#+=-]|\d+(?=[.)]))")
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>triton_lstm: measurements</title>
@@ -44,11 +44,11 @@ td, th { border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-al
 {% endfor %}</table></div>{% else %}<p>None.</p>{% endif %}{% endmacro %}
 {% for line in headline %}<p>{{ line }}</p>{% endfor %}
 <h2>Against nn.LSTM</h2>{{ show(tables.table) }}
-<h2>Pictures</h2>
+<h2>Plots</h2>
 {% for name, image in images %}<h3>{{ name }}</h3><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">
-{% else %}<p>There are too few cases for a picture.</p>{% endfor %}
-<h2>Everyone</h2>{{ show(tables.everyone) }}{{ show(tables.providers) }}
-<h2>Not measured, and why</h2>{{ show(tables.absent) }}
+{% else %}<p>There are too few cases for a plot.</p>{% endfor %}
+<h2>All providers</h2>{{ show(tables.all_times) }}{{ show(tables.providers) }}
+<h2>Not measured, and why</h2>{{ show(tables.unmeasured) }}
 <h2>The floor of this device</h2>{{ show(tables.floor) }}
 <h2>Columns</h2><dl>{% for name, text in help %}<dt><code>{{ name }}</code></dt><dd>{{ text }}</dd>{% endfor %}</dl>
 </html>
@@ -56,52 +56,52 @@ td, th { border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-al
 
 
 def write_report(frame: pd.DataFrame, summary: Summary, folder: Path) -> list[Path]:
-    """report.md, report.html and the pictures, in `folder`; returns the files."""
-    pictures = draw_all(frame, folder)
+    """Writes report.md, report.html and the plots to `folder`; returns the files."""
+    plots = draw_all(frame, folder)
     markdown, page = folder / "report.md", folder / "report.html"
-    markdown.write_text(to_markdown(summary, [path.name for path in pictures]), encoding="utf-8")
-    page.write_text(_to_html(summary, pictures), encoding="utf-8")
-    return [markdown, page, *pictures]
+    markdown.write_text(to_markdown(summary, [path.name for path in plots]), encoding="utf-8")
+    page.write_text(_to_html(summary, plots), encoding="utf-8")
+    return [markdown, page, *plots]
 
 
-def to_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
-    """The whole report; pictures: names of files beside it."""
+def to_markdown(summary: Summary, plots: Sequence[str] = ()) -> str:
+    """The whole report; plots: names of files in the same folder."""
     parts = ["# Measurements", *(BEGINS.sub(_entity, _escaped(line)) for line in summary.headline)]
     parts += ["## Against nn.LSTM", _markdown(summary.table)]
-    parts += [f"![{Path(name).stem}]({name})" for name in pictures]
-    parts += ["## Everyone", _markdown(summary.everyone), _markdown(summary.providers)]
-    parts += ["## Not measured, and why", _markdown(summary.absent)]
+    parts += [f"![{Path(name).stem}]({name})" for name in plots]
+    parts += ["## All providers", _markdown(summary.all_times), _markdown(summary.providers)]
+    parts += ["## Not measured, and why", _markdown(summary.unmeasured)]
     parts += ["## The floor of this device", _markdown(summary.floor)]
     parts += ["## Columns", "\n".join(f"- `{name}`: {text}" for name, text in HELP.items())]
     return "\n\n".join(parts) + "\n"
 
 
 def print_summary(summary: Summary) -> None:
-    """The tables in the terminal; green where triton_lstm is faster, red where nn.LSTM is."""
+    """Prints the tables; green where triton_lstm is faster, red where nn.LSTM is."""
     print_table(summary.table[SHORT], keep=SHORT[:3], style=verdict_style)
     if not summary.table["verdict"].isin([WINS, EVEN, LOSES]).any():
-        print_table(summary.everyone, keep=["case", "mode"])
-    if len(summary.absent):
-        print_table(summary.absent, title="Not measured, and why", keep=["provider", "status", "reason"])
+        print_table(summary.all_times, keep=["case", "mode"])
+    if len(summary.unmeasured):
+        print_table(summary.unmeasured, title="Not measured, and why", keep=["provider", "status", "reason"])
     for line in summary.headline:
         say(line)
 
 
 def verdict_style(row: Sequence[str]) -> str | None:
-    """Of a row with a verdict in it."""
+    """The style of a row that contains a verdict."""
     return next((STYLES[text] for text in row if text in STYLES), None)
 
 
 def print_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """The named columns of every row. Raises UsageError for one that there is not."""
+    """Prints the named columns of every row. Raises UsageError for an unknown one."""
     unknown = [name for name in columns if name not in frame.columns]
     if unknown:
-        raise UsageError(f"there is no column {unknown[0]!r}. Columns: {', '.join(frame.columns)}")
+        raise UsageError(f"there is no column {unknown[0]!r}. Available: {', '.join(frame.columns)}")
     print_table(frame[list(columns)], style=verdict_style)
 
 
 def _texts(frame: pd.DataFrame) -> pd.DataFrame:
-    """As they are shown, without columns that have nothing in them."""
+    """The cells as text, without empty columns."""
     texts = pd.DataFrame({name: [plain(value) for value in frame[name]] for name in frame.columns}, dtype=object)
     return texts.loc[:, (texts != "").any()]
 
@@ -111,7 +111,7 @@ def _entity(found: re.Match[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """For a line of Markdown or a cell of its tables: nothing in it is markup."""
+    """Text for a line of Markdown or a table cell, with all markup escaped."""
     return ACTIVE.sub(_entity, plain(text))
 
 
@@ -125,7 +125,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 
 def _kind(name: str, column: pd.Series, texts: pd.Series) -> str:
-    """The class of a column on the page."""
+    """The CSS class of a column."""
     if _is_number(column):
         return "number"
     return "name" if name in ("case", "mode", "provider") else "text" if texts.str.len().max() > 40 else ""
@@ -135,7 +135,7 @@ def _is_number(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column)
 
 
-def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
+def _to_html(summary: Summary, plots: Sequence[Path]) -> str:
     def table(frame: pd.DataFrame) -> dict[str, Any]:
         texts = _texts(frame)
         kinds = [_kind(name, frame[name], texts[name]) for name in texts.columns]
@@ -146,7 +146,9 @@ def _to_html(summary: Summary, pictures: Sequence[Path]) -> str:
         ]
         return {"columns": list(zip(columns, kinds, strict=True)), "rows": rows}
 
-    tables = {name: table(getattr(summary, name)) for name in ("table", "everyone", "providers", "absent", "floor")}
-    images = [(spaced(path.stem), base64.b64encode(path.read_bytes()).decode()) for path in pictures]
+    tables = {
+        name: table(getattr(summary, name)) for name in ("table", "all_times", "providers", "unmeasured", "floor")
+    }
+    images = [(spaced(path.stem), base64.b64encode(path.read_bytes()).decode()) for path in plots]
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     return template.render(headline=map(plain, summary.headline), tables=tables, images=images, help=HELP.items())

@@ -1,4 +1,4 @@
-"""Results as one tidy frame in one CSV: a row for each (case, provider, mode), and for each floor of the device."""
+"""Results as one tidy frame in one CSV: a row per (case, provider, mode), and per floor of the device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from triton_lstm.config import UsageError
 from triton_lstm.perf.cases import WORKING, Case
 from triton_lstm.perf.work import flops, least_bytes
+from triton_lstm.settings import UsageError
 
 FORMAT = 1
 KEY = ["case", "provider", "mode"]
@@ -27,40 +27,40 @@ COLUMNS = KEY + MEASURED + DERIVED + WORK + SHAPE + ["why"] + MACHINE + ["date",
 FLAGS = ["bidirectional", "batch_first", "packed"]
 STATUS = ["ok", "wrong", "failed", "out of memory", "unchecked", "skipped"]
 TEXT = {*KEY, "status", "reason", "algorithm", "precision", "why", *MACHINE, "date"}
-YARDSTICK = "nn.LSTM"
-ALL_MODES = "all"  # the mode of a row that says why a provider has no other
-LEAST_NOISE = 0.03  # no smaller difference is ever called one
-NOISE_OF_ONE_CALL = 0.5  # a cold start is timed once, and has a disk in it
-NO_SPEED = "The times here are NO SPEEDS of anything."
+BASELINE = "nn.LSTM"
+ALL_MODES = "all"  # the mode of a row with the reason why a provider was not measured
+LEAST_NOISE = 0.03  # smaller differences never count
+NOISE_OF_ONE_CALL = 0.5  # a cold start is timed once, and reads from disk
+NOT_A_BENCHMARK = "These times are NOT A BENCHMARK."
 DEVICE = "device"  # the provider of the floors' rows
 HELP = {
-    "status": "ok; wrong, failed, out of memory, unchecked, skipped: no time, and `reason` says why",
-    "algorithm": "nn.LSTM's: what PyTorch asks of cuDNN",
+    "status": "ok; otherwise wrong, failed, out of memory, unchecked or skipped, without a time: see `reason`",
+    "algorithm": "of nn.LSTM: the one that PyTorch requests from cuDNN",
     "ms, p20, p80": "median and quantiles of `runs` calls, in milliseconds",
-    "us_per_step": "ms over T, in microseconds",
-    "tflops, gbs": "arithmetic and least traffic of the case (perf/work.py) over the time",
-    "floor_ms, floor_share": "an estimate of the least time, from measured parts (perf/work.py); its share of ms",
-    "speedup": "nn.LSTM's time over this one, same case and mode",
-    "peak_mb": "most memory above inputs and weights, in 2**20 bytes",
-    "error, error_share": "largest relative RMS error against float64; worst error over what is allowed (1 at most)",
-    "clock_mhz": "of the multiprocessors, read right after the case's first mode",
+    "us_per_step": "ms divided by T, in microseconds",
+    "tflops, gbs": "operations and minimal traffic of the case (perf/work.py) divided by the time",
+    "floor_ms, floor_share": "a lower bound estimated from measured parts (perf/work.py); as a fraction of ms",
+    "speedup": "nn.LSTM's time divided by this one, same case and mode",
+    "peak_mb": "peak memory in addition to inputs and weights, in 2**20 bytes",
+    "error, error_share": "largest relative RMS error against float64; worst error divided by the allowed one",
+    "clock_mhz": "SM clock, read right after the case's first mode",
 }
 
 
 def describe(case: Case, provider: str, mode: str, floor_ms: float) -> dict[str, Any]:
-    """The columns of a row that are known before anything is measured."""
+    """The columns of a row that are known before the measurement."""
     work = {"flops": flops(case, mode), "bytes": least_bytes(case, mode)} if mode in WORKING else {}
     shape = {name: getattr(case, name) for name in SHAPE}
     return {"case": case.name, "provider": provider, "mode": mode, "why": case.why, "floor_ms": floor_ms} | work | shape
 
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds what follows from the other columns, and puts all of them in order."""
+    """Adds the derived columns, and sorts all columns."""
     frame = frame.reindex(columns=COLUMNS)
     for name in TEXT:
         frame[name] = frame[name].astype(object).fillna("")
     measured = frame["provider"] != DEVICE
-    yardstick = frame[(frame["provider"] == YARDSTICK) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
+    yardstick = frame[(frame["provider"] == BASELINE) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
     pairs = pd.MultiIndex.from_frame(frame[["case", "mode"]])
     ms = pd.to_numeric(frame["ms"])
     values = {
@@ -76,15 +76,15 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """Replaces the CSV in one step."""
-    target = path.resolve()  # a link stays a link
-    fresh = target.with_suffix(".tmp")
-    frame.to_csv(fresh, index=False, float_format="%.6g")
-    os.replace(fresh, target)
+    """Replaces the CSV atomically."""
+    target = path.resolve()  # keeps symbolic links
+    temporary = target.with_suffix(".tmp")
+    frame.to_csv(temporary, index=False, float_format="%.6g")
+    os.replace(temporary, target)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> bool:
-    """Beside the CSV `path`; False where pyarrow is not installed."""
+    """Writes a Parquet file next to the CSV `path`; False if pyarrow is not installed."""
     try:
         frame.to_parquet(path.with_suffix(".parquet"), engine="pyarrow", index=False)
     except ImportError:
@@ -93,21 +93,21 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> bool:
 
 
 def load(paths: Iterable[Path]) -> pd.DataFrame:
-    """The rows of CSV files, or of all bench_*.csv in folders; of a key that two files have, the latest measurement.
+    """The rows of CSV files, or of all bench_*.csv in folders; if several files have a key, the latest measurement.
 
-    Raises UsageError for what is no such file, and for results of several devices.
+    Raises UsageError for other files, and for results of several devices.
     """
     files: list[Path] = []
     for path in paths:
         found = sorted(path.glob("bench_*.csv")) if path.is_dir() else [path]
         if not found:
-            raise UsageError(f"{path} holds no bench_*.csv. Run `bench` first, or name a results file")
+            raise UsageError(f"{path} contains no bench_*.csv. Run `bench` first, or give a results file")
         files += found
     read = [_read(path) for path in files]
     gpus = sorted({gpu for frame in read for gpu in frame["gpu"]})
     if len(gpus) > 1:
-        raise UsageError(f"these are results of {' and of '.join(map(repr, gpus))}. Name those of one device")
-    # Each file by itself: a speedup is of two times that were taken in turn
+        raise UsageError(f"these are results of {' and of '.join(map(repr, gpus))}. Give those of one device")
+    # Per file: a speedup relates two times of the same run
     rows = pd.concat([derive(_latest(frame)) for frame in read], ignore_index=True)
     return _latest(rows).reset_index(drop=True)
 
@@ -117,33 +117,31 @@ def _latest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """One CSV as it was written, checked."""
+    """One CSV, validated."""
     try:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file. Name a CSV that `bench` wrote")
+            raise UsageError(f"{path} is not a file. Give a CSV written by `bench`")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else "not a CSV"
-        raise UsageError(f"{path} cannot be read ({what}). Name a CSV that `bench` wrote") from None
+        raise UsageError(f"{path} cannot be read ({what}). Give a CSV written by `bench`") from None
     if "format" not in frame.columns:
-        raise UsageError(f"{path} is not a results file: it has no column `format`. Name a CSV that `bench` wrote")
+        raise UsageError(f"{path} is not a results file: it has no column `format`. Give a CSV written by `bench`")
     formats = sorted(set(frame["format"]) - {str(FORMAT)})
     if formats:
-        raise UsageError(
-            f"{path} has results of format {formats[0]!r}, this version reads format {FORMAT}. Measure again"
-        )
+        raise UsageError(f"{path} has format {formats[0]!r}, but this version reads format {FORMAT}. Measure again")
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
-        raise UsageError(f"{path} lacks the column {missing[0]}. Name a CSV that `bench` wrote")
+        raise UsageError(f"{path} lacks the column {missing[0]}. Give a CSV written by `bench`")
     if frame.empty:
-        raise UsageError(f"{path} has no rows. Run `bench` first, or name another file")
+        raise UsageError(f"{path} has no rows. Run `bench` first, or give another file")
     return _typed(frame, path)
 
 
 def _typed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Numbers and truth values out of text. Raises UsageError for a cell that cannot have been written."""
+    """Converts text to numbers and booleans. Raises UsageError for a cell that `bench` cannot have written."""
 
     def refuse(name: str, bad: pd.Series) -> None:
         if bad.any():
@@ -169,21 +167,21 @@ def _typed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def noise(*rows: Any) -> float:
-    """How far a ratio of the rows' times may be off, relative: twice the spread (half of p20 to p80) of all of them,
-    added as squares; at least LEAST_NOISE, and NOISE_OF_ONE_CALL where one was timed once."""
+    """The relative uncertainty of a ratio of the rows' times: twice the root of the sum of their squared spreads (half
+    of p20 to p80); at least LEAST_NOISE, or NOISE_OF_ONE_CALL if one was timed once."""
     least = LEAST_NOISE if min(row["runs"] for row in rows) > 1 else NOISE_OF_ONE_CALL
     return max(least, 2 * math.sqrt(sum(((row["p80"] - row["p20"]) / 2 / row["ms"]) ** 2 for row in rows)))
 
 
 def select(frame: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
-    """The rows whose columns have one of the given values, as text. Raises UsageError for an unknown column."""
+    """The rows whose columns have one of the given values (as text). Raises UsageError for an unknown column."""
     for name, values in only.items():
         if name not in frame.columns:
-            raise UsageError(f"there is no column {name!r}. Columns: {', '.join(COLUMNS)}")
+            raise UsageError(f"there is no column {name!r}. Available: {', '.join(COLUMNS)}")
         frame = frame[frame[name].map(as_text).isin([value.lower() for value in values])]
     return frame
 
 
 def as_text(value: Any) -> str:
-    """How a value is written on the command line: 512, not 512.0; true, not True."""
+    """A value as written on the command line: 512, not 512.0; true, not True."""
     return f"{value:.12g}" if isinstance(value, float) else str(value).lower()

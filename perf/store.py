@@ -1,4 +1,4 @@
-"""The rows of a run on disk: none is lost, none measured twice, and what killed a process is known to the next."""
+"""The rows of a run on disk: none is lost or measured twice, and a crash is known to the next process."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from triton_lstm.config import UsageError
-from triton_lstm.perf.machine import now
 from triton_lstm.perf.results import ALL_MODES, COLUMNS, FORMAT, KEY, MACHINE, SHAPE, derive, load, write
+from triton_lstm.planning.devices import file_name
+from triton_lstm.settings import UsageError
+from triton_lstm.system.machine import now
 
 Key = tuple[str, str, str]
-DIED = {"status": "failed", "reason": "the process died while measuring this"}
+CRASHED = {"status": "failed", "reason": "the process died while measuring this"}
 
 
 class Store:
-    """The rows of one CSV. Rows are on disk as soon as they are added; a row replaces what it measures again.
+    """The rows of one CSV. Rows are written to disk when they are added; a repeated measurement replaces the old row.
 
-    path: the CSV. about: this machine's columns; a file from another machine or code raises UsageError.
-    `marker` (path.running), a CSV as well, names what is being measured: if a run finds one, the run before died there.
+    path: the CSV. about: the provenance columns; a file from another machine or code raises UsageError.
+    `marker` (path.running), a CSV as well, lists what is being measured: if it exists at the start, the last run
+    crashed there.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -34,26 +37,26 @@ class Store:
                 theirs = sorted(set(before[name]) - {about[name]}) if name != "commit" else []
                 if theirs:
                     raise UsageError(
-                        f"{path} was measured with {name} {theirs[0]!r}, this is {about[name]!r}: rows of both "
-                        "must not mix. Give another folder with --out, or move the file away"
+                        f"{path} was measured with {name} {theirs[0]!r}, this is {about[name]!r}: their rows must not "
+                        "be mixed. Give another folder with --out, or move the file"
                     )
             self._rows = {_key(row): dict(row) for row in before.to_dict("records")}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._record_a_death()
+        self._record_crash()
 
-    def _record_a_death(self) -> None:
+    def _record_crash(self) -> None:
         if not self.marker.exists():
             return
         rows = []
-        with contextlib.suppress(UsageError):  # it is damaged
+        with contextlib.suppress(UsageError):  # a damaged one
             rows = [dict(row) for row in load([self.marker]).to_dict("records")]
-        rows = [row for row in rows if not self.has(*_key(row))]  # of the others the reason is known
+        rows = [row for row in rows if not self.has(*_key(row))]  # others have a known reason
         if rows:
             self.add(*rows)
         self.marker.unlink()
 
     def get(self, case: str, provider: str, mode: str) -> dict[str, Any] | None:
-        """The row for this, or the one for all modes of the provider on the case; None if it is to be measured."""
+        """The row of this key, or the one for all modes of the provider on the case; None if it is not measured yet."""
         for key in ((case, provider, mode), (case, provider, ALL_MODES)):
             if key in self._rows and key not in self._stale:
                 return self._rows[key]
@@ -64,20 +67,20 @@ class Store:
         return self.get(case, provider, mode) is not None
 
     def measure_again(self, row: dict[str, Any]) -> None:
-        """Lets `row` count as missing; it stays until it is replaced."""
+        """Treats `row` as missing; it is kept until it is replaced."""
         self._stale.add(_key(row))
 
     def begin(self, *rows: dict[str, Any]) -> None:
-        """Notes that `rows` are about to be measured: those that a process's death would leave without a result."""
+        """Records that `rows` are about to be measured, in case the process crashes."""
         known = [{name: row[name] for name in (*KEY, *SHAPE, "why") if name in row} for row in rows]
-        write(derive(pd.DataFrame([self._complete(row | DIED) for row in known])), self.marker)
+        write(derive(pd.DataFrame([self._complete(row | CRASHED) for row in known])), self.marker)
 
     def end(self) -> None:
-        """Notes that nothing is being measured."""
+        """Records that nothing is being measured."""
         self.marker.unlink(missing_ok=True)
 
     def add(self, *rows: dict[str, Any]) -> None:
-        """Adds rows, with the machine's columns, and writes the file."""
+        """Adds rows, with the provenance columns, and writes the file."""
         for row in rows:
             case, provider, mode = _key(row)
             for key in [key for key in self._stale if key[:2] == (case, provider) and key[2] in (mode, ALL_MODES)]:
@@ -90,7 +93,7 @@ class Store:
         return {**row, **self.about, "date": now(), "format": FORMAT}
 
     def save(self) -> None:
-        """Writes the file; `add` has done so unless it was interrupted."""
+        """Writes the file, as `add` has done unless it was interrupted."""
         if self._rows:
             write(self.frame(), self.path)
 
@@ -101,3 +104,8 @@ class Store:
 
 def _key(row: dict[str, Any]) -> Key:
     return str(row["case"]), str(row["provider"]), str(row["mode"])
+
+
+def results_folder() -> Path:
+    """perf/results/<gpu> in the current folder."""
+    return Path("perf", "results", Path(file_name(torch.cuda.get_device_name())).stem)

@@ -1,7 +1,7 @@
-"""Both exchanges under stress: `python -m triton_lstm.perf.stress`, on a GPU.
+"""Stress test of both exchanges: `python -m triton_lstm.perf.stress`, on a GPU.
 
-Thousands of one-launch runs, another stream busy, each compared bit by bit with a run that launches every step by
-itself and so needs no exchange. With --small a few launches of tiny shapes, for compute-sanitizer to watch.
+Thousands of one-launch runs while another stream is busy, each compared bitwise with a run that launches every step
+separately and so needs no exchange. With --small a few launches of tiny shapes, for compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from triton_lstm.packing import starts_and_lengths
-from triton_lstm.perf.cases import DTYPES
-from triton_lstm.terminal import Bar
+from triton_lstm.core.packing import starts_and_lengths
+from triton_lstm.settings import DTYPES
+from triton_lstm.system.terminal import Bar
 
 # precision, B, H, launches, variant: grids from two programs to the whole device, aligned rows and not
 STRESS = [
@@ -38,12 +38,12 @@ SMALL += [("bf16", 17, 48, 1, "both directions"), ("bf16", 17, 48, 1, "packed")]
 def stress_case(
     kind: Any, precision: str, B: int, H: int, launches: int, variant: str = "", *, T: int, device: torch.device
 ) -> dict[str, Any]:
-    """One exchange on one shape: how many of the launches, forward and backward, gave other bits.
+    """One exchange on one shape: how many of the launches, forward and backward, gave different bits.
 
     variant: "both directions" of time at once, "packed" rows of different lengths, or neither.
     """
     from triton_lstm.kernels import lstm_backward, lstm_forward
-    from triton_lstm.layer import plan_for
+    from triton_lstm.tuning.first_call import plan_for
 
     torch.manual_seed(0)
     options: Any = dict(device=device, dtype=DTYPES[precision])
@@ -55,13 +55,13 @@ def stress_case(
         batch_sizes = torch.linspace(B, 1, T).long()
         packed, rows = starts_and_lengths(batch_sizes, device), (int(batch_sizes.sum()),)
     else:
-        h0 = torch.randn(B, D * H, **options)
-    xg, w_hh = torch.randn(*rows, D * 4 * H, **options), torch.randn(D, 4 * H, H, **options) / H**0.5
-    c0, dy = torch.randn(B, D * H, device=device), torch.randn(*rows, D * H, **options)
+        h0 = torch.randn(D, B, H, **options)
+    xg, w_hh = torch.randn(*rows, D * 4 * H, **options), torch.randn(D * 4 * H, H, **options) / H**0.5
+    c0, dy = torch.randn(D, B, H, device=device), torch.randn(*rows, D * H, **options)
     plans = []
     for reverse_time in (False, True):
         plan = plan_for(xg, B, H, D, backward=reverse_time)
-        if kind != "none" and plan.exchange == "none":  # two programs and more are what is to be tried
+        if kind != "none" and plan.exchange == "none":  # the test needs two programs or more
             plan = dataclasses.replace(plan, block_h=16, block_k=64, groups=1, warps=4)
         if kind != "none" and not plan.one_launch:
             raise RuntimeError(f"this device is too small to hold all programs at once: {plan}")
@@ -69,7 +69,7 @@ def stress_case(
 
     def forward(plan: Any) -> tuple[Any, ...]:
         gates = xg.clone()
-        y, c, c_all = lstm_forward(gates, w_hh, h0, c0, *packed, plan=plan, save_gates=True, save_c=True)
+        y, _, c, c_all = lstm_forward(gates, w_hh, h0, c0, *packed, plan=plan, save_gates=True, save_c=True)
         return y, c, c_all, gates
 
     def backward(plan: Any) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def stress_case(
 
 
 def _other_stream(device: torch.device) -> Callable[[], None]:
-    """What gives another stream of the GPU something to do; nothing off a GPU."""
+    """A function that queues work on another stream of the GPU; a no-op without one."""
     if device.type != "cuda":
         return lambda: None
     busy, other = torch.randn(4096, 4096, device=device), torch.cuda.Stream(device)
@@ -112,36 +112,37 @@ def _differ(got: tuple[Any, ...], expected: tuple[Any, ...]) -> torch.Tensor:
 
 def stress(small: bool) -> Iterator[dict[str, Any]]:
     device = torch.device("cuda", 0)
-    # A refused launch or a plan that does not fit would silently compare step by step with itself
+    # After a refused launch or with a plan that does not fit, step by step would silently be compared with itself
     warnings.simplefilter("error")
     for kind in ("none", "flag", "barrier") if small else ("flag", "barrier"):
         for precision, B, H, launches, variant in SMALL if small else STRESS:
             try:
                 yield stress_case(kind, precision, B, H, launches, variant, T=4 if small else 32, device=device)
-            except Exception as error:  # a failure on one shape must not lose the others
+            except Exception as error:  # a failure on one shape must not stop the others
                 yield dict(exchange=kind, precision=precision, variant=variant, B=B, H=H, failed=repr(error)[:200])
 
 
 def main() -> int:
-    """0; 1 where a launch failed or gave other bits; 2 without a GPU."""
+    """Exit status 0, 1 if a launch failed or gave different bits, or 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m triton_lstm.perf.stress", description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a few launches of tiny shapes, for compute-sanitizer")
     parser.add_argument("--out", type=Path, metavar="CSV", help="default: perf/results/<gpu>/stress.csv")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no GPU that PyTorch can use was found; nothing was measured.", file=sys.stderr)
+        print("PyTorch found no usable GPU; nothing was measured.", file=sys.stderr)
         return 2
     import pandas as pd
 
-    from triton_lstm.perf.machine import machine, now, results_folder
     from triton_lstm.perf.results import write
+    from triton_lstm.perf.store import results_folder
+    from triton_lstm.system.machine import machine, now
 
     path = args.out or results_folder() / "stress.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for row in stress(args.small):
         rows.append(row | machine() | {"date": now()})
-        write(pd.DataFrame(rows), path)  # after every row, so that nothing measured is lost
+        write(pd.DataFrame(rows), path)  # after every row, so that none is lost
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     return int(any(row.get("failed") or row.get("wrong_forward") or row.get("wrong_backward") for row in rows))
 

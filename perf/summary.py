@@ -1,4 +1,4 @@
-"""What a frame of results says: a row for each case and mode, ours beside nn.LSTM, wins and losses alike."""
+"""The summary of a frame of results: a row per case and mode, ours against nn.LSTM, wins and losses alike."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import Any
 
 import pandas as pd
 
-from triton_lstm.perf.machine import NO_GPU
 from triton_lstm.perf.providers import OURS, PROVIDERS
-from triton_lstm.perf.results import ALL_MODES, DEVICE, NO_SPEED, YARDSTICK, noise
+from triton_lstm.perf.results import ALL_MODES, BASELINE, DEVICE, NOT_A_BENCHMARK, noise
+from triton_lstm.system.machine import NO_GPU
 
 WINS, EVEN, LOSES = "wins", "even", "LOSES"
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """headline: sentences. table: ours against nn.LSTM. everyone: all providers' times. absent: who has none, and why.
-
-    floor: the device's measured floor. providers: who they are.
+    """headline: sentences. table: ours against nn.LSTM. all_times: the times of all providers. unmeasured: those
+    without a time, and why. floor: the device's measured floor. providers: a description of each.
     """
 
     headline: list[str]
     table: pd.DataFrame
-    everyone: pd.DataFrame
-    absent: pd.DataFrame
+    all_times: pd.DataFrame
+    unmeasured: pd.DataFrame
     floor: pd.DataFrame
     providers: pd.DataFrame
 
 
 def verdict(ours: Any, theirs: Any) -> str:
-    """Which of two measured rows is faster; "even" where noise could explain the difference."""
+    """Which of two measured rows is faster; "even" if noise could explain the difference."""
     limit = 1 + noise(ours, theirs)
     ratio = theirs["ms"] / ours["ms"]
     return WINS if ratio > limit else LOSES if ratio < 1 / limit else EVEN
@@ -43,8 +42,8 @@ def summarize(frame: pd.DataFrame) -> Summary:
     rows = frame[frame["provider"] != DEVICE]
     table = _table(rows)
     if NO_GPU in set(frame["gpu"]):
-        table = table.assign(verdict=table["verdict"].replace([WINS, EVEN, LOSES], "no speed"), speedup=math.nan)
-    return Summary(_headline(frame, table), table, _everyone(rows), _absent(rows), _floor(frame), _providers(rows))
+        table = table.assign(verdict=table["verdict"].replace([WINS, EVEN, LOSES], "not a benchmark"), speedup=math.nan)
+    return Summary(_headline(frame, table), table, _all_times(rows), _unmeasured(rows), _floor(frame), _providers(rows))
 
 
 def _table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -52,15 +51,15 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
     reasons = rows[rows["status"] != "ok"].set_index(["case", "provider", "mode"])
     for (case, mode), group in _pairs(rows):
         measured = {row["provider"]: row for _, row in group[group["status"] == "ok"].iterrows()}
-        ours, theirs = measured.get(OURS), measured.get(YARDSTICK)
+        ours, theirs = measured.get(OURS), measured.get(BASELINE)
         entry: dict[str, Any] = {"case": case, "mode": mode, "verdict": ""}
         if ours is not None and theirs is not None:
-            together = ours["speedup"] == ours["speedup"]  # NaN: nn.LSTM's time is of another run
+            together = ours["speedup"] == ours["speedup"]  # NaN: nn.LSTM was measured in another run
             entry["verdict"] = verdict(ours, theirs) if together else "nn.LSTM was measured in another run"
         elif ours is None:
             entry["verdict"] = _why(reasons, case, OURS, mode)
         else:
-            entry["verdict"] = f"nn.LSTM {_why(reasons, case, YARDSTICK, mode)}"
+            entry["verdict"] = f"nn.LSTM {_why(reasons, case, BASELINE, mode)}"
         for row, prefix in ((ours, ""), (theirs, "nn.LSTM ")):
             for column in ("ms", "us_per_step", "peak_mb"):
                 entry[prefix + column] = math.nan if row is None else row[column]
@@ -74,7 +73,7 @@ def _table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(rows: pd.DataFrame) -> Any:
-    """(case, mode) and its rows, in the order of the file; a case without any time has the one mode "all"."""
+    """(case, mode) and its rows, in file order; a case without any time has the single mode "all"."""
     measured = rows[rows["mode"] != ALL_MODES]
     unmeasured = rows[(rows["mode"] == ALL_MODES) & ~rows["case"].isin(measured["case"])]
     return pd.concat([measured, unmeasured]).groupby(["case", "mode"], sort=False)
@@ -88,7 +87,7 @@ def _why(reasons: pd.DataFrame, case: str, provider: str, mode: str) -> str:
     return "not measured"
 
 
-def _everyone(rows: pd.DataFrame) -> pd.DataFrame:
+def _all_times(rows: pd.DataFrame) -> pd.DataFrame:
     measured = rows[rows["status"] == "ok"]
     if measured.empty:
         return pd.DataFrame()
@@ -97,10 +96,10 @@ def _everyone(rows: pd.DataFrame) -> pd.DataFrame:
     return table[names].rename(columns=lambda name: f"{name}, ms").reset_index()
 
 
-def _absent(rows: pd.DataFrame) -> pd.DataFrame:
+def _unmeasured(rows: pd.DataFrame) -> pd.DataFrame:
     bad = rows[rows["status"] != "ok"]
     table = bad.groupby(["provider", "status", "reason"], sort=False)["case"].agg(["nunique", "first"]).reset_index()
-    return table.rename(columns={"nunique": "cases", "first": "such as"})
+    return table.rename(columns={"nunique": "cases", "first": "example"})
 
 
 def _floor(frame: pd.DataFrame) -> pd.DataFrame:
@@ -120,12 +119,12 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
             f"commit {about['commit']}; {frame['date'].min()} to {frame['date'].max()}."
         )
     if NO_GPU in set(frame["gpu"]):
-        return [*lines, NO_SPEED]
+        return [*lines, NOT_A_BENCHMARK]
     counts = table["verdict"].value_counts()
     compared = sum(int(counts.get(name, 0)) for name in (WINS, EVEN, LOSES))
     lines.append(
         f"Of {len(table)} (case, mode) pairs {OURS} wins {counts.get(WINS, 0)}, is even in {counts.get(EVEN, 0)} and "
-        f"loses {counts.get(LOSES, 0)} against nn.LSTM; {len(table) - compared} have no comparison."
+        f"loses {counts.get(LOSES, 0)} against nn.LSTM; {len(table) - compared} cannot be compared."
     )
     for mode, group in table.dropna(subset=["speedup"]).groupby("mode", sort=False):
         mean = math.exp(group["speedup"].map(math.log).mean())
@@ -137,11 +136,11 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Known providers in their order, then those of other versions."""
+    """Known providers in order, then those of other versions."""
     found = list(dict.fromkeys(names))
     return [name for name in PROVIDERS if name in found] + [name for name in found if name not in PROVIDERS]
 
 
 def _providers(rows: pd.DataFrame) -> pd.DataFrame:
     about = {name: PROVIDERS[name].about if name in PROVIDERS else "" for name in _in_order(rows["provider"])}
-    return pd.DataFrame(about.items(), columns=["provider", "what it is"])
+    return pd.DataFrame(about.items(), columns=["provider", "description"])

@@ -1,8 +1,8 @@
-"""The work of a case, by arithmetic, and its floor: an estimate, from measured parts, of the least time for it here.
+"""The work of a case, by arithmetic, and its floor: an estimated lower bound of its time, from measured parts.
 
-Counted are products (2 operations per multiply-add) and the bytes that must move at least: each input read once, each
-output written once. What an implementation saves for its backward pass, or reads twice, is its own choice. The parts
-are this project's own exchange and the vendor's copy and product; a better exchange would be below the floor.
+Counts matmuls (2 operations per multiply-add) and the minimal traffic: each input read once, each output written once.
+What an implementation saves for its backward pass or reads twice does not count. The parts are this project's own
+exchange and the vendor's copy and matmul; a better exchange could go below the floor.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from triton_lstm.perf.cases import MODES, WORKING, Case
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
-    """What was measured of the device, and what it is.
+    """Measurements and facts of the device.
 
-    copy_gbs: GB/s read and written by a device-to-device copy. tflops: of a large product, by precision.
-    exchange_us: of one exchange of h between so many programs, the faster of flag and barrier.
-    processors: of the device; on_chip_bytes: shared memory and registers of one of them.
+    copy_gbs: GB/s read and written by a device-to-device copy. tflops: of a large matmul, by precision.
+    exchange_us: of one exchange of h, by number of programs, the faster of flag and barrier.
+    processors: number of SMs; on_chip_bytes: shared memory and registers of an SM.
     """
 
     copy_gbs: float
@@ -30,18 +30,18 @@ class Floors:
 
 
 def _layers(case: Case) -> list[tuple[int, int]]:
-    """Input width and recurrent width of every layer; the same for both directions."""
+    """Input width and recurrent width of every layer, equal for both directions."""
     recurrent = case.proj_size or case.H
     return [(case.I if layer == 0 else case.directions * recurrent, recurrent) for layer in range(case.layers)]
 
 
 def flops_of_step(case: Case) -> int:
-    """Operations of the recurrent product of one row, step, layer and direction."""
+    """Operations of the recurrent matmul per row, step, layer and direction."""
     return 2 * 4 * case.H * (case.proj_size or case.H)
 
 
 def flops(case: Case, mode: str) -> int:
-    """Floating-point operations of all products; backward has two for each of forward's."""
+    """Floating-point operations of all matmuls; the backward pass has two for each in the forward pass."""
     tokens = int(case.lengths().sum())
     project = 2 * case.H * case.proj_size
     forward = sum(
@@ -52,7 +52,7 @@ def flops(case: Case, mode: str) -> int:
 
 
 def weights(case: Case) -> int:
-    """How many numbers the parameters are."""
+    """The number of elements of all parameters."""
     biases = 2 * 4 * case.H
     return sum(
         case.directions * (4 * case.H * (inputs + recurrent) + biases + case.H * case.proj_size)
@@ -61,8 +61,8 @@ def weights(case: Case) -> int:
 
 
 def least_bytes(case: Case, mode: str) -> int:
-    """Forward reads input and weights and writes the output; backward reads those and the output's gradient, and writes
-    the input's and the weights' gradients."""
+    """Forward reads input and weights and writes the output; backward reads these and the gradient of the output, and
+    writes the gradients of input and weights."""
     tokens = int(case.lengths().sum())
     x, y, w = tokens * case.I, tokens * case.directions * (case.proj_size or case.H), weights(case)
     once = case.dtype.itemsize * (x + w + y)
@@ -70,17 +70,17 @@ def least_bytes(case: Case, mode: str) -> int:
 
 
 def fewest_programs(case: Case, floors: Floors) -> int:
-    """How many programs hold a layer's recurrent weights on chip; all processors where they do not fit."""
+    """The number of programs that hold a layer's recurrent weights on chip; one per SM if they do not fit."""
     needed = 4 * case.H * (case.proj_size or case.H) * case.dtype.itemsize
     return min(floors.processors, math.ceil(needed / floors.on_chip_bytes))
 
 
 def step_us(case: Case, floors: Floors) -> float:
-    """The best that any number of programs could do for a step: one exchange and their share of the product.
+    """The shortest step with any number of programs: one exchange and their share of the matmul.
 
-    Between two measured numbers of programs an exchange is taken to cost what the smaller one costs, and the product to
-    be shared as the larger one shares it, so that nobody can be below. One program exchanges nothing; every row can
-    have programs of its own while there are processors.
+    Between two measured numbers of programs the exchange is assumed to cost as much as with the smaller one, and the
+    matmul as with the larger one, for a safe lower bound. A single program exchanges nothing; every row can have
+    programs of its own while there are SMs.
     """
     least = fewest_programs(case, floors)
     rows = int(case.lengths().sum()) / case.T
@@ -96,10 +96,10 @@ def step_us(case: Case, floors: Floors) -> float:
 
 
 def floor_ms(case: Case, mode: str, floors: Floors) -> float:
-    """The longest of three: the chain of steps, all products at full rate, all bytes at copy speed.
+    """The longest of three: the chain of steps, all matmuls at full rate, all bytes at copy speed.
 
-    A pass has T + layers - 1 steps, as if layers ran as a wavefront and directions side by side. NaN for a mode whose
-    time work does not explain, and where a part was not measured.
+    A pass has T + layers - 1 steps, as if layers ran as a wavefront and directions in parallel. NaN for a mode whose
+    time does not depend on the work, and if a part was not measured.
     """
     if mode not in WORKING:
         return math.nan

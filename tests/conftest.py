@@ -1,5 +1,6 @@
-"""The device the tests run on: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter."""
+"""The test device: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -9,26 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from triton_lstm.backend import no_kernel_for
+from triton_lstm.dispatch import no_kernel_for
 
 pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
 
-# One thread unless the environment wants more: the workers of pytest-xdist share the cores
+# One thread unless the environment sets more: the workers of pytest-xdist share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-# Of a run in the background, or under nohup: tests send these
+# For runs in the background or under nohup: tests send these signals
 for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     number = getattr(signal, name, None)
     if number and threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
-for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):  # what is printed is compared
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):  # output is compared
     os.environ.pop(name, None)
-    os.unsetenv(name)  # pytest imports readline, which sets two of them where os.environ does not see it
+    os.unsetenv(name)  # pytest imports readline, which sets two of them outside of os.environ
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    hypothesis.settings.register_profile("any machine", deadline=None)  # no test is timed: machines may be busy
+    hypothesis.settings.load_profile("any machine")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 
 
 class Outcomes:
-    """Writes a CSV of every test's outcome and seconds, for `make gpu-test`; a stopped run leaves what it has."""
+    """Writes a CSV with the outcome and duration of every test, for `make gpu-test`; a stopped run keeps its rows."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known
@@ -48,7 +54,7 @@ class Outcomes:
 
 
 def pytest_report_header() -> str:
-    """How PyTorch computes here: the last bits depend on it."""
+    """The CPU features that PyTorch uses, on which the last bits depend."""
     return torch.__config__.parallel_info() + "CPU capability: " + torch.backends.cpu.get_cpu_capability()
 
 
@@ -63,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the kernels run. Skips, with the reason, where they cannot: not every NumPy goes with an interpreter."""
+    """The device of the kernels. Skips, with the reason, if they cannot run, as with some versions of NumPy."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if reason := no_kernel_for(device.type, torch.float32):
         pytest.skip(reason)
@@ -72,14 +78,14 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def interpreter() -> None:
-    """Skips, with the reason, where Triton's interpreter cannot run the kernels; on a GPU they are compiled."""
+    """Skips, with the reason, if Triton's interpreter cannot run the kernels; on a GPU they are compiled."""
     if reason := no_kernel_for("cpu", torch.float64):
         pytest.skip(reason)
 
 
 @pytest.fixture
 def precise(device: torch.device) -> tuple[torch.dtype, dict[str, float]]:
-    """float64 where the kernels have it, and the tolerance to go with it."""
+    """float64 if the kernels support it, and a matching tolerance."""
     if device.type == "cuda":
         return torch.float32, dict(rtol=2e-2, atol=2e-2)
     return torch.float64, dict(rtol=1e-10, atol=1e-12)
@@ -87,13 +93,13 @@ def precise(device: torch.device) -> tuple[torch.dtype, dict[str, float]]:
 
 @pytest.fixture(autouse=True)
 def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, float32 is compared at float32's own precision, on both sides; test_tf32 is the exception."""
+    """On a GPU, float32 is compared at full float32 precision on both sides, except in test_tf32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh floating-point buffers hold NaN, so that an element nobody writes cannot pass for a right one."""
+    """New floating-point buffers are filled with NaN, so that an element that is never written cannot look correct."""
 
     def poisoned(allocate):
         def wrapper(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""The examples run; what they stand on is right."""
+"""The examples run, and the features that they use are correct."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The commands of README.md, one after another, as they are written there."""
+"""README.md: its commands run in order, and its table of environment variables is complete."""
 
 import os
 import shlex
@@ -10,12 +10,13 @@ pytest.importorskip("pandas")
 pytest.importorskip("pydantic")
 import torch
 
-from triton_lstm import cli
+from triton_lstm.cli import main as cli
 from triton_lstm.perf import floor
+from triton_lstm.settings import ENVIRONMENT, Variable
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = [line for line in README.splitlines() if line.startswith("python -m triton_lstm ")]
-SMALLER = {  # what is added to each, so that it takes seconds
+SMALLER = {  # added to each, so that it takes seconds
     "train": ["--hidden", "8", "--embed", "4", "--batch", "4", "--seq-len", "5", "--sample", "5", "--steps", "2"],
     "train --resume": ["--steps", "3"],
     "gradients": ["--seq-len", "5"],
@@ -42,3 +43,8 @@ def test_every_command_in_order(tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert status == expected and "Traceback" not in err, f"{line}: {out}{err}"
     assert Path("out.png").stat().st_size > 1000 and len(list(Path("runs").glob("*/train.pt"))) == 3
+
+
+def test_the_environment_variables_are_those_of_settings():
+    rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| `TRITON_")]
+    assert {name.strip("`"): Variable(*cells) for name, *cells in rows} == ENVIRONMENT

@@ -1,6 +1,6 @@
 import sys
 
-from triton_lstm.cli import main
+from triton_lstm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

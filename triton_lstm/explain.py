@@ -7,29 +7,40 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.backend import chosen_backend, layer_dtype, precision_name, wants_gradient, why_torch_is_faster
-from triton_lstm.cost import cost
-from triton_lstm.devices import Device, known_gpu
+from triton_lstm.core.weights import weights_of
+from triton_lstm.dispatch import decide_for
 from triton_lstm.module import LSTM
-from triton_lstm.table_file import Key
-from triton_lstm.tables import Choice, choose, layer_time
-from triton_lstm.terminal import say
+from triton_lstm.planning.cost import cost
+from triton_lstm.planning.devices import Device, known_gpu
+from triton_lstm.planning.limits import directions_at_once
+from triton_lstm.planning.problem import Problem
+from triton_lstm.settings import layer_dtype, precision_name, wants_gradient
+from triton_lstm.system.terminal import say
+from triton_lstm.tuning.choice import choose, layer_time
 
 
 def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None) -> None:
     """Prints what `module(input)` will do and why: kernels or PyTorch's path, configs, and times where they are known.
 
-    Runs nothing. What is printed is of one layer and direction; all of a stack have the same.
+    Runs nothing. The printed plan and times are per layer and direction of time; all layers of a stack share them.
 
     Args:
         module: the LSTM.
-        input: a tensor or PackedSequence as the module takes it; only its shape, dtype and device are looked at.
-        hx: not looked at; there so that a call can be pasted.
-        gpu: "H100", say, to ask what the call would do there: see triton_lstm.devices.GPUS.
+        input: (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; only its shape, dtype and
+            device matter.
+        hx: ignored; accepted so that a call's arguments can be pasted.
+        gpu: the name of another GPU to explain the call for, such as "H100": see triton_lstm.planning.devices.GPUS.
 
     Raises:
-        TypeError: module is no triton_lstm.LSTM, or input no tensor or PackedSequence.
-        ValueError: gpu is none of the known ones, or the input does not fit the module.
+        TypeError: module is not a triton_lstm.LSTM, or input is neither a tensor nor a PackedSequence.
+        ValueError: gpu is unknown, or the input does not fit the module.
+
+    Example:
+        import torch
+        import triton_lstm
+
+        module = triton_lstm.LSTM(512, 768, dtype=torch.bfloat16)
+        triton_lstm.explain(module, torch.empty(100, 64, 512, dtype=torch.bfloat16), gpu="H100")
     """
     for line in _lines(module, input, None if gpu is None else known_gpu(gpu)):
         say(line, indent="    ")
@@ -50,7 +61,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     where = there.name if there else str(data.device)
     lines = [f"{module}, input {tuple(data.shape)}, {str(dtype).removeprefix('torch.')} on {where}"]
     batch = _batch(module, input)
-    reason = _why_not(module, input, data, batch, there)
+    reason = _why_torch(module, input, data, batch, there)
     if reason:
         lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
         if there is None and data.device.type == "cpu":
@@ -65,9 +76,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
         directions = 2 if module.bidirectional else 1
-        lines += _of(
-            *_choice(computed, data.device, batch, module.hidden_size, backward, directions, there), directions
-        )
+        lines += _plan(_problem(computed, data.device, batch, module.hidden_size, backward, directions, there))
     return lines
 
 
@@ -78,34 +87,28 @@ def _batch(module: LSTM, input: Any) -> int:
 
 
 def _compute_dtype(data: torch.Tensor, there: Device | None) -> torch.dtype:
-    """Autocast's where one is on: of a GPU or, asked from a laptop, of the CPU."""
+    """Autocast's dtype where autocast is on: for the GPU or, when asking about one from a laptop, for the CPU."""
     for kind in ("cuda", data.device.type) if there else (data.device.type,):
         if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and data.dtype != torch.float64:
             return torch.get_autocast_dtype(kind)
     return data.dtype
 
 
-def _why_not(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: Device | None) -> str | None:
+def _why_torch(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: Device | None) -> str | None:
     """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
+    packed, params = isinstance(input, PackedSequence), weights_of(module)
     try:
         if there is None:
-            return module._why_not_triton(data, module._params, kernels_only=isinstance(input, PackedSequence))
-        if chosen_backend(module.backend) == "torch":
-            return "PyTorch's path was asked for"
-        reason = None
-        if data.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            reason = f"no kernel for {data.dtype} on a GPU"
-        if reason and chosen_backend(module.backend) == "triton":
-            return f'an error, since backend="triton" was asked for: {reason}'
-        # a call under autocast takes the kernels, and so do packed rows
-        if reason or isinstance(input, PackedSequence) or _compute_dtype(data, there) != data.dtype:
-            return reason
-        return why_torch_is_faster(there.name, data, module.backend, batch, module._params, module.bias)
+            route = module._route(data, params, None, batch, packed)
+        else:
+            measured: Any = {} if packed else dict(batch=batch, params=params, has_biases=module.bias)
+            route = decide_for(there.name, data, _compute_dtype(data, there), module.backend, **measured)
     except RuntimeError as error:
         return f"an error: {error}"
+    return None if route.kernels else str(route.why_torch)
 
 
-def _choice(
+def _problem(
     dtype: torch.dtype,
     device: torch.device,
     batch: int,
@@ -113,7 +116,7 @@ def _choice(
     backward: bool,
     directions: int,
     there: Device | None,
-) -> tuple[Device, Key, Choice]:
+) -> Problem:
     if there is None:
         from triton_lstm.kernels import device_facts
 
@@ -121,33 +124,33 @@ def _choice(
     precision = precision_name(dtype, torch.device("cuda") if there else device)
     if facts.backend == "hip" and precision == "tf32":
         precision = "fp32"
-    key = Key(backward, precision, hidden_size, batch)
-    return facts, key, choose(facts, key, directions)
+    return Problem(facts, precision, batch, hidden_size, backward, directions)
 
 
-def _of(device: Device, key: Key, choice: Choice, directions: int) -> list[str]:
-    """A loop's config, where it is from, and what it takes."""
-    plan, itemsize = choice.plan, device.itemsize(key.dtype)
-    lines = [f"{'backward' if key.backward else 'forward'} ({key.dtype}): {plan.describe(key.H)}"]
-    if device.backend == "interpreter":
+def _plan(problem: Problem) -> list[str]:
+    """A time loop's config, where it comes from, and what it should take."""
+    choice = choose(problem)
+    plan, tuned = choice.plan, choice.tuned
+    lines = [f"{'backward' if problem.backward else 'forward'} ({problem.precision}): {plan.describe(problem.H)}"]
+    if problem.device.backend == "interpreter":
         return [*lines, "  in Triton's interpreter on the CPU: for tests, not for speed"]
-    if choice.tuned is None:
-        lines.append(f"  planned: nothing near H={key.H}, B={key.B} is measured; `triton-lstm tune` does that")
+    if tuned is None:
+        lines.append(f"  planned: nothing near H={problem.H}, B={problem.B} is measured; `triton-lstm tune` does that")
     else:
-        of, tuned = "measured" if choice.exactly(key) else "a neighbour's", choice.tuned
+        of = "measured" if choice.exactly(problem) else "a neighbour's"
         before = f", {tuned.planned_us:.2f} as planned" if tuned.planned_us else ""
         times = f"{tuned.us:.2f} us a step at H={tuned.key.H}, B={tuned.key.B}{before}"
         lines.append(f"  tuned ({of}): {times}; {tuned.measured}")
     if plan.exchange == "flag":
-        lines.append(f"  rows are polled {plan.poll_bytes(min(itemsize, 4), key.H, key.backward)} bytes a load")
-    beside = directions if plan.beside(device, itemsize, key.H, key.backward) else 1
-    if directions == 2:
+        lines.append(f"  rows are polled {problem.poll_bytes} bytes a load")
+    if problem.directions == 2:
+        both = directions_at_once(problem, plan) == 2
         lines.append(
-            f"  {'both directions of time in one launch' if beside == 2 else 'one direction of time after the other'}"
+            f"  {'both directions of time in one launch' if both else 'one direction of time after the other'}"
         )
-    lines.append(f"  predicted: {cost(device, itemsize, key.B, key.H, key.backward, plan, beside)}")
-    mode = "training" if key.backward else "inference"
-    layer = layer_time(device.name, mode, key.dtype, key.H, key.B)
+    lines.append(f"  predicted: {cost(problem, plan)}")
+    mode = "training" if problem.backward else "inference"
+    layer = layer_time(problem.device.name, mode, problem.precision, problem.H, problem.B)
     if layer is not None:
         faster = "faster" if layer.torch_us > layer.triton_us else "SLOWER"
         times = f"{layer.triton_us:.2f} us a step, {faster} than PyTorch's {layer.torch_us:.2f}"

@@ -8,13 +8,23 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from triton_lstm.backend import Backend, chosen_backend, exports_by_tracing, why_not_triton, why_torch_is_faster
-from triton_lstm.call import Call, LayerStates, PackedLayerStates
-from triton_lstm.checks import check_lengths, check_pair, refuse_opacus, tell_opacus
-from triton_lstm.layout import Layout
-from triton_lstm.packing import refuse_capture
-from triton_lstm.record import Recording, begin
-from triton_lstm.stack import stack
+from triton_lstm.core.call import Call, LayerStates, PackedLayerStates
+from triton_lstm.core.checks import (
+    by_layer,
+    check_lengths,
+    check_pair,
+    check_shapes,
+    check_states,
+    refuse_opacus,
+    tell_opacus,
+)
+from triton_lstm.core.layout import Layout
+from triton_lstm.core.packing import refuse_capture
+from triton_lstm.core.weights import flatten_for_cudnn, weights_of
+from triton_lstm.dispatch import Route, decide
+from triton_lstm.operator.hooks import CallHook, begin_call
+from triton_lstm.settings import Backend, chosen_backend, exports_by_tracing
+from triton_lstm.stack import Options, stack
 
 
 def _typed(forward: Any) -> Call:
@@ -25,20 +35,41 @@ def _typed(forward: Any) -> Call:
 class LSTM(nn.RNNBase):
     """torch.nn.LSTM with its arguments, parameters, state_dict and results, run by the Triton kernels where they can.
 
+    Each layer computes, for every step t of each direction::
+
+        i = sigmoid(W_ii x[t] + b_ii + W_hi h[t-1] + b_hi)
+        f = sigmoid(W_if x[t] + b_if + W_hf h[t-1] + b_hf)
+        g = tanh(W_ig x[t] + b_ig + W_hg h[t-1] + b_hg)
+        o = sigmoid(W_io x[t] + b_io + W_ho h[t-1] + b_ho)
+        c[t] = f * c[t-1] + i * g
+        h[t] = o * tanh(c[t]), or W_hr (o * tanh(c[t])) with proj_size
+
     Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
-            torch.nn.LSTM's, checked as it checks them.
+            torch.nn.LSTM's, checked as it checks them. The kernels run in float32, bfloat16 and float16.
         backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
             "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset), and under
             torch.compile when a graph is made: another backend makes another graph, another value does not.
-        recompute: keep only the output and c for the backward pass, which makes the gates again in one product.
+        recompute: keep only the output and c for the backward pass, which recomputes the gates in one matmul.
+
+    Raises:
+        TypeError, ValueError: for arguments that torch.nn.LSTM refuses, an unknown backend, or a recompute that is no
+            bool.
+
+    Example:
+        import torch
+        import triton_lstm
+
+        lstm = triton_lstm.LSTM(input_size=10, hidden_size=20, num_layers=2)
+        x = torch.randn(5, 3, 10)  # (T, B, I)
+        output, (h_n, c_n) = lstm(x)  # (T, B, H), (L, B, H), (L, B, H)
     """
 
     backend: Backend | None = None  # of a module from a checkpoint of nn.LSTM, which has neither
     recompute: bool = False
-    _recordings: tuple[tuple[Recording, str], ...] = ()  # of record_gradients, each with this module's name there
+    _recordings: tuple[tuple[CallHook, str], ...] = ()  # of record_gradients, each with this module's name there
     # Every attribute that nn.LSTM has not; each is an argument of the same name and default
     OPTIONS: ClassVar[tuple[str, ...]] = ("backend", "recompute")
 
@@ -84,49 +115,16 @@ class LSTM(nn.RNNBase):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels read every weight where it lies, and PyTorch's path is looked after."""
+        """Does nothing: the kernels read weights where they are, and PyTorch's path flattens them when it has to."""
 
     def register_forward_hook(self, hook: Any, **options: Any) -> Any:
         """nn.Module's, but for the hooks of opacus, which cannot take this module's gradients of each sample."""
         refuse_opacus(hook)
         return super().register_forward_hook(hook, **options)
 
-    def _flatten_for_cudnn(self) -> None:
-        """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer at every call."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return  # the weights have no memory to look at
-        weights: Any = self._flat_weights
-        if weights[0].is_cuda and len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
-            jit: Any = torch._C
-            tracing = jit._get_tracing_state()
-            jit._set_tracing_state(None)  # no part of the trace, which would be another one the next time
-            try:
-                with torch.inference_mode(False):  # or the weights would become inference tensors for good
-                    super().flatten_parameters()
-            finally:
-                jit._set_tracing_state(tracing)
-
-    @property
-    def _params(self) -> list[torch.Tensor]:
-        """This call's weights, looked at as often as nn.LSTM does: a parametrization may draw numbers at every look."""
-        if torch.compiler.is_compiling():  # RNNBase's weak references cannot be compiled
-            return [getattr(self, name) for name in self._flat_weights_names]
-        self._update_flat_weights()  # functional_call and parametrizations change weights behind RNNBase's back
-        weights: Any = self._flat_weights
-        return weights
-
-    def _why_not_triton(
-        self, input: torch.Tensor, params: list[torch.Tensor], hx: Any = None, kernels_only: bool = False
-    ) -> str | None:
-        """Why a call goes to PyTorch's own LSTM; None if the kernels take it.
-
-        kernels_only: nobody asks which is faster, for packed rows or a call that returns states.
-        """
-        reason = why_not_triton(input, self.backend, *params, *(() if hx is None else hx))
-        if reason or kernels_only or torch.compiler.is_compiling():
-            return reason
-        batch = 1 if input.dim() < 3 else input.shape[0 if self.batch_first else 1]
-        return why_torch_is_faster(None, input, self.backend, batch, params, self.bias, hx)
+    def _route(self, input: torch.Tensor, params: list[torch.Tensor], hx: Any, batch: int, kernels_only: bool) -> Route:
+        """Which way a call goes: see dispatch.decide."""
+        return decide(input, params, hx, self.backend, batch=batch, has_biases=self.bias, kernels_only=kernels_only)
 
     @_typed
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, return_states: bool = False) -> Any:
@@ -136,8 +134,8 @@ class LSTM(nn.RNNBase):
             input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
             hx: (h0 (L*D, B, P or H), c0 (L*D, B, H)), without B if unbatched; zeros if None.
             lengths: how many of the T steps of each sequence of a padded batch count, B numbers from 1 to T in any
-                order: the same as packing, with nothing to pack or sort. Past its end a sequence's output is zero.
-            return_states: also return a list with every layer's LayerStates, c and the gates i, f, g, o of all steps.
+                order: the same as packing, without packing or sorting by hand. After its end a sequence's output is 0.
+            return_states: also return a list with every layer's LayerStates: c and the gates i, f, g, o of all steps.
 
         Returns:
             output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx; with return_states also those.
@@ -151,14 +149,15 @@ class LSTM(nn.RNNBase):
                 (self, input, hx, return_states) if lengths is None else (self, input, hx, lengths, return_states)
             )
             if torch.compiler.is_compiling():
-                from triton_lstm.compiled import eagerly
+                from triton_lstm.operator.compiled import eagerly
 
                 return eagerly(run, *arguments)
             return run(*arguments)
-        params = self._params
-        if input.dim() not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
+        params = weights_of(self)
+        dims = input.dim()
+        if dims not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
+        batched = dims == 3
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input = input.unsqueeze(batch_dim)
@@ -170,12 +169,12 @@ class LSTM(nn.RNNBase):
                     f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
                 )
             hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        self._check(input, hx, None)
+        self._check(input, hx, params, None)
         layout = Layout(batched, self.batch_first) if self._recordings else None
         output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
         if not batched:
             if torch.compiler.is_compiling() and output.requires_grad:
-                from triton_lstm.ops import fresh
+                from triton_lstm.operator.library import fresh
 
                 output = fresh(output)
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
@@ -194,11 +193,11 @@ class LSTM(nn.RNNBase):
 
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool, padded_to: int | None = None) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""
-        params = self._params
+        params = weights_of(self)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if sorted_indices is not None and hx is not None:
             hx = hx[0], hx[1]  # nn.LSTM's permute_hidden looks no further either
-        self._check(data, hx, batch_sizes)
+        self._check(data, hx, params, batch_sizes)
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         indices = sorted_indices, unsorted_indices
         layout = Layout(True, self.batch_first, batch_sizes, *indices, padded_to) if self._recordings else None
@@ -231,7 +230,15 @@ class LSTM(nn.RNNBase):
         states = [[LayerStates(*map(padded, layer)) for layer in layers] for layers in states]
         return padded(output), h_c, *states
 
-    def _check(self, input: torch.Tensor, hx: Any, batch_sizes: torch.Tensor | None) -> None:
+    def _check(
+        self, input: torch.Tensor, hx: Any, params: list[torch.Tensor], batch_sizes: torch.Tensor | None
+    ) -> None:
+        """nn.LSTM's own checks, with its texts."""
+        kind = type(self)
+        if hx is None and kind.check_input is nn.RNNBase.check_input:
+            dims = 3 if batch_sizes is None else 2
+            if input.dtype == params[0].dtype and input.dim() == dims and input.shape[-1] == self.input_size:
+                return
         if hx is None:
             self.check_input(input, batch_sizes)
             return
@@ -249,42 +256,45 @@ class LSTM(nn.RNNBase):
         return_states: bool,
         layout: Layout | None,
     ) -> Any:
-        fallback = self._why_not_triton(input, params, hx, batch_sizes is not None or return_states) is not None
-        if fallback and not return_states:
-            self._flatten_for_cudnn()
-        taps: Any = ()
-        if layout is not None:
-            taps = self._begin_recording(input, layout)
+        batch_first, kernels_only = self.batch_first, batch_sizes is not None or return_states
+        batch = 1 if batch_sizes is not None else input.shape[0 if batch_first else 1]
+        route = self._route(input, params, hx, batch, kernels_only)  # first: it rejects what has no dim(), say
+        options = Options(self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        directions = 2 if self.bidirectional else 1
+        weights = by_layer(params, self.num_layers * directions, self.bias)
+        shapes = check_shapes(input, weights, directions, batch_first, batch_sizes)
+        if hx is not None:
+            check_states(input, hx[0], hx[1], *shapes)
+        if not route.kernels and not return_states:
+            flatten_for_cudnn(self, params)
         return stack(
             input,
             hx,
             params,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
+            weights,
+            shapes,
+            options,
+            batch_first,
+            route,
             batch_sizes=batch_sizes,
             recompute=self.recompute,
             return_states=return_states,
-            backend="torch" if fallback else "triton",
-            taps=taps,
+            hooks=() if layout is None else self._begin_recording(input, layout),
         )
 
     def _begin_recording(self, input: torch.Tensor, layout: Layout) -> Any:
         if torch.compiler.is_compiling():
-            from triton_lstm.compiled import refuse_recording
+            from triton_lstm.operator.compiled import refuse_recording
 
             refuse_recording()
         sizes = layout.batch_sizes
         steps = input.shape[1 if self.batch_first else 0] if sizes is None else len(sizes)
-        return begin(self._recordings, input, layout, steps, self.num_layers)
+        return begin_call(self._recordings, input, layout, steps, self.num_layers)
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks every module for. Raises RuntimeError."""
         raise RuntimeError(
-            "torch.jit.script knows nn.LSTM only. Use torch.jit.trace(model, inputs), which takes PyTorch's path, or "
+            "torch.jit.script supports nn.LSTM only. Use torch.jit.trace(model, inputs), which takes PyTorch's path or "
             "triton_lstm.convert(model, back=True) before torch.jit.script"
         )
 

@@ -1,0 +1,282 @@
+"""Compiles planned kernels for GPUs that are not here, and says what became of them, a row for each kernel.
+
+`python tests/helpers/codegen.py --csv FILE` (make codegen) takes every config that the plan can choose, test_codegen.py
+a few.
+With TRITON_INTERPRET set there would be nothing to compile.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+import triton
+from exchange_code import LOADS, Row, exchanged, poll_bytes, unordered, width
+from machine_code import count, disassemble, inside_time_loop, time_loop, weight_loads
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
+from triton_lstm.kernels.launch import Layer, options
+from triton_lstm.perf.exchange_loop import WARPS, exchange_constants, exchange_kernel
+from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.limits import shared_bytes
+from triton_lstm.planning.plan import Exchange, Plan
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import make_plan
+from triton_lstm.settings import DTYPES
+
+TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
+HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
+BATCHES = (16, 32, 64, 256, 1024)
+PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  # tl.dot's, on NVIDIA
+ARITHMETIC = ("FMUL", "FFMA", "MUFU", r"[A-Z]*MMA", "FADD")  # whose counts tell whether sums are fused alike
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
+
+    states: with the loss's own gradients of c and the gates. save: what backward needs. record: "elements" of h's and
+    c's total gradients, or "sums" of them.
+    """
+
+    gpu: str
+    dtype: str
+    H: int
+    B: int
+    backward: bool
+    exchange: str | None = None
+    limit: int = 0
+    directions: int = 1
+    packed: bool = False
+    states: bool = False
+    save: bool = True
+    record: str = ""
+
+    def __post_init__(self) -> None:
+        plan = make_plan(self.problem)
+        object.__setattr__(self, "plan", dataclasses.replace(plan, exchange=self.exchange or plan.exchange))
+
+    plan: Plan = dataclasses.field(init=False, compare=False)
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(GPUS[self.gpu], self.dtype, self.B, self.H, self.backward, self.directions)
+
+    @property
+    def variant(self) -> str:
+        """What sets the kernel apart from that of one direction of time and dense rows."""
+        return " ".join(["bidirectional"] * (self.directions == 2) + ["packed"] * self.packed)
+
+
+def every_kernel() -> list[Kernel]:
+    """Every kernel that the plan can choose, once: batch sizes with the same tile share one."""
+    chosen: dict[Any, Kernel] = {}
+    options = [*((dtype, {}) for dtype in PRECISION), ("bf16", dict(directions=2)), ("bf16", dict(packed=True))]
+    for gpu, (dtype, variant), H, B, backward in itertools.product(TARGETS, options, HIDDEN, BATCHES, (False, True)):
+        if GPUS[gpu].backend == "hip" and dtype == "tf32":
+            continue  # there is none
+        kernel = Kernel(gpu, dtype, H, B, backward, **variant)
+        chosen.setdefault((gpu, dtype, H, backward, kernel.variant, dataclasses.replace(kernel.plan, groups=1)), kernel)
+    return list(chosen.values())
+
+
+def compile_kernel(kernel: Kernel) -> Any:
+    """As `launch` would have it compiled, with h0, c0 and the gradient of c_n given."""
+    device, dtype = GPUS[kernel.gpu], DTYPES[kernel.dtype]
+    function = lstm_backward_kernel if kernel.backward else lstm_forward_kernel
+    precision = "ieee" if device.backend == "hip" else PRECISION[kernel.dtype]
+    layer = Layer.of(kernel.plan.exchange, dtype, kernel.H, kernel.directions, precision, kernel.limit)
+    values: dict[str, Any] = dict(LAYER=layer, TILE=kernel.plan.tile)
+    if not kernel.limit:
+        values["error_ptr"] = None
+    if not kernel.packed:
+        values |= {"starts_ptr": None, "lengths_ptr": None}
+    elif not kernel.backward:
+        values["h0_ptr"] = None
+    if dtype == torch.float32 and not kernel.backward:
+        values["c_n_ptr"] = None
+    if kernel.plan.exchange != "none" and not kernel.backward:
+        values["h_n_ptr"] = None
+    if kernel.backward and not kernel.states:
+        values |= {"dact_ptr": None, "dc_all_ptr": None}
+    if kernel.backward:
+        values |= {"TOTALS": kernel.record, "DC_N": True}
+    if not kernel.record:
+        values["totals_ptr"] = None
+    values = {name: value for name, value in values.items() if name in function.arg_names}
+    if not kernel.save:
+        values |= {"gates_ptr": None, "c_all_ptr": None}
+    if kernel.plan.exchange != "barrier":
+        values["counter_ptr"] = None
+    element = "fp32" if dtype == torch.float32 else kernel.dtype
+    signature, attributes = {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in values:
+            signature[name] = "constexpr"
+        elif not name.endswith("_ptr"):
+            signature[name] = "i32"
+        else:
+            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "totals_ptr")
+            other = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
+            if kernel.record == "sums":
+                other["totals_ptr"] = "*fp64"
+            signature[name] = other.get(name, "*fp32" if wide else f"*{element}")
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    indices = {(function.arg_names.index(name),): value for name, value in values.items()}
+    source = ASTSource(function, signature, indices, attributes)
+    return triton.compile(source, target=target(kernel.gpu), options=options(kernel.plan, device.backend))
+
+
+def target(gpu: str) -> GPUTarget:
+    device = GPUS[gpu]
+    arch: Any = device.arch if device.backend == "hip" else int(device.arch.removeprefix("sm_"))
+    return GPUTarget(device.backend, arch, device.warp_size)
+
+
+def report(kernel: Kernel) -> Row:
+    """What became of a kernel; the columns of make codegen's table."""
+    device, plan = GPUS[kernel.gpu], kernel.plan
+    compiled = compile_kernel(kernel)
+    before, inside = inside_time_loop(compiled.asm["ttgir"])
+    loads_before, loads_inside = weight_loads(before, inside)
+    row: Row = {
+        "arch": device.arch,
+        "dtype": kernel.dtype,
+        "H": kernel.H,
+        "B": kernel.B,
+        "direction": "backward" if kernel.backward else "forward",
+        "variant": kernel.variant,
+        "plan": str(dataclasses.replace(plan, groups=1)),
+        "exchange": plan.exchange,
+        "resident": plan.resident,
+        "shared": compiled.metadata.shared,
+        "shared_planned": shared_bytes(kernel.problem, plan),
+        "shared_device": device.shared_bytes,
+        "weight_loads_before": loads_before,
+        "weight_loads_in_loop": loads_inside,
+        "conversions": sum("ttg.convert_layout" in line for line in inside),
+        "conversions_fp32": sum(bool(re.search(r"ttg.convert_layout.*xf32", line)) for line in inside),
+        "triton": triton.__version__,
+    }
+    row |= exchanged(compiled, "dgates_ptr" if kernel.backward else "y_ptr")
+    row["least_bytes"] = least_bytes(kernel)
+    if device.backend == "hip":
+        asm = compiled.asm["amdgcn"]
+        registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
+        row |= {"registers": registers, "stack": 4 * spilled}
+        return row | {"problems": problems(row)}
+    registers, stack, code = disassemble(compiled.asm["cubin"])
+    step = time_loop(code)
+    row |= {
+        "registers": registers,
+        "stack": stack,
+        "local_in_loop": count(r"\b(LDL|STL)\b", step),
+        "instructions": len(step),
+        "barriers": count(r"\bBAR\b", step),
+        "arithmetic": {name: count(rf"\b{name}\b", step) for name in ARITHMETIC},
+        "tensor_core": count(r"MMA", step),
+        "wgmma": count(r"HGMMA", step),
+        "wgmma_planned": plan.uses_wgmma(device),
+        "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read)),
+        "poll_bytes": kernel.problem.poll_bytes,
+    }
+    return row | {"problems": problems(row)}
+
+
+def least_bytes(kernel: Kernel) -> int:
+    """What each thread has to load of the exchanged rows, in the text: the product's chunks, or one if they are in a
+    loop, and one more to look for what is missing."""
+    plan, itemsize = kernel.plan, DTYPES[kernel.dtype].itemsize
+    if plan.exchange == "none":
+        return 0
+    chunks = plan.sum_length(kernel.problem) // plan.block_k if plan.resident else 1
+    chunks += plan.exchange == "flag"
+    return chunks * plan.block_b * plan.block_k * itemsize // (plan.warps * GPUS[kernel.gpu].warp_size)
+
+
+def problems(row: Row) -> list[str]:
+    """What is wrong with a kernel, with its numbers."""
+    amd = row["arch"].startswith("gfx")
+    wrong = []
+    if row["resident"] and not (row["weight_loads_in_loop"] == 0 < row["weight_loads_before"]):
+        wrong.append(f"resident, but {row['weight_loads_in_loop']} loads of W_hh in the time loop")
+    if row["shared"] > row["shared_device"]:
+        wrong.append(f"shared memory {row['shared']}, there {row['shared_device']}")
+    wrong += unordered(row)
+    if amd:
+        return wrong + ["the flag exchange on AMD, which drops `volatile`"] * (row["exchange"] == "flag")
+    if row["local_in_loop"]:
+        wrong.append(
+            f"{row['local_in_loop']} local-memory instructions in the time loop, {row['stack']} bytes of stack"
+        )
+    if row["shared"] > row["shared_planned"]:
+        wrong.append(f"shared memory {row['shared']}, planned {row['shared_planned']}")
+    if not row["tensor_core"]:
+        wrong.append("no matrix instruction in the time loop")
+    if bool(row["wgmma"]) != row["wgmma_planned"]:
+        wrong.append(f"{row['wgmma']} wgmma, planned: {row['wgmma_planned']}")
+    least = min((poll_bytes(poll) for poll in row["polls"].split()), default=16)
+    if row["exchange"] == "flag" and (not row["polls"] or least < row["poll_bytes"]):
+        wrong.append(f"polls {row['polls'] or 'nothing'}, planned: {row['poll_bytes']} bytes a load")
+    return wrong
+
+
+def report_exchange(gpu: str, programs: int, exchange: Exchange) -> Row:
+    """The benchmarks' bare exchange."""
+    values = exchange_constants(programs, exchange)
+    signature = {
+        name: "constexpr" if name in values else "i32" if not name.endswith("_ptr") else "*i32"
+        for name in exchange_kernel.arg_names
+    } | {"buffer_ptr": "*bf16"}
+    indices = {(exchange_kernel.arg_names.index(k),): v for k, v in values.items()}
+    attributes = {(0,): [["tt.divisibility", 16]]}
+    compiled = triton.compile(
+        ASTSource(exchange_kernel, signature, indices, attributes), target=target(gpu), options=dict(num_warps=WARPS)
+    )
+    _, stack, _ = disassemble(compiled.asm["cubin"])
+    row = {"arch": GPUS[gpu].arch, "exchange": exchange, "stack": stack}
+    chunk = values["TILE"].BLOCK_B * values["TILE"].BLOCK_K * 2 // (32 * WARPS)  # bytes of bf16 a thread
+    row |= exchanged(compiled, "buffer_ptr") | {"loads": LOADS["flag"], "least_bytes": chunk}
+    return row | {"problems": unordered(row)}
+
+
+def main() -> int:
+    import pandas as pd
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--csv", required=True)
+    kernels = every_kernel()
+    arguments = parser.parse_args()
+    try:
+        with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+            rows = list(tqdm(pool.map(report, kernels), total=len(kernels), unit="kernel", disable=None))
+    except KeyboardInterrupt:
+        print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
+        os._exit(130)  # without waiting for the kernels that are being compiled
+    frame = pd.DataFrame(rows)
+    frame = frame.drop(columns=["arithmetic", "reads", "least_bytes", "counter", "order"])
+    frame["problems"] = frame["problems"].map("; ".join)
+    frame.to_csv(arguments.csv, index=False)
+    shown = ["registers", "stack", "shared", "instructions", "conversions"]
+    print(frame.groupby(["arch", "dtype", "direction"])[shown].max().to_string())
+    bad = frame[frame["problems"] != ""]
+    print(bad[["arch", "dtype", "H", "direction", "plan", "problems"]].to_string() if len(bad) else "no problems")
+    return int(len(bad) > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--cases"]:
+        for case in json.loads(sys.argv[2]):
+            print(json.dumps(report_exchange(**case) if "programs" in case else report(Kernel(**case))), flush=True)
+    else:
+        sys.exit(main())

@@ -1,0 +1,177 @@
+"""The machine code of planned kernels: compiled here, for machines that are not here. `make codegen` looks at all."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+TABLE = Path(__file__).parents[2] / "perf" / "results" / "codegen.csv"
+EXACT = ("stack", "local_in_loop", "shared", "weight_loads_in_loop", "conversions", "conversions_fp32")
+SAME = ("arch", "dtype", "H", "direction", "variant", "plan")
+BOTH = (False, True)
+USUAL = [dict(gpu=gpu, dtype="bf16", H=768, B=16) for gpu in ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")]
+USUAL += [dict(gpu="H100", dtype="bf16", H=H, B=B) for H, B in ((64, 16), (48, 16), (650, 64), (1024, 256), (2048, 16))]
+USUAL += [dict(gpu="H100", dtype="fp16", H=768, B=16), dict(gpu="A100", dtype="tf32", H=768, B=16)]
+USUAL += [dict(gpu="H100", dtype=dtype, H=768, B=64) for dtype in ("tf32", "fp32")]
+USUAL += [dict(gpu="H100", dtype="bf16", H=512, B=16) | variant for variant in (dict(directions=2), dict(packed=True))]
+USUAL = [case | dict(backward=backward) for case in USUAL for backward in BOTH]
+YARDSTICK = dict(gpu="H100", dtype="bf16", H=768, B=16)
+TWINS = [
+    YARDSTICK | dict(backward=backward, exchange=exchange, limit=limit)
+    for backward in BOTH
+    for exchange, limit in [("barrier", 0), ("barrier", 9), ("flag", 9)]
+]
+TWINS += [
+    dict(gpu=gpu, dtype="bf16", H=H, B=B, backward=backward, directions=directions, packed=packed)
+    for gpu, H, B in (("H100", 512, 16), ("H100", 768, 64), ("A100", 256, 16))
+    for backward in BOTH
+    for directions, packed in ((2, False), (1, True), (2, True))
+]
+# What orders the exchange is other code on each architecture
+TWINS += [
+    dict(gpu=gpu, dtype="bf16", H=256, B=16, backward=backward, exchange="barrier", directions=n, packed=n == 2)
+    for gpu, n in (("A100", 1), ("RTX 3090", 1), ("B200", 1), ("RTX 5090", 1), ("H100", 2), ("MI300X", 2))
+    for backward in BOTH
+]
+TWINS += [dict(gpu="H100", dtype="bf16", H=768, B=64, backward=False, exchange="barrier")]  # rows without slices
+TWINS += [case | dict(backward=True, states=True) for case in (YARDSTICK, dict(gpu="A100", dtype="bf16", H=64, B=16))]
+TWINS += [YARDSTICK | dict(backward=False, save=False), dict(gpu="L4", dtype="bf16", H=512, B=16, backward=False)]
+RECORDED = [
+    dict(gpu=gpu, dtype=dtype, H=H, B=B, backward=True, directions=directions, packed=packed)
+    for gpu, dtype, H, B, directions, packed in [
+        ("H100", "bf16", 768, 16, 1, False),
+        ("H100", "bf16", 64, 16, 1, True),
+        ("A100", "tf32", 512, 64, 2, False),
+        ("B200", "fp16", 1024, 64, 1, False),
+        ("MI300X", "bf16", 768, 16, 1, False),
+    ]
+]
+VOLATILE, ACQUIRE = "ld.volatile.global.v4.b32", "ld.global.gpu.acquire.b32"
+RELEASE = "atom.global.gpu.release.add.u32"
+EXCHANGES = [
+    dict(gpu=g, programs=n, exchange=e) for g in ("A100", "H100") for n in (2, 32, 128) for e in ("flag", "barrier")
+]
+
+
+def name(case):
+    return "-".join(map(str, case.values()))
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Every case compiled in one process, by its name."""
+    recorded = [case | dict(record=record) for case in RECORDED for record in ("", "elements", "sums")]
+    cases = USUAL + TWINS + recorded + EXCHANGES
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "codegen.py"), "--cases", json.dumps(cases)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(map(name, cases), map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("case", USUAL + TWINS, ids=name)
+def test_planned_kernel(case, reports):
+    """Nothing spilled in a step; no more shared memory, and no other loads and products, than planned."""
+    report = reports[name(case)]
+    assert report["problems"] == []
+
+
+@pytest.mark.parametrize("record", ["elements", "sums"])
+@pytest.mark.parametrize("case", RECORDED, ids=name)
+def test_recording_changes_no_arithmetic(case, record, reports):
+    """The same products, sums and fused ones with and without it, so that the gradients have the same bits; the sums of
+    squares are float64's."""
+    plain, recorded = (reports[name(case | dict(record=r))] for r in ("", record))
+    assert recorded["problems"] == []
+    if case["gpu"] != "MI300X":
+        assert plain["arithmetic"]["FFMA"] > 0 < plain["arithmetic"]["MUFU"]
+        added = ["FADD"] if record == "sums" else []  # |x|
+        assert [k for k, n in plain["arithmetic"].items() if recorded["arithmetic"][k] != n and k not in added] == []
+        assert recorded["instructions"] > plain["instructions"]
+
+
+@pytest.mark.parametrize("case", USUAL, ids=name)
+def test_no_worse_than_before(case, reports):
+    """Against the committed table: a change for the worse is at least a change on purpose."""
+    report = reports[name(case)]
+    again = "run `make codegen`, look at what changed, and commit the table if it is worth it"
+    with TABLE.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if all(row[c] == str(report[c]) for c in SAME)]
+    assert rows, f"the plan is another; {again}"
+    row = rows[0]
+    if row["triton"] != triton.__version__:
+        pytest.skip(f"the table is Triton {row['triton']}'s")
+    if row["barriers"]:
+        assert report["barriers"] == int(float(row["barriers"])), f"a barrier more or less; {again}"
+    for column in EXACT:
+        if row[column]:
+            assert report[column] <= int(float(row[column])), f"{column} grew; {again}"
+    for column in ("registers", "instructions"):
+        if row[column]:
+            assert report[column] <= 1.02 * float(row[column]), f"{column} grew; {again}"
+
+
+@pytest.mark.parametrize("case", EXCHANGES, ids=name)
+def test_bare_exchange(case, reports):
+    """Loads, atomics and barriers as in the LSTM's kernels, which wait with the same functions."""
+    report = reports[name(case)]
+    assert report["stack"] == 0 and report["problems"] == [], report
+
+
+def test_every_kind_of_plan_was_seen(reports):
+    plans = [(r["arch"], r["exchange"], r["resident"]) for r in reports.values() if "plan" in r]
+    assert {("sm_90", "none", True), ("sm_90", "flag", True), ("sm_90", "flag", False)} <= set(plans)
+    assert any(arch == "gfx942" and exchange == "barrier" for arch, exchange, _ in plans)
+    assert any(r.get("wgmma") for r in reports.values())
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(local_in_loop=4, stack=16), "4 local-memory instructions in the time loop, 16 bytes of stack"),
+        (dict(weight_loads_in_loop=1), "resident, but 1 loads of W_hh"),
+        (dict(shared=70_000), "shared memory 70000, planned"),
+        (dict(tensor_core=0), "no matrix instruction"),
+        (dict(wgmma=8), "8 wgmma, planned: False"),
+        (dict(polls="b32 v4.b32"), "planned: 16 bytes a load"),
+        (dict(polls=""), "polls nothing"),
+        (dict(reads={VOLATILE: 7, "ld.global.v4.b32": 1}), "'ld.global.v4.b32': 1}, wanted: "),
+        (dict(reads={VOLATILE: 1}), "bytes a thread by ld"),
+        (dict(counter=[RELEASE]), "the counter is used by ['atom.global.gpu.release"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_said_with_its_numbers(change, says, reports):
+    from codegen import problems
+
+    good = reports[name(YARDSTICK | dict(backward=False))]
+    assert says in "; ".join(problems(good | change))
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(reads={"ld.global.v4.b32": 4}), "wanted: "),  # which may look into a cache that nobody keeps right
+        (dict(counter=[ACQUIRE]), "the counter is used by"),
+        (dict(counter=[ACQUIRE, RELEASE, RELEASE]), "the counter is used by"),
+        (dict(counter=[ACQUIRE, RELEASE.replace("release", "relaxed")]), "gpu.relaxed.add"),
+        (dict(counter=[ACQUIRE.replace("acquire", "relaxed"), RELEASE]), "gpu.relaxed.b32"),
+        (dict(counter=[ACQUIRE, RELEASE.replace("gpu", "cta")]), "cta.release"),
+        (dict(order="BABBRRBWL"), "between the rows' stores and `arrive`"),
+        (dict(order="BABRRBWBL"), "between `wait` and the rows' loads"),
+        (dict(order="RRBWBLBAB"), "between `wait` and the rows' loads"),
+        (dict(order="BRRBWBLBAB"), None),  # the same loop from another place
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_lets_a_barrier_exchange_go_wrong_is_said(change, says, reports):
+    from codegen import problems
+
+    good = reports[name(YARDSTICK | dict(backward=False, exchange="barrier", limit=0))]
+    assert problems(good) == []
+    assert says in "; ".join(problems(good | change)) if says else problems(good | change) == []

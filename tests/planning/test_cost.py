@@ -1,0 +1,85 @@
+"""The cost model, and the order that it gives the candidates."""
+
+import dataclasses
+
+import pytest
+from gpus import problem_of
+
+from triton_lstm.planning.cost import cost
+from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.limits import directions_at_once, why_impossible, why_not
+from triton_lstm.planning.plan import Plan
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import candidates, make_plan
+
+H200 = GPUS["H200"]
+SHAPES = [(2, 16, 768), (4, 64, 512), (8, 64, 768), (2, 256, 1024), (2, 16, 2048), (2, 1, 48)]
+
+
+@pytest.mark.parametrize("gpu", list(GPUS))
+@pytest.mark.parametrize("itemsize, batch, hidden_size", SHAPES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_candidates_run_and_are_in_order(gpu, itemsize, batch, hidden_size, backward):
+    problem = problem_of(GPUS[gpu], itemsize, batch, hidden_size, backward)
+    plans = candidates(problem)
+    assert plans[0] == make_plan(problem) and len(set(plans)) == len(plans)
+    assert all(why_impossible(problem, plan) is None for plan in plans)
+    if GPUS[gpu].backend == "cuda":
+        assert all(why_not(problem, plan) is None for plan in plans)
+    times = [cost(problem, plan).us for plan in plans]
+    assert times == sorted(times) and times[0] > 0
+
+
+@pytest.mark.parametrize("gpu", list(GPUS))
+@pytest.mark.parametrize("itemsize, batch, hidden_size", SHAPES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_two_directions_never_cost_more_than_twice_one(gpu, itemsize, batch, hidden_size, backward):
+    one, two = (problem_of(GPUS[gpu], itemsize, batch, hidden_size, backward, directions) for directions in (1, 2))
+    times = []
+    for plan in candidates(two):
+        alone, with_the_other = cost(one, plan).us, cost(two, plan).us
+        if directions_at_once(two, plan) == 2:
+            assert alone <= with_the_other <= 2 * alone
+            times.append(with_the_other)
+        else:
+            assert with_the_other == alone
+            times.append(2 * alone)
+    assert times == sorted(times) and times[0] <= 2 * cost(one, make_plan(one)).us
+
+
+class TestCost:
+    PLAN = Plan("flag", True, True, 16, 16, 256, 1, 2, 4)
+
+    def of(self, **changes):
+        problem = Problem(H200, "bf16", 32, 768, changes.pop("backward", False))
+        return cost(problem, dataclasses.replace(self.PLAN, **changes))
+
+    def test_the_parts_add_up(self):
+        c = self.of()
+        assert (
+            c.us == pytest.approx(c.exchange + c.rows + c.weights + c.product + c.cell) and c.weights == c.launch == 0
+        )
+        assert f"{c.us:.2f} us a step (exchange 0.70 + rows" in str(c)
+
+    def test_what_costs_more(self):
+        base = self.of().us
+        for changes in (
+            dict(exchange="barrier"),
+            dict(resident=False),
+            dict(one_launch=False),
+            dict(groups=1),  # two rounds
+            dict(backward=True),  # four times the rows
+        ):
+            assert self.of(**changes).us > base, changes
+        assert self.of(slices=4, block_h=8).us < self.of(block_h=8).us  # one chain a warp, or all warps in the same one
+
+    def test_programs_that_share_a_processor_wait_together(self):
+        c = self.of(groups=4)
+        busy = c.us - c.exchange
+        assert c.sharing == 2 and c.us < 2 * (c.exchange + busy)
+
+    def test_weights_beyond_the_cache_come_from_memory(self):
+        plan = dataclasses.replace(self.PLAN, resident=False)
+        problems = (Problem(GPUS[gpu], "bf16", 32, 2048, False) for gpu in ("H200", "RTX 3090"))
+        near, far = (cost(problem, plan).weights for problem in problems)
+        assert far == pytest.approx(3 * near)

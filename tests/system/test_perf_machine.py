@@ -1,0 +1,70 @@
+"""With a simulated GPU: the results folder, cuDNN's algorithms, the rows of a stress test."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from triton_lstm.perf import stress
+from triton_lstm.perf.cases import SUITES
+from triton_lstm.perf.cudnn import algorithm_name
+from triton_lstm.perf.store import results_folder
+from triton_lstm.system import machine
+
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    "bad, status", [({}, 0), ({"wrong_forward": 1}, 1), ({"wrong_backward": 1}, 1), ({"failed": "boom"}, 1)]
+)
+def test_stress_writes_every_row(tmp_path, monkeypatch, capsys, bad, status):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "machine", lambda: {"gpu": "Imaginary"})
+    monkeypatch.setattr(stress, "stress", lambda small: iter([{"exchange": "flag", "wrong_forward": 0}, bad]))
+    monkeypatch.setattr(sys, "argv", ["stress", "--small", "--out", str(tmp_path / "new" / "stress.csv")])
+    assert stress.main() == status
+    assert len(pd.read_csv(tmp_path / "new" / "stress.csv")) == 2
+
+
+def test_the_machine_on_a_gpu(monkeypatch):
+    lines = "580.1, GPU-aaaa\n580.2, GPU-bbbb\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (x)")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(machine, "_output", lambda command: lines)
+    for uuid, expected in [("bbbb", "580.2"), ("unknown", None)]:
+        properties = SimpleNamespace(uuid=uuid)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, p=properties: p)
+        assert machine._nvidia_smi("driver_version") == expected
+    assert results_folder() == Path("perf/results/nvidia_h200_x")
+
+
+def test_the_algorithm_of_nn_lstm(monkeypatch):
+    case = SUITES["quick"]()[0]
+    assert GPU or algorithm_name(case, "inference") == "CPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    small = dataclasses.replace(case, H=192)
+    assert algorithm_name(case, "forward_backward") == algorithm_name(case, "inference") == "PERSIST_STATIC"
+    assert [
+        algorithm_name(small, m) for m in ("forward", "backward", "forward_backward", "host_inference", "graph_step")
+    ] == [
+        "SMALL_H",
+        "STANDARD",
+        "SMALL_H / STANDARD",
+        "SMALL_H",
+        "SMALL_H / STANDARD",
+    ]
+    bf16 = dataclasses.replace(case, precision="bf16")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91300)
+    assert algorithm_name(bf16, "forward") == "STANDARD, copies weights"
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91200)
+    assert algorithm_name(bf16, "forward") == "step by step"

@@ -1,0 +1,119 @@
+"""What a device can run of a plan, how much of it at once, and why it cannot run the rest."""
+
+from __future__ import annotations
+
+from triton_lstm.planning.devices import KIB
+from triton_lstm.planning.plan import Plan
+from triton_lstm.planning.problem import Problem
+
+REGISTERS = 255  # per thread; `launch` allows no more
+RESERVED_BYTES = 1024  # of a processor's shared memory, for each program on it
+
+
+def shared_bytes(problem: Problem, plan: Plan) -> int:
+    """Estimate of the on-chip memory of one program: weights, one chunk of rows, and room for layout conversions.
+
+    An upper bound in all compiled kernels on NVIDIA; on AMD weights may stay in registers instead. A program that is
+    alone has rows with the gradients of all four gates, one chunk each.
+    """
+    itemsize, alone = problem.itemsize, plan.exchange == "none"
+    columns = plan.block_h * problem.columns_per_unit
+    length = plan.sum_length(problem) if plan.resident else plan.block_k
+    rows = plan.block_b * plan.block_k * (4 if problem.backward and alone else 1)
+    product = plan.block_b * columns * plan.slices * 4
+    gates = plan.block_b * 4 * plan.block_h * itemsize
+    return (length * columns + rows) * itemsize + max(product, gates)
+
+
+def co_resident(problem: Problem, plan: Plan) -> int:
+    """How many programs are sure to run at once: one per processor, more where they are known to fit."""
+    device = problem.device
+    if device.backend != "cuda":
+        return device.processors
+    needed = shared_bytes(problem, plan) + RESERVED_BYTES
+    by_shared = (device.shared_bytes + RESERVED_BYTES) // needed
+    by_registers = device.registers // ((REGISTERS + 1) * plan.warps * device.warp_size)
+    return device.processors * max(1, min(by_shared, by_registers))
+
+
+def directions_at_once(problem: Problem, plan: Plan) -> int:
+    """How many directions of time one launch runs: both, unless programs wait for each other and do not all fit."""
+    waits = plan.one_launch and plan.exchange != "none"
+    programs, groups = plan.grid(problem.H)
+    if waits and problem.directions * programs * groups > co_resident(problem, plan):
+        return 1
+    return problem.directions
+
+
+def why_not(problem: Problem, plan: Plan) -> str | None:
+    """None if the device can run the plan and should, otherwise the reason in words."""
+    reason = why_impossible(problem, plan) or _loads_too_little(problem, plan)
+    if reason is None and (spills := _spills(problem, plan)):
+        return f"it would spill registers: {spills}"
+    return reason
+
+
+def why_impossible(problem: Problem, plan: Plan) -> str | None:
+    """The reason why a plan cannot run at all, not even slowly."""
+    device = problem.device
+    if plan.exchange == "flag" and device.backend == "hip":
+        return "the flag exchange needs volatile loads, which the compiler for AMD drops"
+    if plan.exchange == "none" and plan.block_h < problem.H:
+        return f"one program of {plan.block_h} units cannot hold a layer of {problem.H}"
+    if plan.exchange == "none" and not (plan.resident and plan.slices == 1 and plan.block_k == plan.block_h):
+        return "one program holds all weights, in one chunk"
+    shared = shared_bytes(problem, plan)
+    if shared > device.shared_bytes:
+        return f"it needs {shared / KIB:.0f} KiB of shared memory, a program has {device.shared_bytes / KIB:.0f} KiB"
+    if device.backend == "cuda" and (REGISTERS + 1) * plan.warps * device.warp_size > device.registers:
+        return f"{plan.warps} warps with {REGISTERS} registers a thread are more than a processor has"
+    programs, room = plan.grid(problem.H)[0], co_resident(problem, plan)
+    if plan.one_launch and plan.exchange != "none" and programs > room:
+        return f"its {programs} programs wait for each other, and only {room} run at once"
+    return None
+
+
+def _loads_too_little(problem: Problem, plan: Plan) -> str | None:
+    threads = problem.device.warp_size * plan.warps
+    polled = plan.block_b * plan.block_k * problem.stored_itemsize // threads
+    if plan.exchange != "none" and polled < problem.poll_bytes:
+        return f"a chunk of {plan.block_k} has less than 16 bytes for each thread to load"
+    return None
+
+
+def _spills(problem: Problem, plan: Plan) -> str | None:
+    """What takes more of a thread's registers than in any compiled kernel that did not spill."""
+    itemsize, backward = problem.itemsize, problem.backward
+    if plan.exchange == "none":
+        held = 4 * plan.block_h**2 * itemsize * plan.block_b // 16
+        return "it holds all weights" if held > 16 * KIB * plan.warps else None
+    if itemsize == 8 and (plan.warps < 8 or plan.block_b > 16):
+        return "three products with fewer than 8 warps or more than 16 rows"
+    threads, size = 32 * plan.warps, itemsize / 4
+    columns = plan.block_h * problem.columns_per_unit
+    copies = 2 if itemsize == 8 else 1  # of all numbers, in "tf32x3"
+    sums = copies * plan.block_b * columns * plan.slices / threads
+    units = copies * plan.block_b * plan.block_h / threads
+    rows = size * plan.block_b * plan.block_k / 32 / plan.slices
+    weights = 0.0 if plan.resident else size * plan.block_k * columns / threads
+    most_sums, most_units, most_rows = (16, 2, 32) if plan.slices > 1 else (32, 4, 128)
+    if plan.slices > 1 and not plan.resident:
+        most_units, most_rows = 1, 16
+    elif plan.slices > 1 and itemsize >= 4:
+        most_units = 1
+    elif itemsize == 8:
+        most_rows = 64
+        most_units = 2 if backward and plan.resident else 4
+    elif itemsize == 4 and plan.block_b >= 64:
+        most_rows = 32
+    if sums > most_sums:
+        return f"{sums:.0f} sums"
+    if units > most_units:
+        return f"{units:.0f} units"
+    chunks = plan.sum_length(problem) // plan.block_k
+    many = chunks > (7 if backward else 8) or problem.poll_bytes < 16
+    if plan.block_b >= 64 and plan.resident and many:  # all chunks are loaded before the first is used
+        return f"{chunks} chunks of {plan.block_b} rows"
+    if rows > most_rows or rows * plan.slices > 32 * plan.warps:
+        return f"{rows:.0f} numbers of a chunk of rows"
+    return f"{weights:.0f} numbers of a chunk of weights" if weights > 48 else None
