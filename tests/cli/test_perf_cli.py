@@ -139,16 +139,16 @@ def test_no_gpu(run, suite):
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
-@pytest.mark.parametrize("module", ["machine", "stress"])
+@pytest.mark.parametrize("module", ["cli.machine", "cli.warm", "perf.stress"])
 def test_no_gpu_for_the_campaign(module):
-    done = subprocess.run([sys.executable, "-m", f"triton_lstm.perf.{module}"], capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no GPU" in done.stderr
+    done = subprocess.run([sys.executable, "-m", f"triton_lstm.{module}"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no usable GPU" in done.stderr
 
 
 def test_a_missing_package_is_named(run, measured, monkeypatch):
     monkeypatch.setitem(sys.modules, "tabulate", None)
     status, _, err = run("report", measured)
-    assert status == 2 and 'needs tabulate: pip install ".[perf]"' in err
+    assert status == 2 and 'requires tabulate: pip install ".[perf]"' in err
 
 
 def test_report(run, measured, tmp_path):
@@ -240,7 +240,7 @@ def test_ctrl_c(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench, "run", stopped)
     status, out, _ = run("bench", "--suite", "smoke", "--out", tmp_path)
-    assert status == 130 and "continues from there" in out and not (tmp_path / "bench_smoke.running").exists()
+    assert status == 130 and "the same command resumes" in out and not (tmp_path / "bench_smoke.running").exists()
 
 
 def test_a_lost_gpu_restarts_the_process(run, tmp_path, monkeypatch):
