@@ -155,7 +155,8 @@ def missing(rows_ptr, mask_b, K: tl.constexpr, LAYER: tl.constexpr, TILE: tl.con
     """1 if an element of the A operand is still the sentinel, else 0."""
     found = 0
     for k in range((K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-        bits = _load_rows(rows_ptr, mask_b, k, K, 1, True, LAYER, TILE).to(LAYER.INT, bitcast=True)
+        # In the product's own layout: another thread may still see the sentinel that this one no longer sees
+        bits = _load_rows(rows_ptr, mask_b, k, K, TILE.SLICES, True, LAYER, TILE).to(LAYER.INT, bitcast=True)
         found |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
     return found
 
