@@ -1,14 +1,18 @@
-"""The test device: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter."""
+"""The test device: a GPU with compiled kernels if there is one, else the CPU with Triton's interpreter, or with the
+emulated GPU that PTX_GPU names."""
 
 import contextlib
 import csv
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from compiled import COMPILED, EMULATED
 
 from triton_lstm.dispatch import no_kernel_for
 
@@ -29,7 +33,7 @@ with contextlib.suppress(ImportError):
 
     hypothesis.settings.register_profile("any machine", deadline=None)  # no test is timed: machines may be busy
     hypothesis.settings.load_profile("any machine")
-if not torch.cuda.is_available():
+if not COMPILED:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
 
 
@@ -71,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def device() -> torch.device:
     """The device of the kernels. Skips, with the reason, if they cannot run, as with some versions of NumPy."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if reason := no_kernel_for(device.type, torch.float32):
+    if not EMULATED and (reason := no_kernel_for(device.type, torch.float32)):
         pytest.skip(reason)
     return device
 
@@ -79,6 +83,8 @@ def device() -> torch.device:
 @pytest.fixture(scope="session")
 def interpreter() -> None:
     """Skips, with the reason, if Triton's interpreter cannot run the kernels; on a GPU they are compiled."""
+    if EMULATED:
+        pytest.skip("the kernels are compiled")
     if reason := no_kernel_for("cpu", torch.float64):
         pytest.skip(reason)
 
@@ -86,7 +92,7 @@ def interpreter() -> None:
 @pytest.fixture
 def precise(device: torch.device) -> tuple[torch.dtype, dict[str, float]]:
     """float64 if the kernels support it, and a matching tolerance."""
-    if device.type == "cuda":
+    if COMPILED:
         return torch.float32, dict(rtol=2e-2, atol=2e-2)
     return torch.float64, dict(rtol=1e-10, atol=1e-12)
 
@@ -110,3 +116,22 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def _emulated_gpu(_poisoned_memory: None) -> Iterator[None]:
+    """With PTX_GPU: the machine that runs the kernels.
+
+    PTX_SEED, PTX_WEAK=1: how its launches run, and whether memory is weak; or PTX_SCHEDULE, as a report gives it.
+    """
+    if not EMULATED:
+        yield
+        return
+    from ptx.gpu import gpu
+    from ptx.schedule import Schedule
+
+    options: dict[str, Any] = dict(seed=int(os.environ.get("PTX_SEED", 0)), weak=os.environ.get("PTX_WEAK") == "1")
+    if text := os.environ.get("PTX_SCHEDULE"):
+        options["schedule"] = Schedule.parse(text)
+    with gpu(EMULATED, shrinks=True, **options):
+        yield

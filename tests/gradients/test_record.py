@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiled import COMPILED
 from gradient_oracle import expected, fake_dropout, sequences_of
 from oracle import data_of, state_shapes
 from pairs import all_pairs, case_id
@@ -37,7 +38,7 @@ FACTORS = {
 
 def several_programs(device):
     """In the interpreter one launch per step, on a GPU a single one with the flag exchange."""
-    return Plan("flag", device.type == "cuda", True, 16, 16, 16, 1, groups=1, warps=4)
+    return Plan("flag", COMPILED, True, 16, 16, 16, 1, groups=1, warps=4)
 
 
 def same(what, got, exact, close):

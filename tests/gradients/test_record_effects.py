@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from compiled import COMPILED
 from oracle import data_of, state_shapes
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -278,7 +279,7 @@ def test_a_program_adds_up_its_batch_tiles(packed, device, monkeypatch):
     """It takes them in turn, all into one place: as much memory for one tile as for four."""
     import triton_lstm.operator.layer
 
-    plan = Plan("flag", device.type == "cuda", True, 16, 16, 16, 1, groups=1, warps=4)
+    plan = Plan("flag", COMPILED, True, 16, 16, 16, 1, groups=1, warps=4)
     monkeypatch.setattr(triton_lstm.operator.layer, "plan_for", lambda *_, backward: plan)
     sizes = []
     shipped = triton_lstm.operator.layer.sums_for

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiled import COMPILED
 from oracle import assert_like_nn_lstm, state_shapes, twins
 from pairs import all_pairs, case_id
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -38,7 +39,7 @@ FACTORS = {
 def steps_apart(exchange: str, device: torch.device, **fields) -> Plan:
     """Several programs: in the interpreter a launch per step, on a GPU all steps in one."""
     tile = dict(resident=True, block_b=16, block_h=16, block_k=16, slices=1, groups=1, warps=4) | fields
-    return Plan(exchange, device.type == "cuda", **tile)
+    return Plan(exchange, COMPILED, **tile)
 
 
 def packed(lengths, features, device="cpu", dtype=torch.float32, enforce_sorted=False):
@@ -54,7 +55,7 @@ def states(module, batch):
 
 @pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
 def test_against_nn_lstm(case, device, monkeypatch):
-    if case["dtype"] == torch.float64 and device.type == "cuda":
+    if case["dtype"] == torch.float64 and COMPILED:
         pytest.skip(FLOAT64_ON_GPU)
     if case["plan"] != "none":
         plan = steps_apart(case["plan"], device)
@@ -196,7 +197,7 @@ def test_nothing_is_padded(device, monkeypatch):
     assert shapes == [(11, 40), (11, 40)]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the interpreter's steps")
+@pytest.mark.skipif(COMPILED, reason="counts the interpreter's steps")
 @pytest.mark.parametrize("passes, per_step", [("forward", 2), ("backward", 3)])
 def test_a_batch_tile_stops_at_its_longest_sequence(passes, per_step, monkeypatch):
     plan = Plan("none", True, True, 16, 8, 8, 1, 1, 4)
@@ -210,7 +211,7 @@ def test_a_batch_tile_stops_at_its_longest_sequence(passes, per_step, monkeypatc
     assert len(looked) == 2 * per_step * (6 + 2)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason=FLOAT64_ON_GPU)
+@pytest.mark.skipif(COMPILED, reason=FLOAT64_ON_GPU)
 @pytest.mark.parametrize("kwargs", [dict(bidirectional=True), dict(proj_size=2), dict(bidirectional=True, proj_size=2)])
 def test_double_backward(kwargs):
     torch.manual_seed(0)
