@@ -1,0 +1,110 @@
+"""Kernels with one thing taken out or weakened: the emulator or the results show it. See docs/ptx_mutants.md."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("the kernels run on the GPU that is here", allow_module_level=True)
+
+TESTS = Path(__file__).parents[1]
+RACE, SHARED, UNWRITTEN, RESULTS, DEADLOCK, FLIGHT = (
+    "race between programs",
+    "race in shared memory",
+    "unwritten",
+    "results",
+    "deadlock",
+    "in flight",
+)
+# Case, mutation, at which share of its places, and what notices it: one of these
+FEW = [
+    ("one program forward", "bar.sync taken out", 1, SHARED),
+    ("one program forward", "a global load for all", 1, "out of bounds"),
+    ("one program forward", "a shared store's address", 0.5, SHARED, UNWRITTEN, RESULTS),
+    ("one program forward", "fma's factor and term exchanged", 1, RESULTS),
+    ("one program forward", "rounded towards zero", 0, "refused"),
+    ("one program backward", "bar.sync of a warp only", 0, SHARED),
+    ("one program backward", "ldmatrix without .trans", 0, RESULTS),
+    ("one program backward", "B's halves exchanged", 0.5, RESULTS),
+    ("flag forward", "unchanged", 0, ""),
+    ("flag forward", "a volatile load is plain", 0, RACE),
+    ("flag forward", "a volatile load is .cg", 1, RACE),
+    ("flag forward", "a volatile load's scope is its program", 0, RACE),
+    ("flag forward", "an element is not compared", 0.5, RESULTS),
+    ("flag forward", "no element is compared", 0, RESULTS),
+    ("flag forward", "no sum is looked at for NaN", 0, RESULTS),
+    ("flag forward", "bar.sync taken out", 0.5, SHARED),
+    ("flag forward", "bar.sync under a condition", 1, "refused"),
+    ("flag forward", "the buffer is not filled", 0, UNWRITTEN),
+    ("flag forward", "the end of a step's rows is filled with 0", 0, RESULTS),
+    ("flag forward", "accepted at once", 0, RESULTS),
+    ("flag forward", "accepted without a second product", 0, RESULTS),
+    ("flag forward", "`missing` finds nothing", 0, RESULTS),
+    ("flag backward", "a volatile load is plain", 0.5, RACE),
+    ("flag backward", "complete from the first step on", 0, RESULTS),
+    ("flag backward", "a shuffle of some lanes", 0, "refused"),
+    ("barrier forward", "unchanged", 0, ""),
+    ("barrier forward", "release becomes relaxed", 0, RACE),
+    ("barrier forward", "the release's scope is its program", 0, RACE),
+    ("barrier forward", "acquire becomes relaxed", 0, RACE),
+    ("barrier forward", "the acquire's scope is its program", 0, RACE),
+    ("barrier forward", "both scopes are the program", 0, RACE),
+    ("barrier forward", "bar.sync taken out", 1, RACE),
+    ("barrier forward", "no barrier before arrive", 0, RACE),
+    ("barrier forward", "arrive adds 2", 0, RACE, UNWRITTEN),
+    ("barrier forward", "wait's target is one less", 0, RACE, UNWRITTEN),
+    ("barrier forward", "wait's target is one more", 0, DEADLOCK),
+    ("barrier forward", "wait looks once", 0, RACE, UNWRITTEN),
+    ("barrier forward", "the counter is not zeroed", 0, DEADLOCK, UNWRITTEN),
+    ("barrier backward", "unchanged", 0, ""),
+    ("barrier backward", "acquire becomes relaxed", 0, RACE),
+    ("barrier backward", "wait does not acquire", 0, RACE),
+    ("wgmma forward", "unchanged", 0, ""),
+    ("wgmma forward", "fence.proxy.async taken out", 0, FLIGHT),
+    ("wgmma forward", "wgmma.fence taken out", 0, FLIGHT),
+    ("wgmma forward", "commit_group taken out", 0, FLIGHT),
+    ("wgmma forward", "wait_group taken out", 0, FLIGHT),
+    ("wgmma forward", "wait_group 0 becomes 1", 0, FLIGHT),
+    ("wgmma forward", "max of a warp becomes min", 0, RESULTS),
+    ("wgmma forward", "the sums so far are not added", 0, RESULTS),
+    ("wgmma forward", "B's layout turned around", 0, RESULTS, UNWRITTEN),
+    ("wgmma backward", "wait_group taken out", 0.5, FLIGHT),
+    ("wgmma backward", "fence.proxy.async taken out", 0, FLIGHT),
+]
+
+
+def scan(*arguments):
+    """The rows that `python -m ptx.scan` prints, in a process that does not interpret kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    path = [TESTS, TESTS / "helpers", TESTS.parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    command = [sys.executable, "-W", "ignore", "-m", "ptx.scan", *arguments]
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def few():
+    rows = scan("--some", json.dumps([mutant[:3] for mutant in FEW]))
+    return dict(zip([mutant[:2] for mutant in FEW], rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    "case, mutation, share, by", [(*m[:3], m[3:]) for m in FEW], ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_mutant(case, mutation, share, by, few):
+    row = few[case, mutation]
+    assert row["by"] in by, row
+
+
+@pytest.mark.full
+def test_all_mutants_but_those_with_a_reason_are_noticed():
+    rows = scan("--all")
+    assert len(rows) > 1000
+    assert [row for row in rows if not row["by"] and not row["reason"]] == []
