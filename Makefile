@@ -6,8 +6,8 @@ READY := .venv/.ready
 
 .NOTPARALLEL:
 .PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke test-processors \
-    test-processors-smoke clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck \
-    gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
+    test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
+    gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
@@ -42,12 +42,25 @@ codegen: $(READY)
 	mkdir -p perf/results
 	env -u TRITON_INTERPRET $(RUN) tests/helpers/codegen.py --csv perf/results/codegen.csv
 
+# Every mutant of small compiled kernels (an hour): the table of what notices them
+ptx-mutants: $(READY)
+	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/ptx_mutants.md
+
+# Compiled kernels in the emulator: the tests of what runs them, on each GPU that it knows, and all mutants
+PTX_GPUS := A100 RTX_3090 H100 B200 RTX_5090
+PTX_TESTS = tests/ptx/emulated.py $(call files,layer packed packed_calls states record record_calls autograd weights) \
+    -k "not T33 and not accuracy"
+ptx: $(READY) $(PTX_GPUS:%=ptx-%) ptx-mutants
+
+$(PTX_GPUS:%=ptx-%): ptx-%: $(READY)
+	PTX_GPU="$(subst _, ,$*)" PTX_WEAK=1 PTX_SEEDS=5 $(RUN) -m pytest -q -n auto --dist worksteal $(PTX_TESTS)
+
 # Other versions of Triton than the one in .venv, with its torch: the oldest that a CUDA build of torch has, and the newest
 TRITON_VERSIONS ?= 3.6.0 3.9.0
 files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
 KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed autograd codegen tune launch \
-    interpreter)
-SMOKE_TESTS := $(call files,record launch interpreter tune codegen)
+    launcher emulated interpreter)
+SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 
 .triton/%: | $(READY)
 	rm -rf $@.new
@@ -81,7 +94,7 @@ test-processors-smoke: $(READY)
 	    echo "$$setting"; env $$setting $(RUN) -m pytest -n auto -m sensitive $(SENSITIVE) || exit 1; done
 
 # On a machine with an NVIDIA GPU and its own torch, triton and the packages of the extras `perf` and `test`: no network,
-# no .venv. `make gpu` takes half an hour at most. Every piece can be run alone, is stopped after LIMIT seconds, and writes
+# no .venv. `make gpu` takes an hour at most. Every piece can be run alone, is stopped after LIMIT seconds, and writes
 # one CSV and one log to perf/results/<gpu>, or to OUT=folder; gpu-bench and gpu-tune resume where they were stopped.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
