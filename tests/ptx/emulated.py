@@ -15,6 +15,7 @@ from triton_lstm.planning.plan import Plan
 
 from .faults import Fault
 from .gpu import gpu
+from .schedule import Schedule
 
 if not EMULATED:
     pytest.skip("PTX_GPU names no GPU", allow_module_level=True)
@@ -63,8 +64,8 @@ def test_several_programs(plan, seed, takes):
 def test_the_look_and_the_product_have_the_same_threads(takes):
     """Another thread than the one that saw a row complete may still see the sentinel: it must be no other."""
     takes(SLICES)
-    for seed in SEEDS:
-        with gpu(EMULATED, seed=seed, weak=True):
+    for seed in (1, 30):  # where it was another one, these gave NaN
+        with gpu(EMULATED, schedule=Schedule(seed, weak=True)):
             like_nn_lstm(64, T=4)
 
 

@@ -262,8 +262,10 @@ def _together(programs: list[Program], memory: Memory, schedule: Schedule, patie
                     where = "; ".join(_where(program) for program in active)
                     raise Fault(f"programs wait for each other forever ({schedule}): {where}")
                 current = again[schedule.pick(current.number, len(looked)) % len(again)]
-                if looked.count(current.number) >= schedule.late_looks:
-                    memory.settled[current.number] = memory.order.now
+                late = looked.count(current.number) - schedule.late_looks
+                if late >= 0:
+                    some = schedule.half(current.number, current.accesses, memory.order.threads) if late == 0 else True
+                    memory.settled[current.number][some] = memory.order.now
                 looked.append(current.number)
                 current.wake()
                 continue

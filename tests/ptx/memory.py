@@ -29,7 +29,7 @@ class Memory:
         self.tensors: list[Tensor] = []
         self.bases = np.empty(0, np.uint64)
         self.next = 1 << 40
-        self.settled = np.full(len(order.program), -1, np.int64)  # of each program: up to when it sees everything
+        self.settled = np.full((len(order.program), order.threads), -1, np.int64)  # up to when a thread sees everything
         self.faults: dict[Any, str] = {}
 
     def add(self, name: str, values: Array, written: Array, offset: int, read_only: bool) -> Tensor:
@@ -242,7 +242,7 @@ class Memory:
     def _visible(self, program: int, who: Array, i: Array, times: Array, late: Array, access: Access) -> Array:
         if access.cached:
             return np.zeros(i.shape, bool)
-        settled = times <= self.settled[program]
+        settled = times <= self.settled[program, who]
         seen = ~late | settled
         if np.count_nonzero(seen) != seen.size:
             seen |= (

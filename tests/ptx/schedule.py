@@ -40,7 +40,7 @@ class Schedule:
 
     seed: what decides. weak: whether stores may be seen late. only: the decisions that are allowed, None for all.
     made: those that were made. straggler: (n, k): element k of every n is seen last of all, where it is late.
-    late_looks: how often a program that waits looks again before it sees all that is late.
+    late_looks: how often a program that waits looks again before half of its threads see all that is late, then all do.
     """
 
     seed: int = 0
@@ -56,7 +56,7 @@ class Schedule:
         self.delays = np.geomspace(1, length, 256).astype(np.int64)
         self.late_looks = 2
         if not self.straggler[0]:
-            self.late_looks = self._draw(10, 0, 0) % 3
+            self.late_looks = self._draw(10, 0, 0) % 2
             among = STRAGGLERS[self._draw(8, 0, 0) % len(STRAGGLERS)]
             self.straggler = among, self._draw(9, 0, 0) % among
 
@@ -88,6 +88,10 @@ class Schedule:
     def pick(self, program: int, access: int) -> int:
         """A number that says which of the programs that wait for each other looks again."""
         return self._draw(7, program, access)
+
+    def half(self, program: int, access: int, threads: int) -> Array:
+        """Which half of a program's threads sees all that is late before the others do."""
+        return np.random.default_rng(self._draw(11, program, access)).random(threads) < 0.5
 
     def late(self, program: int, access: int) -> bool:
         """Whether a store is seen late."""

@@ -24,7 +24,7 @@ CASES = {
         "wgmma or of_this_gpu or nan_in or (recompute_against and False-dtype1 and not layers)",
     ),
     "B200": (True, [OWN, AUTOGRAD, LAYER], "of_this_gpu or double_backward_of or (several and T2 and H64) or infinite"),
-    "RTX 3090": (False, [LAYER, PACKED], "(several and T5 and H64) or (different_lengths and flag and groups1)"),
+    "RTX 3090": (True, [LAYER, PACKED], "(several and T5 and H64) or (different_lengths and flag and groups1)"),
     "RTX 5090": (True, [OWN, RECORD], "turn or streamed or (norms_only and backendtriton and layoutdense)"),
 }
 
