@@ -41,7 +41,7 @@ FEW = [
     ("flag forward", "bar.sync taken out", 0.5, SHARED),
     ("flag forward", "bar.sync under a condition", 1, "refused"),
     ("flag forward", "the buffer is not filled", 0, UNWRITTEN),
-    ("flag forward", "the end of a step's rows is filled with 0", 0, RESULTS),
+    ("flag in slices forward", "the end of a step's rows is filled with 0", 0, RESULTS),
     ("flag forward", "accepted at once", 0, RESULTS),
     ("flag forward", "accepted without a second product", 0, RESULTS),
     ("flag forward", "`missing` finds nothing", 0, RESULTS),
