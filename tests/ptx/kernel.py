@@ -18,7 +18,7 @@ class Kernel:
         self.text = parse(ptx)
         decoder = Decoder(self.text, FAMILIES)
         self.operations = [decoder.decode(instruction, k) for k, instruction in enumerate(self.text.code)]
-        self.initial, self.slots, self.widths = decoder.initial, decoder.slots, decoder.widths
+        self.initial, self.slots = decoder.initial, decoder.slots
         self.accesses = decoder.accesses
         self.threads, self.parameters = self.text.threads, list(self.text.parameters.values())
         self.has_products = any(i.parts[0] == "wgmma" for i in self.text.code)
