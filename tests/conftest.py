@@ -76,7 +76,7 @@ def device() -> torch.device:
     """The device of the kernels. Skips, with the reason, if they cannot run, as with some versions of NumPy."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if not EMULATED and (reason := no_kernel_for(device.type, torch.float32)):
-        pytest.skip(reason)
+        pytest.skip(str(reason))
     return device
 
 
@@ -86,7 +86,7 @@ def interpreter() -> None:
     if EMULATED:
         pytest.skip("the kernels are compiled")
     if reason := no_kernel_for("cpu", torch.float64):
-        pytest.skip(reason)
+        pytest.skip(str(reason))
 
 
 @pytest.fixture

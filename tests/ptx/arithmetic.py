@@ -121,6 +121,11 @@ def remainder(d: Decoder, o: Operands) -> Run:
     return d.compute(typed(kind, numbers.remainder), o, size, size, size)
 
 
+def without_subnormals(x: Array) -> Array:
+    """As .ftz has it: subnormal float32 numbers become zeros of their sign."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+
+
 def unary(function: Callable[[Array], Array], *forms: str) -> Family:
     """A function of one operand. forms: what follows the opcode's first part."""
 
@@ -128,6 +133,8 @@ def unary(function: Callable[[Array], Array], *forms: str) -> Family:
         d.require(".".join(d.parts[1:]) in forms)
         kind = d.parts[-1]
         size = size_of(kind)
+        if "ftz" in d.parts:
+            return d.compute(typed(kind, lambda x: without_subnormals(function(without_subnormals(x)))), o, size, size)
         return d.compute(typed(kind, function), o, size, size)
 
     return family

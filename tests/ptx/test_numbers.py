@@ -62,10 +62,16 @@ rcp.rn.f32        40400000 -> 3eaaaaab
 rcp.approx.f32    80000000 -> ff800000
 rsqrt.approx.f32  40800000 -> 3f000000
 rsqrt.approx.f32  00000000 -> 7f800000
+rsqrt.approx.ftz.f32 00000001 -> 7f800000
+rsqrt.approx.ftz.f32 40800000 -> 3f000000
 ex2.approx.f32    3f000000 -> 3fb504f3
 ex2.approx.f32    c3150000 -> 00000001   2^-149
 ex2.approx.f32    ff800000 -> 00000000
 ex2.approx.f32    43000000 -> 7f800000   2^128
+ex2.approx.ftz.f32 3f000000 -> 3fb504f3
+ex2.approx.ftz.f32 c3150000 -> 00000000  2^-149, subnormal
+ex2.approx.ftz.f32 c2fc0000 -> 00800000  2^-126, not
+ex2.approx.ftz.f32 80000001 -> 3f800000
 """
 
 EXTREMES = """

@@ -119,7 +119,7 @@ mad.hi.sat.s32 %r0, %r1, %r2, %r3   mad.rn.f32 %r0, %r1, %r2, %r3   fma.rn.ftz.f
 fma.rz.f32 %r0, %r1, %r2, %r3       fma.rn.relu.f16 %rs0, %rs1, %rs2, %rs3  fma.rn.bf16 %rs0, %rs1, %rs2, %rs3
 fma.rn.f32.bf16 %r0, %rs1, %rs2, %r3  fma.rn.f32 %r0, %r1, %r2        div.approx.ftz.f32 %r0, %r1, %r2
 div.rn.f16 %rs0, %rs1, %rs2            rem.f32 %r0, %r1, %r2           neg.ftz.f32 %r0, %r1
-abs.f16x2 %r0, %r1                  ex2.approx.ftz.f32 %r0, %r1     ex2.approx.f16 %rs0, %rs1
+abs.f16x2 %r0, %r1                  rsqrt.approx.f64 %rd0, %rd1        ex2.approx.f16 %rs0, %rs1
 sqrt.rz.f32 %r0, %r1                rcp.rn.approx.f32 %r0, %r1       sqrt.f32 %r0, %r1
 div.full.f64 %rd0, %rd1, %rd2          fma.f32 %r0, %r1, %r2, %r3      div.f32 %r0, %r1, %r2
 neg.rn.f32 %r0, %r1                 tanh.approx.f32 %r0, %r1        lg2.approx.f32 %r0, %r1
