@@ -91,12 +91,15 @@ def device_facts(device: torch.device) -> Device:
 class Layer:
     """What a kernel is compiled for besides a plan's tile: a constexpr of the kernels.
 
-    H, D: hidden units, directions of time. EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type.
-    SENTINEL, INT: see exchange.py. SPIN_LIMIT: polls before a wait gives up; 0: no limit.
+    H, D: hidden units, directions of time. K: terms of the recurrent product's sum; GATES: its columns for each unit.
+    EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type. SENTINEL, INT: see exchange.py.
+    SPIN_LIMIT: looks before a wait gives up; 0: no limit.
     """
 
     H: int
     D: int
+    K: int
+    GATES: int
     EXCHANGE: str
     PRECISION: str
     ACC: tl.dtype
@@ -106,10 +109,20 @@ class Layer:
 
     @staticmethod
     @functools.cache
-    def of(exchange: str, dtype: torch.dtype, hidden_size: int, directions: int, precision: str, limit: int) -> Layer:
+    def of(
+        exchange: str,
+        dtype: torch.dtype,
+        hidden_size: int,
+        directions: int,
+        precision: str,
+        limit: int,
+        backward: bool = False,
+    ) -> Layer:
         return Layer(
             H=hidden_size,
             D=directions,
+            K=4 * hidden_size if backward else hidden_size,
+            GATES=1 if backward else 4,
             EXCHANGE=exchange,
             PRECISION=precision,
             ACC=_TRITON_TYPE[accumulator(dtype)],
@@ -165,7 +178,7 @@ def _prepared(
 ) -> Prepared:
     facts = device_facts(device)
     problem = Problem(facts, precision_name(dtype, device), B, H, backward, D)
-    layer = Layer.of(plan.exchange, dtype, H, D, precision, limit)
+    layer = Layer.of(plan.exchange, dtype, H, D, precision, limit, backward)
     constants = dict(LAYER=layer, TILE=plan.tile, **options(plan, facts.backend))
     return Prepared(constants, (*plan.grid(H), directions_at_once(problem, plan)))
 

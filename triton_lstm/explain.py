@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from triton_lstm.module import LSTM
 from triton_lstm.planning.cost import cost
 from triton_lstm.planning.devices import Device, known_gpu
 from triton_lstm.planning.limits import directions_at_once
+from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.settings import layer_dtype, precision_name, wants_gradient
 from triton_lstm.system.terminal import say
 from triton_lstm.tuning.choice import choose, layer_time
 
+Model = Callable[[Problem, Plan], str]
 
-def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None) -> None:
+
+def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None, model: Model | None = None) -> None:
     """Prints what `module(input)` will do and why: kernels or PyTorch's path, configs, and times where they are known.
 
     Runs nothing. The printed plan and times are per layer and direction of time; all layers of a stack share them.
@@ -30,6 +34,8 @@ def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None)
             device matter.
         hx: ignored; accepted so that a call's arguments can be pasted.
         gpu: the name of another GPU to explain the call for, such as "H100": see triton_lstm.planning.devices.GPUS.
+        model: says what a plan's step should take, besides the prediction. `triton_lstm.perf.step.compiled.in_words`
+            compiles each kernel for that, which takes seconds, so it has to be asked for.
 
     Raises:
         TypeError: module is not a triton_lstm.LSTM, or input is neither a tensor nor a PackedSequence.
@@ -42,11 +48,11 @@ def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None)
         module = triton_lstm.LSTM(512, 768, dtype=torch.bfloat16)
         triton_lstm.explain(module, torch.empty(100, 64, 512, dtype=torch.bfloat16), gpu="H100")
     """
-    for line in _lines(module, input, None if gpu is None else known_gpu(gpu)):
+    for line in _lines(module, input, None if gpu is None else known_gpu(gpu), model):
         say(line, indent="    ")
 
 
-def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
+def _lines(module: LSTM, input: Any, there: Device | None, model: Model | None) -> list[str]:
     if not isinstance(module, LSTM):
         kind = f"{type(module).__module__.removesuffix('.modules.rnn')}.{type(module).__qualname__}"
         raise TypeError(f"explain takes a triton_lstm.LSTM, got {kind}")
@@ -76,7 +82,7 @@ def _lines(module: LSTM, input: Any, there: Device | None) -> list[str]:
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
         directions = 2 if module.bidirectional else 1
-        lines += _plan(_problem(computed, data.device, batch, module.hidden_size, backward, directions, there))
+        lines += _plan(_problem(computed, data.device, batch, module.hidden_size, backward, directions, there), model)
     return lines
 
 
@@ -127,7 +133,7 @@ def _problem(
     return Problem(facts, precision, batch, hidden_size, backward, directions)
 
 
-def _plan(problem: Problem) -> list[str]:
+def _plan(problem: Problem, model: Model | None) -> list[str]:
     """A time loop's config, where it comes from, and what it should take."""
     choice = choose(problem)
     plan, tuned = choice.plan, choice.tuned
@@ -149,6 +155,8 @@ def _plan(problem: Problem) -> list[str]:
             f"  {'both directions of time in one launch' if both else 'one direction of time after the other'}"
         )
     lines.append(f"  predicted: {cost(problem, plan)}")
+    if model is not None:
+        lines.append(f"  modelled: {model(problem, plan)}")
     mode = "training" if problem.backward else "inference"
     layer = layer_time(problem.device.name, mode, problem.precision, problem.H, problem.B)
     if layer is not None:

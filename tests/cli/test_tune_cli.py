@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from triton_lstm.cli import main as cli
 from triton_lstm.cli import tune as tune_commands
 from triton_lstm.kernels.configs import Trial
 from triton_lstm.perf.failures import DeviceLostError
+from triton_lstm.perf.step.machine_code import why_no_tools
 from triton_lstm.planning.devices import GPUS, file_name
 from triton_lstm.planning.space import make_plan
 from triton_lstm.tuning import measure as tune
@@ -275,6 +277,7 @@ def test_a_damaged_note_of_a_dead_run_stops_nothing(text, run, measured, tmp_pat
         (["--dry-run", "--gpu", "MI300X", "--dtype", "tf32"], "has no tf32"),
         (["--gpu", "Z80"], "There are A100"),
         (["--gpu", "H200"], "--gpu is for --dry-run"),
+        (["--model"], "--model is for --dry-run"),
     ],
     ids=lambda value: "",
 )
@@ -320,6 +323,22 @@ def test_dry_run(gpu, run):
     )
     assert status == 0 and GPUS[gpu].name in out and "not measured" in out
     assert out.count("us a step") == 8
+
+
+@pytest.mark.parametrize("gpu, why", [("H200", "TRITON_INTERPRET set"), ("MI300X", "no model of gfx942")])
+def test_dry_run_says_why_nothing_is_modelled(gpu, why, run, interpreter):
+    status, out, _ = run("tune", "--dry-run", "--gpu", gpu, "--hidden", "64", "--batch", "16", "--model")
+    assert status == 0 and out.count("not: ") == out.count(why) == 2
+
+
+@pytest.mark.skipif(why_no_tools() is not None, reason=str(why_no_tools()))
+def test_dry_run_models_compiled_kernels():
+    command = ["tune", "--dry-run", "--gpu", "H200", "--hidden", "256", "--batch", "16", "--model"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"COLUMNS": "300"}
+    done = subprocess.run(
+        [sys.executable, "-m", "triton_lstm", *command], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "modelled us/step" in done.stdout and done.stdout.count("with every row there") == 2
 
 
 def test_dry_run_shows_why_configs_are_dropped(run):

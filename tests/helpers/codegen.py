@@ -13,19 +13,20 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import torch
 import triton
-from exchange_code import LOADS, Row, exchanged, poll_bytes, unordered, width
-from machine_code import count, disassemble, inside_time_loop, time_loop, weight_loads
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from exchange_code import Row, exchanged, poll_bytes, unordered, width
+from machine_code import count, inside_time_loop, weight_loads
 
-from triton_lstm.kernels import lstm_backward_kernel, lstm_forward_kernel
-from triton_lstm.kernels.launch import Layer, options
-from triton_lstm.perf.exchange_loop import WARPS, exchange_constants, exchange_kernel
+from triton_lstm.perf.exchange_loop import WARPS, exchange_constants
+from triton_lstm.perf.step import compiled
+from triton_lstm.perf.step.machine_code import disassemble, parse
+from triton_lstm.perf.step.model import NoModelError, model_step
+from triton_lstm.perf.step.path import step_instructions
+from triton_lstm.perf.step.timeline import Loop
 from triton_lstm.planning.devices import GPUS
 from triton_lstm.planning.limits import shared_bytes
 from triton_lstm.planning.plan import Exchange, Plan
@@ -36,8 +37,9 @@ from triton_lstm.settings import DTYPES
 TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
 HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
 BATCHES = (16, 32, 64, 256, 1024)
-PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  # tl.dot's, on NVIDIA
-ARITHMETIC = ("FMUL", "FFMA", "MUFU", r"[A-Z]*MMA", "FADD")  # whose counts tell whether sums are fused alike
+SLOWER = 1.02
+# Their counts tell whether sums are fused alike
+ARITHMETIC = {"FMUL": "FMUL2?", "FFMA": "FFMA2?", "MUFU": "MUFU", "MMA": "[A-Z]*MMA", "FADD": "FADD2?"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Kernel:
         return Problem(GPUS[self.gpu], self.dtype, self.B, self.H, self.backward, self.directions)
 
     @property
+    def compiled_for(self) -> compiled.Variant:
+        return compiled.Variant(self.limit, self.packed, self.states, self.save, self.record)
+
+    @property
     def variant(self) -> str:
         """What sets the kernel apart from that of one direction of time and dense rows."""
         return " ".join(["bidirectional"] * (self.directions == 2) + ["packed"] * self.packed)
@@ -80,7 +86,11 @@ class Kernel:
 def every_kernel() -> list[Kernel]:
     """Every kernel that the plan can choose, once: batch sizes with the same tile share one."""
     chosen: dict[Any, Kernel] = {}
-    options = [*((dtype, {}) for dtype in PRECISION), ("bf16", dict(directions=2)), ("bf16", dict(packed=True))]
+    options = [
+        *((dtype, {}) for dtype in compiled.PRECISION),
+        ("bf16", dict(directions=2)),
+        ("bf16", dict(packed=True)),
+    ]
     for gpu, (dtype, variant), H, B, backward in itertools.product(TARGETS, options, HIDDEN, BATCHES, (False, True)):
         if GPUS[gpu].backend == "hip" and dtype == "tf32":
             continue  # there is none
@@ -90,63 +100,14 @@ def every_kernel() -> list[Kernel]:
 
 
 def compile_kernel(kernel: Kernel) -> Any:
-    """As `launch` would have it compiled, with h0, c0 and the gradient of c_n given."""
-    device, dtype = GPUS[kernel.gpu], DTYPES[kernel.dtype]
-    function = lstm_backward_kernel if kernel.backward else lstm_forward_kernel
-    precision = "ieee" if device.backend == "hip" else PRECISION[kernel.dtype]
-    layer = Layer.of(kernel.plan.exchange, dtype, kernel.H, kernel.directions, precision, kernel.limit)
-    values: dict[str, Any] = dict(LAYER=layer, TILE=kernel.plan.tile)
-    if not kernel.limit:
-        values["error_ptr"] = None
-    if not kernel.packed:
-        values |= {"starts_ptr": None, "lengths_ptr": None}
-    elif not kernel.backward:
-        values["h0_ptr"] = None
-    if dtype == torch.float32 and not kernel.backward:
-        values["c_n_ptr"] = None
-    if kernel.plan.exchange != "none" and not kernel.backward:
-        values["h_n_ptr"] = None
-    if kernel.backward and not kernel.states:
-        values |= {"dact_ptr": None, "dc_all_ptr": None}
-    if kernel.backward:
-        values |= {"TOTALS": kernel.record, "DC_N": True}
-    if not kernel.record:
-        values["totals_ptr"] = None
-    values = {name: value for name, value in values.items() if name in function.arg_names}
-    if not kernel.save:
-        values |= {"gates_ptr": None, "c_all_ptr": None}
-    if kernel.plan.exchange != "barrier":
-        values["counter_ptr"] = None
-    element = "fp32" if dtype == torch.float32 else kernel.dtype
-    signature, attributes = {}, {}
-    for position, name in enumerate(function.arg_names):
-        if name in values:
-            signature[name] = "constexpr"
-        elif not name.endswith("_ptr"):
-            signature[name] = "i32"
-        else:
-            wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "totals_ptr")
-            other = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
-            if kernel.record == "sums":
-                other["totals_ptr"] = "*fp64"
-            signature[name] = other.get(name, "*fp32" if wide else f"*{element}")
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    indices = {(function.arg_names.index(name),): value for name, value in values.items()}
-    source = ASTSource(function, signature, indices, attributes)
-    return triton.compile(source, target=target(kernel.gpu), options=options(kernel.plan, device.backend))
-
-
-def target(gpu: str) -> GPUTarget:
-    device = GPUS[gpu]
-    arch: Any = device.arch if device.backend == "hip" else int(device.arch.removeprefix("sm_"))
-    return GPUTarget(device.backend, arch, device.warp_size)
+    return compiled.compile_kernel(kernel.problem, kernel.plan, kernel.compiled_for)
 
 
 def report(kernel: Kernel) -> Row:
     """What became of a kernel; the columns of make codegen's table."""
     device, plan = GPUS[kernel.gpu], kernel.plan
-    compiled = compile_kernel(kernel)
-    before, inside = inside_time_loop(compiled.asm["ttgir"])
+    made = compile_kernel(kernel)
+    before, inside = inside_time_loop(made.asm["ttgir"])
     loads_before, loads_inside = weight_loads(before, inside)
     row: Row = {
         "arch": device.arch,
@@ -158,7 +119,7 @@ def report(kernel: Kernel) -> Row:
         "plan": str(dataclasses.replace(plan, groups=1)),
         "exchange": plan.exchange,
         "resident": plan.resident,
-        "shared": compiled.metadata.shared,
+        "shared": made.metadata.shared,
         "shared_planned": shared_bytes(kernel.problem, plan),
         "shared_device": device.shared_bytes,
         "weight_loads_before": loads_before,
@@ -167,28 +128,39 @@ def report(kernel: Kernel) -> Row:
         "conversions_fp32": sum(bool(re.search(r"ttg.convert_layout.*xf32", line)) for line in inside),
         "triton": triton.__version__,
     }
-    row |= exchanged(compiled, "dgates_ptr" if kernel.backward else "y_ptr")
+    row |= exchanged(made, "dgates_ptr" if kernel.backward else "y_ptr")
     row["least_bytes"] = least_bytes(kernel)
     if device.backend == "hip":
-        asm = compiled.asm["amdgcn"]
+        asm = made.asm["amdgcn"]
         registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
         row |= {"registers": registers, "stack": 4 * spilled}
         return row | {"problems": problems(row)}
-    registers, stack, code = disassemble(compiled.asm["cubin"])
-    step = time_loop(code)
+    registers, stack, code = disassemble(made.asm["cubin"])
+    instructions = parse(code)
+    step = [instruction.text for instruction in step_instructions(instructions)]
     row |= {
         "registers": registers,
         "stack": stack,
         "local_in_loop": count(r"\b(LDL|STL)\b", step),
         "instructions": len(step),
         "barriers": count(r"\bBAR\b", step),
-        "arithmetic": {name: count(rf"\b{name}\b", step) for name in ARITHMETIC},
+        "arithmetic": {name: count(rf"\b({text})\b", step) for name, text in ARITHMETIC.items()},
         "tensor_core": count(r"MMA", step),
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
-        "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read)),
+        "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read and read != row["awaits"])),
         "poll_bytes": kernel.problem.poll_bytes,
     }
+    try:
+        modelled = model_step(instructions, Loop.of(kernel.problem, plan))
+    except NoModelError:
+        return row | {"problems": problems(row)}
+    row |= {
+        "cycles": round(modelled.cycles),
+        "cycles_waiting": round(modelled.waiting),
+        "looks": round(modelled.looks, 2),
+    }
+    row |= {name.replace(" ", "_"): round(sum(parts.values())) for name, parts in modelled.phases.items()}
     return row | {"problems": problems(row)}
 
 
@@ -230,22 +202,28 @@ def problems(row: Row) -> list[str]:
     return wrong
 
 
+def slower(row: Row, before: Mapping[str, str]) -> list[str]:
+    """Which modelled cycles grew by more than 2%, beside a row of the table for the same kernel and batch.
+
+    Another batch may have another number of programs share a processor. An empty column compares with nothing.
+    """
+    if before["B"] != str(row["B"]):
+        return []
+    return [
+        f"{column}: {row[column]}, before {before[column]}"
+        for column in ("cycles", "cycles_waiting")
+        if before.get(column) and row[column] > SLOWER * float(before[column])
+    ]
+
+
 def report_exchange(gpu: str, programs: int, exchange: Exchange) -> Row:
     """The benchmarks' bare exchange."""
     values = exchange_constants(programs, exchange)
-    signature = {
-        name: "constexpr" if name in values else "i32" if not name.endswith("_ptr") else "*i32"
-        for name in exchange_kernel.arg_names
-    } | {"buffer_ptr": "*bf16"}
-    indices = {(exchange_kernel.arg_names.index(k),): v for k, v in values.items()}
-    attributes = {(0,): [["tt.divisibility", 16]]}
-    compiled = triton.compile(
-        ASTSource(exchange_kernel, signature, indices, attributes), target=target(gpu), options=dict(num_warps=WARPS)
-    )
-    _, stack, _ = disassemble(compiled.asm["cubin"])
+    made = compiled.compile_exchange(GPUS[gpu], programs, exchange)
+    _, stack, _ = disassemble(made.asm["cubin"])
     row = {"arch": GPUS[gpu].arch, "exchange": exchange, "stack": stack}
     chunk = values["TILE"].BLOCK_B * values["TILE"].BLOCK_K * 2 // (32 * WARPS)  # bytes of bf16 a thread
-    row |= exchanged(compiled, "buffer_ptr") | {"loads": LOADS["flag"], "least_bytes": chunk}
+    row |= exchanged(made, "buffer_ptr") | {"least_bytes": chunk}
     return row | {"problems": unordered(row)}
 
 
@@ -264,7 +242,7 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
-    frame = frame.drop(columns=["arithmetic", "reads", "least_bytes", "counter", "order"])
+    frame = frame.drop(columns=["arithmetic", "reads", "awaits", "least_bytes", "counter", "order"])
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)
     shown = ["registers", "stack", "shared", "instructions", "conversions"]

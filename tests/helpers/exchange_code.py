@@ -82,8 +82,10 @@ def exchanged(compiled: Any, rows: str) -> Row:
     nvidia = "ptx" in compiled.asm
     found = ptx_accesses(compiled.asm["ptx"], arguments) if nvidia else amd_accesses(compiled.asm["llir"])
     loads = [a for a in found if nvidia and a.opcode.startswith("ld")]
+    reads = Counter(a.opcode for a in loads if rows in (a.pointers or {rows}))
     return {
-        "reads": Counter(a.opcode for a in loads if rows in (a.pointers or {rows})),
+        "reads": reads,
+        "awaits": min(reads, key=lambda read: poll_bytes(width(read))) if len(reads) > 1 else "",
         "counter": [a.opcode for a in found if "counter_ptr" in a.pointers],
         "order": order(found, rows),
     }
@@ -96,7 +98,7 @@ def unordered(row: Row) -> list[str]:
     """
     wrong = []
     exchange, amd, reads = row["exchange"], row["arch"].startswith("gfx"), row["reads"]
-    wanted = row.get("loads", LOADS[exchange])
+    wanted = LOADS[exchange]
     seen = sum(n * poll_bytes(width(read)) for read, n in reads.items())
     if not amd and (not all(read.startswith(wanted) for read in reads) or seen < row["least_bytes"]):
         wrong.append(f"rows are loaded by {dict(reads)}, wanted: {row['least_bytes']} bytes a thread by {wanted}")

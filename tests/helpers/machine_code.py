@@ -1,47 +1,6 @@
-"""Reads what the compiler made: Triton's GPU dialect and NVIDIA's machine code."""
+"""Reads what the compiler made: Triton's GPU dialect, and counts of instructions."""
 
-import os
 import re
-import subprocess
-import tempfile
-
-import triton
-
-TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-
-
-def disassemble(cubin: bytes) -> tuple[int, int, str]:
-    """Registers, bytes of stack, and the machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run(
-                [os.path.join(TOOLS, tool), flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return int(registers), int(stack), code
-
-
-def time_loop(code: str) -> list[str]:
-    """The machine instructions of a step: the smallest loop with a matrix product and a store to memory."""
-    instructions: list[str] = []
-    labels: dict[str, int] = {}
-    for line in code.splitlines():
-        if match := re.match(r"(\.L_\w+):", line.strip()):
-            labels[match[1]] = len(instructions)
-        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*);", line):
-            instructions.append(match[1])
-    loops = [
-        instructions[labels[to] : k + 1]
-        for k, text in enumerate(instructions)
-        for to in re.findall(r"\bBRA.*`\((\.L_\w+)\)", text)
-        if labels.get(to, k + 1) <= k
-    ]
-    steps = [loop for loop in loops if count(r"MMA", loop) and count(r"\bSTG", loop)]
-    return min(steps, key=len)
 
 
 def count(pattern: str, instructions: list[str]) -> int:

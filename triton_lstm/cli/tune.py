@@ -37,6 +37,9 @@ def add_commands(commands: Any) -> None:
     t.add_argument("--again", action="store_true", help="measure again what the table has")
     t.add_argument("--verbose", action="store_true", help="show every config, and why one was dropped")
     t.add_argument("--dry-run", action="store_true", help="show what is planned and predicted; needs no GPU")
+    t.add_argument(
+        "--model", action="store_true", help="with --dry-run: also what each kernel's machine code should take"
+    )
     t.add_argument("--gpu", type=_gpu, metavar="NAME", help=f"with --dry-run: for another GPU; {', '.join(GPUS)}")
     t.set_defaults(run=tune)
 
@@ -118,8 +121,12 @@ def tune(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.gpu.name} has no tf32, which is NVIDIA's")
         if args.out or args.again or args.budget < math.inf:
             raise UsageError("--dry-run measures and writes nothing. Leave out --out, --again and --budget")
-        print_plans(args.gpu or _device_here(), shapes, args.verbose)
+        if args.model:
+            require("triton")
+        print_plans(args.gpu or _device_here(), shapes, args.verbose, args.model)
         return 0
+    if args.model:
+        raise UsageError("--model is for --dry-run: it compiles kernels and measures nothing")
     if args.gpu:
         raise UsageError("--gpu is for --dry-run: only the GPU that is here can be measured")
     if not torch.cuda.is_available():

@@ -13,6 +13,7 @@ from triton_lstm.planning.cost import cost
 from triton_lstm.planning.devices import Device
 from triton_lstm.planning.limits import why_not
 from triton_lstm.planning.plan import Plan
+from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import candidates, space
 from triton_lstm.system.terminal import print_table, say
 from triton_lstm.tuning.table_file import Key, Table
@@ -68,25 +69,39 @@ def print_trials(title: str, trials: list[Trial], every: bool) -> None:
             say(f"predicted and measured order: rank correlation {order:.2f} over {len(both)} configs")
 
 
-def print_plans(device: Device, shapes: list[Shape], every: bool) -> None:
-    """The planned config of every shape; if `every`, also the next best, and why the others cannot run."""
+def print_plans(device: Device, shapes: list[Shape], every: bool, model: bool = False) -> None:
+    """The planned config of every shape; if `every`, also the next best, and why the others cannot run.
+
+    model: compiles what is shown, for a model of its machine code.
+    """
     say(f"{device.name}: planned and predicted, not measured. Assumes an H100's clock and caches: do not compare GPUs.")
     say("A config: exchange, rows x units of a program / chunk of the sum : slices, warps, x tiles side by side.")
+    if model:
+        say("Modelled from each kernel's machine code (perf/README.md), which is compiled for it: seconds each.")
     planned = []
     for key, names in _loops(shapes):
         problem = key.on(device)
         plans = candidates(problem)
-        predicted = [{"config": str(p), "predicted us/step": cost(problem, p)} for p in plans]
+        predicted = [_predicted(problem, plan, model) for plan in plans[: 10 if every else 1]]
         planned.append(names | predicted[0])
         if every:
             title = "{dtype} H={H} B={B} {direction}".format(**names)
             print_table(
-                pd.DataFrame(predicted[:10]).astype(str),
+                pd.DataFrame(predicted).astype(str),
                 f"{title}: the best {min(10, len(plans))} of {len(plans)} that can run",
             )
             reasons = [(p, why_not(problem, p)) for p in space(problem)]
             _print_reasons(title, [(plan, reason) for plan, reason in reasons if reason])
     print_table(pd.DataFrame(planned).astype(str))
+
+
+def _predicted(problem: Problem, plan: Plan, model: bool) -> Row:
+    row: Row = {"config": str(plan), "predicted us/step": cost(problem, plan)}
+    if model:
+        from triton_lstm.perf.step.compiled import in_words
+
+        row["modelled us/step"] = in_words(problem, plan)
+    return row
 
 
 def _print_reasons(title: str, dropped: list[tuple[Plan, str]]) -> None:

@@ -1,0 +1,159 @@
+"""A step in its steady state: when its loads, looks and stores are on their way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from triton_lstm.perf.step.constants import Constants
+from triton_lstm.perf.step.issue import Operation, issue, mean_by_reason
+from triton_lstm.perf.step.machine_code import Instruction
+from triton_lstm.perf.step.path import Path, Piece, polled, product, store
+from triton_lstm.perf.step.waiting import Attempt
+from triton_lstm.planning.limits import directions_at_once
+from triton_lstm.planning.plan import Plan
+from triton_lstm.planning.problem import Problem
+
+PHASES = ("before the wait", "wait", "loads and product", "sums and check", "second wait", "gates to store", "rest")
+WARM_UP = 2  # steps until warps have found their rhythm
+LANES = 32
+INSTRUCTIONS = 8  # of 16 bytes, in a line of the instruction cache
+STORED = 6  # forward, of this many stores the first is of h; the gates and c follow
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What a time loop's machine code does not say.
+
+    warps: of a program. programs: that exchange rows. sharing: programs on a processor. rounds: tiles that a program
+    takes in turn. chunks: of the recurrent sum. backward: rows have the gradients of four gates. polls: bytes from one
+    program's element to the next one's. barrier: programs announce rows by a counter. from_memory: weights that are
+    streamed do not fit L2. group: programs that add up parts of one sum, 0 for all.
+    """
+
+    warps: int
+    programs: int = 1
+    sharing: int = 1
+    rounds: int = 1
+    chunks: int = 1
+    backward: bool = False
+    polls: int = 32
+    barrier: bool = False
+    from_memory: bool = False
+    group: int = 0
+
+    @classmethod
+    def of(cls, problem: Problem, plan: Plan) -> Loop:
+        programs = plan.grid(problem.H)[0]
+        at_once = programs * plan.groups * directions_at_once(problem, plan)
+        return cls(
+            warps=plan.warps,
+            programs=programs,
+            sharing=-(-at_once // problem.device.processors),
+            rounds=-(-problem.B // (plan.block_b * plan.groups)),
+            chunks=-(-problem.row_length // plan.block_k),
+            backward=problem.backward,
+            polls=plan.block_h * problem.stored_itemsize,
+            barrier=plan.exchange == "barrier",
+            from_memory=4 * problem.H**2 * problem.stored_itemsize > problem.device.l2_bytes,
+        )
+
+
+class Timeline:
+    """A step's pieces, simulated again and again; times are from the step's begin, of the last warp."""
+
+    def __init__(self, path: Path, pieces: Sequence[Piece], loop: Loop, constants: Constants) -> None:
+        self.path, self.pieces, self.loop, self.constants = path, list(pieces), loop, constants
+        self.starts: list[int] = []
+        self.trace: list[Operation] = []
+        for piece in pieces:
+            self.starts.append(len(self.trace))
+            self.trace += [self._operation(k, piece.kind) for k in piece.instructions]
+        self.starts.append(len(self.trace))
+        self.begin = WARM_UP * len(self.trace)
+        trace = self.trace * (WARM_UP + 1) + self.trace[:1]  # the next step's begin is this one's end
+        self.issued = issue(trace, loop.warps, constants, loop.sharing)
+        self.cycles = self.at(len(self.trace))
+
+    def _operation(self, k: int, kind: str) -> Operation:
+        instruction = self.path.code[k]
+        line = k // INSTRUCTIONS
+        if instruction.kind != "load":
+            return Operation(instruction, line=line)
+        moved = float(LANES * instruction.width)
+        if kind == "look" and self.loop.barrier:
+            moved = self.constants.sector
+        elif kind == "look" and instruction.width <= 4:  # one element each of many programs
+            moved = LANES * min(self.constants.sector, self.loop.polls)
+        from_memory = not instruction.strong and (k not in self.path.weights or self.loop.from_memory)
+        return Operation(instruction, from_memory, moved, line)
+
+    def at(self, place: int) -> float:
+        return self.issued.at(self.begin + place) - self.issued.at(self.begin)
+
+    def places(self, piece: int, wanted: Callable[[Instruction], bool]) -> list[int]:
+        """Where in the step a piece has such instructions."""
+        return [k for k in range(self.starts[piece], self.starts[piece + 1]) if wanted(self.trace[k].instruction)]
+
+    def kinds(self, kind: str) -> list[int]:
+        return [k for k, piece in enumerate(self.pieces) if piece.kind == kind]
+
+    def piece(self, piece: int) -> float:
+        """When a piece begins."""
+        return self.at(self.starts[piece])
+
+    def look(self, piece: int) -> float:
+        """When a look is on its way; of several loads the first one, which may already see too little."""
+        return self.at(self.places(piece, polled)[0])
+
+    def parts(self, attempt: int, look: int) -> float:
+        """When the last store from an attempt to a look issues."""
+        stores = [k for piece in range(attempt, look) for k in self.places(piece, store)]
+        return self.at(stores[-1]) if stores else self.piece(look)
+
+    def attempt(self, piece: int, origin: float) -> Attempt:
+        """The product and what follows, from a time on."""
+        last = max(self.places(piece, product), default=len(self.trace))
+        loads = [self.at(k) - origin for k in self.places(piece, polled) if k < last]
+        chunks = min(self.loop.chunks, len(loads))
+        second = next((k for k in self.kinds("look") if k > piece), None)
+        rows = self._row_stores(self.starts[piece if second is None else second])
+        return Attempt(
+            loads=tuple(loads[k * len(loads) // chunks] for k in range(chunks)),
+            rows=(self.at(rows[-1]) if rows else self.cycles) - origin,
+            end=self.cycles - origin,
+            parts=None if second is None else self.parts(piece, second) - origin,
+        )
+
+    def _row_stores(self, begin: int) -> list[int]:
+        """From a place on, where rows are stored for other programs, or announced to them."""
+        kinds = [operation.instruction.kind for operation in self.trace]
+        if self.loop.barrier and "atomic" in kinds[begin:]:
+            return [begin + kinds[begin:].index("atomic")]
+        stores = [k for k in range(begin, len(kinds)) if kinds[k] == "store"]
+        return stores if self.loop.backward else stores[: -(-len(stores) // STORED)]
+
+    def reasons(self) -> dict[str, dict[str, float]]:
+        """Cycles by phase, and by what warps wait for in it; mean over warps."""
+        begins = [0, *self._phase_ends()]
+        return {
+            name: mean_by_reason(self.issued, self.begin + begin, self.begin + end)
+            for name, begin, end in zip(PHASES, begins[:-1], begins[1:], strict=True)
+        }
+
+    def _phase_ends(self) -> list[int]:
+        attempt = (self.kinds("attempt") or [len(self.pieces) - 1])[0]
+        end = self.starts[attempt + 1]
+        loads, products = self.places(attempt, polled), self.places(attempt, product)
+        before = waited = loads[0] if loads else self.starts[attempt]
+        for look in self.kinds("look"):
+            if look < attempt:
+                before, waited = min(before, self.places(look, polled)[0] + 1), self.starts[look + 1]
+        multiplied = products[-1] + 1 if products else waited
+        added = max([self.starts[look + 1] for look in self.kinds("look") if look > attempt], default=end)
+        stores = [k for k, operation in enumerate(self.trace) if store(operation.instruction)]
+        stored = next((k + 1 for k in stores if k >= added), len(self.trace))
+        if any(multiplied <= k < end for k in stores) and added == end:  # the product is not checked
+            stored = next(k + 1 for k in stores if k >= multiplied)
+            end = added = multiplied
+        return [before, waited, multiplied, end, added, stored, len(self.trace)]
