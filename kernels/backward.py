@@ -12,8 +12,9 @@ import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_backward
-from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
 from triton_lstm.kernels.totals import keep_totals
 from triton_lstm.planning.plan import Plan
@@ -51,6 +52,7 @@ def lstm_backward_kernel(
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     PACKED: tl.constexpr = starts_ptr is not None
+    EXACT: tl.constexpr = dgates_ptr.dtype.element_ty.primitive_bitwidth > 16
     tiles = tl.cdiv(B, BLOCK_B)
     direction = 0
     if D == 2:
@@ -74,35 +76,29 @@ def lstm_backward_kernel(
         if counter_ptr is not None:
             counter_ptr += direction * tiles
     offs_b = tl.arange(0, BLOCK_B)
-    offs_h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    mask_n = offs_h < H
-    w_cols = w_hh_ptr + offs_h
+    first_unit = tl.program_id(0) * BLOCK_H
+    offs_h = first_unit + tl.arange(0, BLOCK_H)
+    mask_h = offs_h < H
     weights = ()
     if LAYER.EXCHANGE == "none":
         for gate in tl.static_range(4):
-            weights = weights + (load_weights(w_cols + gate * H * H, mask_n, 0, H, H, TILE),)
+            weights = weights + (load_weights(w_hh_ptr + gate * H * H, first_unit, 0, H, LAYER, TILE),)
     elif TILE.RESIDENT:
-        for k in tl.static_range((4 * H + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-            weights = weights + (load_weights(w_cols, mask_n, k, 4 * H, H, TILE),)
+        for k in tl.static_range((LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+            weights = weights + (load_weights(w_hh_ptr, first_unit, k, LAYER.K, LAYER, TILE),)
 
     dtype = dgates_ptr.dtype.element_ty
     gave_up = 0
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
         mask_b = row + offs_b < B
-        mask = mask_b[:, None] & mask_n[None, :]
+        mask = mask_b[:, None] & mask_h[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
-        pair = tl.arange(0, 2)
-        offs_gates = (
-            offs_b[:, None, None, None] * (4 * D * H)
-            + offs_h[None, :, None, None]
-            + pair[None, None, :, None] * (2 * H)
-            + pair[None, None, None, :] * H
-        )
+        offs_gates = offs_b[:, None] * (4 * D * H) + offs_h[None, :]
         offs_state = offs_b[:, None] * H + offs_h[None, :]
         mask_dc = mask
         if not DC_N:
-            mask_dc = (row + offs_b < tl.where(step_begin > 0, B, 0))[:, None] & mask_n[None, :]
+            mask_dc = (row + offs_b < tl.where(step_begin > 0, B, 0))[:, None] & mask_h[None, :]
         dc = tl.load(dc_ptr + row * H + offs_state, mask=mask_dc, other=0.0)
         dh = tl.zeros((BLOCK_B, BLOCK_H), LAYER.ACC)
         length = T
@@ -121,18 +117,17 @@ def lstm_backward_kernel(
             start_next, count_next = rows_of(starts_ptr, t_next, B)
             start_prev, count_prev = rows_of(starts_ptr, t_prev, B)
             mask_t = mask
-            mask_next = mask_b & (step > 0)
+            live = tl.where(step > 0, B - row, 0)  # rows of dgates[t+1] in this tile
             if PACKED:
                 mask_t = mask & (row + offs_b < count)[:, None]
-                # A block & a scalar, step > 0, is no mask in the interpreter of Triton 3.9
                 begun = tl.where(step > 0, tl.minimum(count, count_next), 0)
-                mask_next = row + offs_b < begun
-            mask_gates = mask_t[:, :, None, None]
-            ig, fo = tl.split(
-                tl.load(gates_ptr + (start + row) * (4 * D * H) + offs_gates, mask=mask_gates, other=0.0).to(LAYER.ACC)
-            )
-            i, g = tl.split(ig)
-            f, o = tl.split(fo)
+                live = begun - row
+            # Nothing that is loaded here is looked at before the wait: it would wait for device memory as well
+            gates = gates_ptr + (start + row) * (4 * D * H) + offs_gates
+            i = tl.load(gates, mask=mask_t, other=0.0)
+            f = tl.load(gates + H, mask=mask_t, other=0.0)
+            g = tl.load(gates + 2 * H, mask=mask_t, other=0.0)
+            o = tl.load(gates + 3 * H, mask=mask_t, other=0.0)
             c = tl.load(c_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
             c_prev_ptr = c_all_ptr + (start_prev + row) * (D * H)
             if PACKED:
@@ -144,56 +139,67 @@ def lstm_backward_kernel(
             else:
                 mask_prev = mask
                 if c0_ptr is None:
-                    mask_prev = (row + offs_b < tl.where(step < T - 1, B, 0))[:, None] & mask_n[None, :]
+                    mask_prev = (row + offs_b < tl.where(step < T - 1, B, 0))[:, None] & mask_h[None, :]
                 else:
                     if step == T - 1:
                         c_prev_ptr = c0_ptr + row * (D * H)
                 c_prev = tl.load(c_prev_ptr + offs, mask=mask_prev, other=0.0)
-            own = tl.zeros((BLOCK_B, BLOCK_H), LAYER.ACC)
             if dy_ptr is not None:
-                own += tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(LAYER.ACC)
+                dy = tl.load(dy_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
             if dh_n_ptr is not None:
                 begins = (row + offs_b >= begun)[:, None] if PACKED else step == 0
-                own += tl.load(dh_n_ptr + row * H + offs_state, mask=mask_t & begins, other=0.0).to(LAYER.ACC)
-            dc_t = dc
+                dh_n = tl.load(dh_n_ptr + row * H + offs_state, mask=mask_t & begins, other=0.0)
             if dc_all_ptr is not None:
-                dc_t += tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0).to(LAYER.ACC)
+                dc_own = tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
             if LAYER.EXCHANGE != "none":
                 dh, late = recurrent_product(
                     dgates_ptr + (start_next + row) * (4 * D * H),
-                    mask_next,
+                    live,
                     weights,
-                    w_cols,
-                    mask_n,
+                    w_hh_ptr,
+                    first_unit,
                     counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
-                    4 * H,
-                    H,
                     LAYER,
                     TILE,
                 )
+                dh = tl.reshape(dh, (BLOCK_B, BLOCK_H))
                 if LAYER.SPIN_LIMIT:
                     gave_up |= late
-            dh_t = own + dh
-            da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t)
+            dh_t = dh
+            dc_t = dc
+            if dy_ptr is not None:
+                dh_t += dy.to(LAYER.ACC)
+            if dh_n_ptr is not None:
+                dh_t += dh_n.to(LAYER.ACC)
+            if dc_all_ptr is not None:
+                dc_t += dc_own.to(LAYER.ACC)
+            i, f, g, o = i.to(LAYER.ACC), f.to(LAYER.ACC), g.to(LAYER.ACC), o.to(LAYER.ACC)
+            da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t, EXACT)
             keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, TOTALS, LAYER)
             if dact_ptr is not None:
                 dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
-                d_ig, d_fo = tl.split(tl.load(dact, mask=mask_gates, other=0.0).to(LAYER.ACC))
-                d_i, d_g = tl.split(d_ig)
-                d_f, d_o = tl.split(d_fo)
+                d_i = tl.load(dact, mask=mask_t, other=0.0).to(LAYER.ACC)
+                d_f = tl.load(dact + H, mask=mask_t, other=0.0).to(LAYER.ACC)
+                d_g = tl.load(dact + 2 * H, mask=mask_t, other=0.0).to(LAYER.ACC)
+                d_o = tl.load(dact + 3 * H, mask=mask_t, other=0.0).to(LAYER.ACC)
                 da_i += d_i * i * (1.0 - i)
                 da_f += d_f * f * (1.0 - f)
                 da_g += d_g * (1.0 - g * g)
                 da_o += d_o * o * (1.0 - o)
             dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
             dgates = dgates_ptr + (start + row) * (4 * D * H) + offs_gates
-            da = tl.join(tl.join(da_i, da_g), tl.join(da_f, da_o))
             if LAYER.EXCHANGE == "flag":
-                store_unlike_sentinel(dgates, da, mask_gates, LAYER)
+                store_unlike_sentinel(dgates, da_i, mask_t, LAYER)
+                store_unlike_sentinel(dgates + H, da_f, mask_t, LAYER)
+                store_unlike_sentinel(dgates + 2 * H, da_g, mask_t, LAYER)
+                store_unlike_sentinel(dgates + 3 * H, da_o, mask_t, LAYER)
             else:
-                tl.store(dgates, da.to(dtype), mask=mask_gates)
+                tl.store(dgates, da_i.to(dtype), mask=mask_t)
+                tl.store(dgates + H, da_f.to(dtype), mask=mask_t)
+                tl.store(dgates + 2 * H, da_g.to(dtype), mask=mask_t)
+                tl.store(dgates + 3 * H, da_o.to(dtype), mask=mask_t)
             if LAYER.EXCHANGE == "barrier":
                 arrive(counter_ptr + tile)
             if LAYER.EXCHANGE == "none":

@@ -8,40 +8,48 @@ import triton.language as tl
 
 
 @triton.jit
-def sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+def sigmoid(x, EXACT: tl.constexpr):
+    if EXACT:
+        e = tl.exp(-tl.abs(x))
+        return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+    else:  # exp2 and rsqrt are an instruction each, exp and a division look at their arguments' ranges first
+        r = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
+        return r * r
 
 
 @triton.jit
-def tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
-    t = (1.0 - e) / (1.0 + e)
-    t = tl.where(x < 0, -t, t)
-    if x.dtype == tl.float32:
-        # 1 - e cancels near 0; the Taylor series is exact to half an ulp up to 1/4
-        x2 = x * x
-        series = x * (1.0 + x2 * (-1 / 3 + x2 * (2 / 15 + x2 * (-17 / 315 + x2 * (62 / 2835)))))
-        t = tl.where(tl.abs(x) < 0.25, series, t)
-    return t
+def tanh(x, EXACT: tl.constexpr):
+    if EXACT:
+        e = tl.exp(-2.0 * tl.abs(x))
+        t = (1.0 - e) / (1.0 + e)
+        t = tl.where(x < 0, -t, t)
+        if x.dtype == tl.float32:
+            # 1 - e cancels near 0; the Taylor series is exact to half an ulp up to 1/4
+            x2 = x * x
+            series = x * (1.0 + x2 * (-1 / 3 + x2 * (2 / 15 + x2 * (-17 / 315 + x2 * (62 / 2835)))))
+            t = tl.where(tl.abs(x) < 0.25, series, t)
+        return t
+    else:  # off by a few ulps of 1, which 16 bits do not show
+        r = tl.rsqrt(1.0 + tl.exp2(x * 2.8853900817779268))
+        return 1.0 - 2.0 * r * r
 
 
 @triton.jit
-def cell_forward(a_i, a_f, a_g, a_o, c_prev):
+def cell_forward(a_i, a_f, a_g, a_o, c_prev, EXACT: tl.constexpr):
     """Pre-activations and c[t-1] -> i, f, g, o, c[t], h[t]; all of one shape."""
-    i = sigmoid(a_i)
-    f = sigmoid(a_f)
-    g = tanh(a_g)
-    o = sigmoid(a_o)
+    i = sigmoid(a_i, EXACT)
+    f = sigmoid(a_f, EXACT)
+    g = tanh(a_g, EXACT)
+    o = sigmoid(a_o, EXACT)
     c = f * c_prev + i * g
-    return i, f, g, o, c, o * tanh(c)
+    return i, f, g, o, c, o * tanh(c, EXACT)
 
 
 @triton.jit
-def cell_backward(i, f, g, o, c, c_prev, dh, dc):
+def cell_backward(i, f, g, o, c, c_prev, dh, dc, EXACT: tl.constexpr):
     """Gates, states and the gradients of h[t] and c[t], c[t]'s without what h[t] adds -> gradients of the
     pre-activations, of c[t] with it, and of c[t-1]."""
-    tanh_c = tanh(c)
+    tanh_c = tanh(c, EXACT)
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     da_i = dc * g * i * (1.0 - i)
     da_f = dc * c_prev * f * (1.0 - f)

@@ -144,7 +144,7 @@ class _Group:
         self.problem = Problem(self.device, precision, self.batch, self.hidden_size, self.backward)
         self.counter = counter_for(exchange, D, self.batch, 16, exchanged.device)
         precision = product_precision(exchanged.dtype, exchanged.device)
-        self.layer = Layer.of(exchange, exchanged.dtype, self.hidden_size, D, precision, limit=0)
+        self.layer = Layer.of(exchange, exchanged.dtype, self.hidden_size, D, precision, 0, self.backward)
         self.plans = [p for p in space(self.problem) if p.exchange == exchange]
         self.reasons: dict[Plan, str] = {}
         self.times: dict[Plan, float] = {}

@@ -1,16 +1,19 @@
 """How the programs of one batch tile see each other's rows, and the recurrent product that waits for them.
 
-A program's A operand (BLOCK_B, K) is `h[t-1]` forward and `dgates[t+1]` backward; every program writes its own columns.
-LAYER is a Layer of launch.py, TILE a plan's Tile.
+A program's rows are `h[t-1]` forward and `dgates[t+1]` backward, the A operand of product.py; every program writes its
+own columns. LAYER is a Layer of launch.py, TILE a plan's Tile.
 
-flag     The data is the flag. The buffer starts full of a NaN that no store makes; where the product holds a NaN the
-         reader looks at the tile itself, and only a product of a tile already seen complete is final.
+flag     The data is the flag. The buffer starts full of a NaN that no store makes. A reader waits for one value of
+         every program, then multiplies until the product holds no NaN; where one stays, it looks at the tile itself,
+         and only a product of a tile already seen complete is final.
 barrier  A counter per batch tile that only grows: `arrive` after a step's stores, `wait` before the next one's loads.
 """
 
 import torch
 import triton
 import triton.language as tl
+
+from triton_lstm.kernels.product import load_rows, multiply
 
 # By element size: a NaN that no conversion makes, as a signed integer (a compare with the unsigned one is never true).
 SENTINEL = {2: -91, 4: -5920859, 8: -2914093876533851}
@@ -59,104 +62,38 @@ def wait(counter_ptr, target, gave_up, LAYER: tl.constexpr):
 
 
 @triton.jit
-def load_weights(w_cols, mask_n, k, K: tl.constexpr, STRIDE_K: tl.constexpr, TILE: tl.constexpr):
-    """Rows k*BLOCK_K and up of the B operand, whose column n starts at w_cols[n].
+def await_rows(rows_ptr, n, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Waits for one element of every program's columns, the last that it stores of the first row; `n` looks are spent.
 
-    (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N); 0 outside.
+    That promises nothing of its other elements, but most looks at all of them would be in vain without it. Up to 32
+    elements every warp looks at by itself, so nothing that it sees may leave this function; of fewer than 32, parts of
+    a warp would have copies of their own, and part.
     """
-    left = K - k * TILE.BLOCK_K
-    w_cols += tl.cast(k, tl.int64) * (TILE.BLOCK_K * STRIDE_K)
-    if TILE.SLICES > 1:
-        PART: tl.constexpr = TILE.BLOCK_K // TILE.SLICES
-        row = tl.arange(0, TILE.SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, :, None]
-        return tl.load(w_cols[None, None, :] + row * STRIDE_K, mask=mask_n[None, None, :] & (row < left), other=0.0)
-    else:
-        row = tl.arange(0, TILE.BLOCK_K)[:, None]
-        return tl.load(w_cols[None, :] + row * STRIDE_K, mask=mask_n[None, :] & (row < left), other=0.0)
+    UNITS: tl.constexpr = LAYER.H
+    PROGRAMS: tl.constexpr = (UNITS + TILE.BLOCK_H - 1) // TILE.BLOCK_H
+    LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
+    LOOKED_AT: tl.constexpr = triton.next_power_of_2(PROGRAMS) if PROGRAMS > 32 else 32
+    unit = tl.arange(0, LOOKED_AT) * TILE.BLOCK_H + TILE.BLOCK_H - 1
+    element = rows_ptr + (LAYER.K - UNITS) + tl.minimum(unit, UNITS - 1)
+    while n < LAST:
+        absent = tl.load(element, volatile=True).to(LAYER.INT, bitcast=True) == LAYER.SENTINEL
+        n = tl.where(tl.max(absent.to(tl.int32)) != 0, n + (1 if LAYER.SPIN_LIMIT else 0), LAST)
 
 
 @triton.jit
-def _load_rows(
-    ptr,
-    mask_b,
-    k,
-    K: tl.constexpr,
-    SLICES: tl.constexpr,
-    VOLATILE: tl.constexpr,
-    LAYER: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Columns k*BLOCK_K and up of the A operand.
-
-    (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside, which is never the sentinel.
-    """
-    ROW_STRIDE: tl.constexpr = LAYER.D * K
-    offs_b = tl.arange(0, TILE.BLOCK_B)
-    CACHE: tl.constexpr = "" if VOLATILE else ".cg"
-    if SLICES > 1:
-        PART: tl.constexpr = TILE.BLOCK_K // SLICES
-        col = k * TILE.BLOCK_K + tl.arange(0, SLICES)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
-        return tl.load(
-            ptr + offs_b[None, :, None] * ROW_STRIDE + col,
-            mask=mask_b[None, :, None] & (col < K),
-            other=0.0,
-            volatile=VOLATILE,
-            cache_modifier=CACHE,
-        )
-    else:
-        col = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
-        return tl.load(
-            ptr + offs_b[:, None] * ROW_STRIDE + col,
-            mask=mask_b[:, None] & (col < K),
-            other=0.0,
-            volatile=VOLATILE,
-            cache_modifier=CACHE,
-        )
+def has_nan(product):
+    """1 if there is a NaN in (GATES, BLOCK_B, BLOCK_H): a row was not complete, or holds an honest one; else 0."""
+    total = tl.sum(product, 0)
+    return tl.max((total != total).to(tl.int32))
 
 
 @triton.jit
-def _multiply(
-    rows_ptr,
-    mask_b,
-    weights,
-    w_cols,
-    mask_n,
-    K: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    LAYER: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    BLOCK_B: tl.constexpr = TILE.BLOCK_B
-    SLICES: tl.constexpr = TILE.SLICES
-    N: tl.constexpr = w_cols.shape[0]
-    VOLATILE: tl.constexpr = LAYER.EXCHANGE == "flag"
-    CHUNKS: tl.constexpr = (K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
-    if SLICES > 1:
-        acc = tl.zeros((SLICES, BLOCK_B, N), LAYER.ACC)
-    else:
-        acc = tl.zeros((BLOCK_B, N), LAYER.ACC)
-    if TILE.RESIDENT:
-        for k in tl.static_range(CHUNKS):
-            a = _load_rows(rows_ptr, mask_b, k, K, SLICES, VOLATILE, LAYER, TILE)
-            acc = tl.dot(a, weights[k], acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
-    else:
-        for k in range(CHUNKS):
-            a = _load_rows(rows_ptr, mask_b, k, K, SLICES, VOLATILE, LAYER, TILE)
-            w = load_weights(w_cols, mask_n, k, K, STRIDE_K, TILE)
-            acc = tl.dot(a, w, acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
-    if SLICES > 1:
-        return tl.sum(acc, 0)
-    else:
-        return acc
-
-
-@triton.jit
-def missing(rows_ptr, mask_b, K: tl.constexpr, LAYER: tl.constexpr, TILE: tl.constexpr):
+def missing(rows_ptr, live, LAYER: tl.constexpr, TILE: tl.constexpr):
     """1 if an element of the A operand is still the sentinel, else 0."""
     found = 0
-    for k in range((K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+    for k in range((LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
         # In the product's own layout: another thread may still see the sentinel that this one no longer sees
-        bits = _load_rows(rows_ptr, mask_b, k, K, TILE.SLICES, True, LAYER, TILE).to(LAYER.INT, bitcast=True)
+        bits = load_rows(rows_ptr, live, k, LAYER, TILE).to(LAYER.INT, bitcast=True)
         found |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
     return found
 
@@ -164,40 +101,44 @@ def missing(rows_ptr, mask_b, K: tl.constexpr, LAYER: tl.constexpr, TILE: tl.con
 @triton.jit
 def recurrent_product(
     rows_ptr,
-    mask_b,
+    live,
     weights,
-    w_cols,
-    mask_n,
+    w_ptr,
+    first_unit,
     counter_ptr,
     target,
     gave_up,
-    K: tl.constexpr,
-    STRIDE_K: tl.constexpr,
     LAYER: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Waits until the rows are complete and returns (rows @ weights, 1 if the wait ran out of SPIN_LIMIT else 0).
+    """Waits until the rows are complete; returns rows @ weights, (GATES, BLOCK_B, BLOCK_H), and whether it gave up.
 
     target: how many arrivals complete the rows; 0 means that they were there before the launch.
-    gave_up: 1 after a wait that ran out, and nothing is waited for any more; else 0.
+    gave_up: 1 after a wait that ran out of SPIN_LIMIT, and nothing is waited for any more; else 0. As what is returned.
     """
     if LAYER.EXCHANGE == "barrier":
         late = wait(counter_ptr, target, gave_up, LAYER)
-        product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, LAYER, TILE)
+        product = multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER, TILE)
     else:
         LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
+        SURE: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT and LAYER.SPIN_LIMIT < 4 else 4
+        GATES: tl.constexpr = LAYER.GATES
         BLOCK_B: tl.constexpr = TILE.BLOCK_B
-        N: tl.constexpr = w_cols.shape[0]
-        product = tl.zeros((BLOCK_B, N), LAYER.ACC)
+        BLOCK_H: tl.constexpr = TILE.BLOCK_H
+        product = tl.zeros((GATES, BLOCK_B, BLOCK_H), LAYER.ACC)
         complete = (target == 0).to(tl.int32)
         late = 0
+        looks = 0
         n = gave_up * (LAST - 1)
+        await_rows(rows_ptr, tl.maximum(complete, gave_up) * LAST, LAYER, TILE)
         while n < LAST:  # one scalar decides and all that is carried is read afterwards: other forms crash Triton 3.6
-            product = _multiply(rows_ptr, mask_b, weights, w_cols, mask_n, K, STRIDE_K, LAYER, TILE)
+            product = multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER, TILE)
             late = 0
             if complete == 0:
-                late = tl.max((product != product).to(tl.int32))
-                if late != 0:
-                    complete = 1 - missing(rows_ptr, mask_b, K, LAYER, TILE)
-            n = tl.where(late != 0, n + (1 if LAYER.SPIN_LIMIT else 0), LAST)
+                late = has_nan(product)
+                looks += 1
+                # A look at the tile costs more than a product: only where a NaN stays is it likely to be an honest one
+                if (late != 0) & (looks % SURE == 0):
+                    complete = 1 - missing(rows_ptr, live, LAYER, TILE)
+            n = tl.where(late != 0, n + (1 - complete if LAYER.SPIN_LIMIT else 0), LAST)
     return product, late

@@ -12,8 +12,9 @@ import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_forward
-from triton_lstm.kernels.exchange import arrive, load_weights, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import accumulator, launch
+from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
 from triton_lstm.planning.plan import Plan
 
@@ -47,6 +48,7 @@ def lstm_forward_kernel(
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     PACKED: tl.constexpr = starts_ptr is not None
+    EXACT: tl.constexpr = y_ptr.dtype.element_ty.primitive_bitwidth > 16
     tiles = tl.cdiv(B, BLOCK_B)
     first_unit = tl.program_id(0) * BLOCK_H
     if D == 2:
@@ -70,15 +72,10 @@ def lstm_forward_kernel(
             c_all_ptr += direction * H
         if counter_ptr is not None:
             counter_ptr += direction * tiles
-    # Column 4 * unit + gate: one conversion of the product then gives a thread all four gates of its units
-    column = tl.arange(0, 4 * BLOCK_H)
-    unit = first_unit + column // 4
-    mask_n = unit < H
-    w_cols = w_hh_ptr + (column % 4 * H + unit).to(tl.int64) * H
     weights = ()
     if TILE.RESIDENT:
         for k in tl.static_range((H + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-            weights = weights + (load_weights(w_cols, mask_n, k, H, 1, TILE),)
+            weights = weights + (load_weights(w_hh_ptr, first_unit, k, H, LAYER, TILE),)
 
     offs_b = tl.arange(0, BLOCK_B)
     offs_h = first_unit + tl.arange(0, BLOCK_H)
@@ -116,13 +113,12 @@ def lstm_forward_kernel(
             start, count = rows_of(starts_ptr, t, B)
             start_prev, count_prev = rows_of(starts_ptr, t_prev, B)
             mask_t = mask
-            mask_prev = mask_b
+            live = B - row  # rows of h[t-1] in this tile
             if h0_ptr is None:
-                mask_prev = row + offs_b < tl.where(step > 0, B, 0)
+                live = tl.where(step > 0, live, 0)
             if PACKED:
                 mask_t = mask & (row + offs_b < count)[:, None]
-                # A block & a scalar, step > 0, is no mask in the interpreter of Triton 3.9
-                mask_prev = row + offs_b < tl.where(step > 0, tl.minimum(count, count_prev), 0)
+                live = tl.where(step > 0, tl.minimum(count, count_prev) - row, 0)
             xg = xg_ptr + (start + row) * (4 * D * H) + offs_gates
             x_i = tl.load(xg, mask=mask_t, other=0.0)
             x_f = tl.load(xg + H, mask=mask_t, other=0.0)
@@ -130,6 +126,7 @@ def lstm_forward_kernel(
             x_o = tl.load(xg + 3 * H, mask=mask_t, other=0.0)
             if LAYER.EXCHANGE == "none":
                 a = tl.dot(h, weights[0], input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+                a = tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2))
             else:
                 rows = y_ptr + (start_prev + row) * (D * H)
                 if h0_ptr is not None:
@@ -137,25 +134,29 @@ def lstm_forward_kernel(
                         rows = h0_ptr + row * (D * H)
                 a, late = recurrent_product(
                     rows,
-                    mask_prev,
+                    live,
                     weights,
-                    w_cols,
-                    mask_n,
+                    w_hh_ptr,
+                    first_unit,
                     counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
-                    H,
-                    1,
                     LAYER,
                     TILE,
                 )
                 if LAYER.SPIN_LIMIT:
                     gave_up |= late
-            a_ig, a_fo = tl.split(tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2)))
+                a = tl.permute(tl.reshape(a, (2, 2, BLOCK_B, BLOCK_H)), (2, 3, 0, 1))
+            a_ig, a_fo = tl.split(a)
             a_i, a_g = tl.split(a_ig)
             a_f, a_o = tl.split(a_fo)
             i, f, g, o, c_new, h_new = cell_forward(
-                a_i + x_i.to(LAYER.ACC), a_f + x_f.to(LAYER.ACC), a_g + x_g.to(LAYER.ACC), a_o + x_o.to(LAYER.ACC), c
+                a_i + x_i.to(LAYER.ACC),
+                a_f + x_f.to(LAYER.ACC),
+                a_g + x_g.to(LAYER.ACC),
+                a_o + x_o.to(LAYER.ACC),
+                c,
+                EXACT,
             )
             c = tl.where(mask_t, c_new, c) if PACKED else c_new
             y = y_ptr + (start + row) * (D * H) + offs

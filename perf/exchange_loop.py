@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_lstm.kernels.exchange import arrive, fill_with_sentinel, missing, wait
+from triton_lstm.kernels.exchange import arrive, await_rows, fill_with_sentinel, missing, wait
 from triton_lstm.kernels.launch import Layer
 from triton_lstm.planning.plan import Exchange, Tile
 
@@ -33,7 +33,6 @@ def exchange_kernel(
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     offs_b = tl.arange(0, BLOCK_B)
     mine = offs_b[:, None] * W + tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
-    mask_b = offs_b < BLOCK_B
     late = 0  # 1 after a wait has timed out; later ones are skipped
     for t in range(step_begin, step_end):
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
@@ -41,12 +40,13 @@ def exchange_kernel(
             before_ptr = rows_ptr - BLOCK_B * W
             if LAYER.EXCHANGE == "flag":
                 n = late * (LAYER.SPIN_LIMIT - 1)
+                await_rows(before_ptr, n, LAYER, TILE)
                 while n < LAYER.SPIN_LIMIT:
-                    late = missing(before_ptr, mask_b, W, LAYER, TILE)
+                    late = missing(before_ptr, BLOCK_B, LAYER, TILE)
                     n = tl.where(late != 0, n + 1, LAYER.SPIN_LIMIT)
             else:
                 late |= wait(counter_ptr, tl.num_programs(0) * t, late, LAYER)
-                late |= missing(before_ptr, mask_b, W, LAYER, TILE)
+                late |= missing(before_ptr, BLOCK_B, LAYER, TILE)
         # The stored value depends on the loaded ones: no step can begin before the previous one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
         if LAYER.EXCHANGE == "barrier":

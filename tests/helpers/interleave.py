@@ -29,8 +29,8 @@ class DeadlockError(AssertionError):
 class Scheduler:
     """Runs the programs of one launch; `turn` is called by them at every access to memory."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, seed: int, switches: float) -> None:
+        self.random, self.switches = random.Random(seed), switches
         self.since_store = 0
         self.main: Any = None
         self.grids: list[tuple[int, ...]] = []  # of every launch so far
@@ -56,7 +56,8 @@ class Scheduler:
 
     def turn(self, stores: bool = False) -> None:
         self.since_store = 0 if stores else self.since_store + 1
-        if self.main is not None and getcurrent() is not self.main and self.random.random() < 0.5:
+        likely = 0.5 if stores else self.switches
+        if self.main is not None and getcurrent() is not self.main and self.random.random() < likely:
             self.main.switch()
 
     def halves(self, mask: TensorHandle) -> tuple[TensorHandle, TensorHandle, np.ndarray]:
@@ -69,9 +70,13 @@ class Scheduler:
 
 
 @contextlib.contextmanager
-def concurrent_programs(seed: int) -> Iterator[Scheduler]:
-    """Inside the block every interpreted launch runs its programs concurrently, in an order `seed` decides."""
-    scheduler = Scheduler(seed)
+def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]:
+    """Inside the block every interpreted launch runs its programs concurrently, in an order `seed` decides.
+
+    switches: how likely another program goes on before a load; with few of them one is held up in a store while others
+    pass.
+    """
+    scheduler = Scheduler(seed, switches)
     shipped = {
         name: getattr(InterpreterBuilder, name)
         for name in ("create_masked_load", "create_masked_store", "create_atomic_rmw")

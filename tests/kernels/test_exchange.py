@@ -32,11 +32,11 @@ def plan(kind: str, **fields) -> Plan:
     return Plan(exchange=kind, one_launch=True, **(defaults | fields))
 
 
-def run(module, x, cotangents, backward_seed=None, forward_seed=None):
+def run(module, x, cotangents, backward_seed=None, forward_seed=None, switches=0.5):
     """Output and all gradients; a seed makes that pass concurrent."""
 
     def maybe(seed):
-        return concurrent_programs(seed) if seed is not None else torch.enable_grad()
+        return concurrent_programs(seed, switches) if seed is not None else torch.enable_grad()
 
     x = x.clone().requires_grad_()
     module.zero_grad()
@@ -55,6 +55,15 @@ def problem(B, H, T=4, dtype=torch.float32, scale=1.0):
     x = torch.randn(T, B, 5, dtype=dtype)
     cotangents = [torch.randn(s, dtype=dtype) for s in ((T, B, H), (1, B, H), (1, B, H))]
     return module, twin, x, cotangents
+
+
+def without_the_wait(kind, monkeypatch):
+    """Tells readers that everything has arrived."""
+    if kind == "barrier":
+        monkeypatch.setattr(exchange, "wait", lambda *_: 0)
+    else:
+        monkeypatch.setattr(exchange, "await_rows", lambda *_: None)
+        monkeypatch.setattr(exchange, "has_nan", lambda *_: 0)
 
 
 def mismatch(got, expected) -> float:
@@ -88,9 +97,28 @@ def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
     monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan(kind))
     correct = dict(forward_seed=0, backward_seed=0)
     assert mismatch(run(module, x, cotangents, **correct), expected) < 1e-5
-    monkeypatch.setattr(exchange, "missing" if kind == "flag" else "wait", lambda *_: 0)
+    without_the_wait(kind, monkeypatch)
     wrong = [mismatch(run(module, x, cotangents, seed, seed), expected) > 1e-2 for seed in range(6)]
-    assert sum(wrong) >= 4, f"only {sum(wrong)} of 6 orders were wrong"
+    assert sum(wrong) >= 2, f"only {sum(wrong)} of 6 orders were wrong"
+
+
+@pytest.mark.parametrize("missed", ["has_nan", "await_rows"])
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_an_element_that_is_there_promises_nothing_of_the_others(passes, missed, monkeypatch):
+    """The wait for one element of every program is not enough; the look at the product is, alone."""
+    module, twin, x, cotangents = problem(3, 33)
+    expected = run(twin, x, cotangents)
+    alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
+    monkeypatch.setattr(
+        "triton_lstm.operator.layer.plan_for",
+        lambda *_, backward: plan("flag") if backward == (passes == "backward") else alone,
+    )
+    monkeypatch.setattr(exchange, missed, lambda *_: 0)
+    wrong = []
+    for seed in range(10):  # in which a program is held up in the middle of a store
+        got = run(module, x, cotangents, **{f"{passes}_seed": seed}, switches=0.1)
+        wrong.append(mismatch(got, expected) > 1e-2)
+    assert any(wrong) if missed == "has_nan" else not any(wrong)
 
 
 @pytest.mark.parametrize("kind", ["flag", "barrier"])
@@ -121,7 +149,7 @@ def test_the_stress_run_counts_what_differs(kind, variant, monkeypatch):
 
     assert wrong(seed=0) == 0
     if kind != "none":
-        monkeypatch.setattr(exchange, "missing" if kind == "flag" else "wait", lambda *_: 0)
+        without_the_wait(kind, monkeypatch)
         assert sum(wrong(seed) for seed in range(3)) > 0
 
 
@@ -212,16 +240,22 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     run(module, x, cotangents)  # in time
     looks, arrivals = [], []
     arrives = "arrive" if kind == "barrier" else "store_unlike_sentinel"
-    shipped, shipped_missing = getattr(exchange, arrives), exchange.missing
+    shipped, has_nan = getattr(exchange, arrives), exchange.has_nan
 
     def forgetful(*args):
         arrivals.append(args)
         if len(arrivals) not in (1, 3):
             shipped(*args)
 
+    def look(product):
+        found = has_nan(product)
+        if found.handle.data.any():
+            looks.append(found)
+        return found
+
     monkeypatch.setattr(f"triton_lstm.kernels.{passes}.{arrives}", forgetful)
     if kind == "flag":
-        monkeypatch.setattr(exchange, "missing", lambda *args: looks.append(args) or shipped_missing(*args))
+        monkeypatch.setattr(exchange, "has_nan", look)
     else:
         atomic = InterpreterBuilder.create_atomic_rmw
         monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", lambda *a: looks.append(a) or atomic(*a))
@@ -238,6 +272,16 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
         assert len(looks) == LIMIT + T - 2
     else:  # every step's, the first tile's second one LIMIT times, and the arrivals themselves
         assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_an_honest_nan_is_no_timeout(limit, monkeypatch):
+    module, twin, x, cotangents = problem(3, 16)  # a single program, which waits for nobody
+    x[1, 0, 0] = torch.nan
+    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan("flag"))
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", str(limit))
+    got, expected = run(module, x, cotangents), run(twin, x, cotangents)
+    torch.testing.assert_close(got[0], expected[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

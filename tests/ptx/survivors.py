@@ -51,6 +51,16 @@ REASONS = [
         "many does no harm",
     ),
     Reason(
+        "",
+        "await_rows",
+        "What the wait sees decides when the product is made for the first time, and nothing else",
+    ),
+    Reason(
+        "accepted without a second product",
+        "",
+        "A NaN that four products have had is nearly always an honest one: no schedule has a row come in between",
+    ),
+    Reason(
         "the sentinel may be stored",
         "",
         "The sentinel is a signalling NaN, which no instruction makes: a choice that only the interpreter needs",
@@ -67,7 +77,7 @@ REASONS = [
     ),
     Reason(
         "wgmma.fence taken out",
-        "_multiply",
+        "multiply",
         "Between a chunk's products and the next one's nothing else touches the sums; the first fence is noticed",
     ),
     Reason(
@@ -108,7 +118,7 @@ REASONS = [
     ),
     Reason(
         "a constant one more|a choice turned around",
-        "load_weights|_load_rows|kernel",
+        "load_weights|load_rows|kernel",
         "What masked elements are instead: there are none, or no result depends on them",
     ),
 ]

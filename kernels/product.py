@@ -1,0 +1,180 @@
+"""The recurrent product, rows @ weights, with the operands in the layout that the tensor cores want.
+
+The A operand (BLOCK_B, K) are rows of h[t-1] forward and dgates[t+1] backward, the B operand (K, N) columns of W_hh.
+The sum over K goes in chunks of BLOCK_K, and a chunk in SLICES parts, one for each warp, which are added at the end.
+LAYER is a Layer of launch.py, TILE a plan's Tile.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _in_fragments(k, LINES: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
+    """Where the elements of chunk k of an operand with LINES rows (or columns) are, so that each warp has its slice's
+    fragments of the tensor cores: 4 threads have 16 bytes each of a line, 8 lines a warp.
+
+    Lines (n, 1) and terms of the sum (n, PIECE). Two dimensions: compilers differ in the order of threads in more.
+    """
+    SLICES: tl.constexpr = TILE.SLICES
+    PART: tl.constexpr = TILE.BLOCK_K // SLICES
+    PIECE: tl.constexpr = 512 // BITS
+    place = tl.arange(0, PART // PIECE * LINES * SLICES)  # a piece of a part, 8 lines, a slice, a line
+    line = place // (8 * SLICES) % (LINES // 8) * 8 + place % 8
+    term = k * TILE.BLOCK_K + place // (LINES * SLICES) * PIECE + place // 8 % SLICES * PART
+    return line[:, None], term[:, None] + tl.arange(0, PIECE)[None, :]
+
+
+@triton.jit
+def _from_fragments(x, LINES: tl.constexpr, TILE: tl.constexpr):
+    """(SLICES, LINES, BLOCK_K/SLICES) from elements at `_in_fragments`; no thread has to give one to another.
+
+    The terms of a part change their order, in both operands alike.
+    """
+    SLICES: tl.constexpr = TILE.SLICES
+    PART: tl.constexpr = TILE.BLOCK_K // SLICES
+    PIECE: tl.constexpr = x.shape[1]
+    if PIECE == 32:  # in the two products that a thread's 8 elements of 16 bits are for, it has two pairs each
+        x = tl.reshape(x, (PART // PIECE, LINES // 8, SLICES, 8, 4, 2, 2, 2))
+        x = tl.permute(x, (2, 1, 3, 0, 5, 6, 4, 7))
+    else:
+        x = tl.reshape(x, (PART // PIECE, LINES // 8, SLICES, 8, 4, 2, 2))
+        x = tl.permute(x, (2, 1, 3, 0, 5, 6, 4))
+    return tl.reshape(x, (SLICES, LINES, PART))
+
+
+@triton.jit
+def load_weights(w_ptr, first_unit, k, K: tl.constexpr, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Chunk k of the B operand: columns GATES * unit + gate of the program's units, from W_hh (4H, H) at w_ptr.
+
+    (BLOCK_K, N), or (SLICES, BLOCK_K/SLICES, N); 0 outside.
+    """
+    H: tl.constexpr = LAYER.H
+    GATES: tl.constexpr = LAYER.GATES
+    N: tl.constexpr = GATES * TILE.BLOCK_H
+    SLICES: tl.constexpr = TILE.SLICES
+    BITS: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
+    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and TILE.BLOCK_K * BITS >= 512 * SLICES
+    if GATES == 1:  # neighbours in memory are units: through shared memory, in the order of the fragments
+        place = tl.arange(0, TILE.BLOCK_K)
+        part = place // SLICES
+        if FRAGMENTS and BITS == 16:
+            part = part // 32 * 32 + part // 2 % 4 * 8 + part // 16 % 2 * 4 + part // 8 % 2 * 2 + part % 2
+        if FRAGMENTS and BITS == 32:
+            part = part // 16 * 16 + part % 4 * 4 + part // 8 % 2 * 2 + part // 4 % 2
+        term = (k * TILE.BLOCK_K + place % SLICES * (TILE.BLOCK_K // SLICES) + part).to(tl.int64)[:, None]
+        unit = first_unit + tl.arange(0, N)[None, :]
+        w = tl.load(w_ptr + term * H + unit, mask=(unit < H) & (term < K), other=0.0)
+        if SLICES > 1:
+            w = tl.permute(tl.reshape(w, (TILE.BLOCK_K // SLICES, SLICES, N)), (1, 0, 2))
+        return w
+    else:
+        if FRAGMENTS:
+            column, term = _in_fragments(k, N, BITS, TILE)
+        else:
+            column = tl.arange(0, N)[:, None]
+            term = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
+        unit = first_unit + column // GATES
+        row = (column % GATES * H + unit).to(tl.int64)
+        w = tl.load(w_ptr + row * H + term, mask=(unit < H) & (term < K), other=0.0)
+        if FRAGMENTS:
+            return tl.permute(_from_fragments(w, N, TILE), (0, 2, 1))
+        elif SLICES > 1:
+            return tl.permute(tl.reshape(w, (N, SLICES, TILE.BLOCK_K // SLICES)), (1, 2, 0))
+        else:
+            return tl.trans(w)
+
+
+@triton.jit
+def _load(ptrs, mask, LAYER: tl.constexpr):
+    """What other programs write: past the L1 cache, and anew each time where the data is the flag."""
+    VOLATILE: tl.constexpr = LAYER.EXCHANGE == "flag"
+    return tl.load(ptrs, mask=mask, other=0.0, volatile=VOLATILE, cache_modifier="" if VOLATILE else ".cg")
+
+
+@triton.jit
+def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Chunk k of the A operand, whose first `live` rows are there.
+
+    (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside, which is never the sentinel.
+    """
+    K: tl.constexpr = LAYER.K
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    SLICES: tl.constexpr = TILE.SLICES
+    BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
+    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and TILE.BLOCK_K * BITS >= 512 * SLICES
+    if FRAGMENTS:
+        row, term = _in_fragments(k, BLOCK_B, BITS, TILE)
+    else:
+        row = tl.arange(0, BLOCK_B)[:, None]
+        term = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
+    mask = row < live
+    if K % TILE.BLOCK_K:
+        mask = mask & (term < K)
+    a = _load(ptr + row * (LAYER.D * K) + term, mask, LAYER)
+    if FRAGMENTS:
+        return _from_fragments(a, BLOCK_B, TILE)
+    elif SLICES > 1:
+        return tl.permute(tl.reshape(a, (BLOCK_B, SLICES, TILE.BLOCK_K // SLICES)), (1, 0, 2))
+    else:
+        return a
+
+
+@triton.jit
+def _halve(acc):
+    """Adds the second half of the first dimension to the first half, element by element within a thread."""
+    HALF: tl.constexpr = acc.shape[0] // 2
+    a, b = tl.split(tl.permute(tl.reshape(acc, (2, HALF, acc.shape[1], acc.shape[2], acc.shape[3])), (1, 2, 3, 4, 0)))
+    return a + b
+
+
+@triton.jit
+def _add_slices(acc, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """(SLICES, BLOCK_B, N), or (BLOCK_B, N), with the gates of a unit side by side -> (GATES, BLOCK_B, N/GATES)."""
+    SLICES: tl.constexpr = TILE.SLICES
+    GATES: tl.constexpr = LAYER.GATES
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    BLOCK_H: tl.constexpr = TILE.BLOCK_H
+    acc = tl.reshape(acc, (SLICES, BLOCK_B, BLOCK_H, GATES))
+    acc = tl.permute(acc, (0, 3, 1, 2))  # the one change of layout
+    if SLICES >= 8:
+        acc = _halve(acc)
+    if SLICES >= 4:
+        acc = _halve(acc)
+    if SLICES >= 2:
+        acc = _halve(acc)
+    return tl.reshape(acc, (GATES, BLOCK_B, BLOCK_H))
+
+
+@triton.jit
+def multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """rows @ weights, (GATES, BLOCK_B, BLOCK_H)."""
+    SLICES: tl.constexpr = TILE.SLICES
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    N: tl.constexpr = LAYER.GATES * TILE.BLOCK_H
+    BITS: tl.constexpr = rows_ptr.dtype.element_ty.primitive_bitwidth
+    CHUNKS: tl.constexpr = (LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
+    if SLICES > 1:
+        acc = tl.zeros((SLICES, BLOCK_B, N), LAYER.ACC)
+    else:
+        acc = tl.zeros((BLOCK_B, N), LAYER.ACC)
+    if TILE.RESIDENT:
+        # So many chunks are on their way at once: up to 64 registers of a slice's warp, or 24 KiB of shared memory
+        IN_FLIGHT: tl.constexpr = 8192 * SLICES if SLICES > 1 else 24576
+        FIT: tl.constexpr = IN_FLIGHT * 8 // (BLOCK_B * TILE.BLOCK_K * BITS)
+        ROOM: tl.constexpr = FIT > 1 and BLOCK_B < 64 and LAYER.PRECISION != "tf32x3"  # of registers, for more than one
+        AHEAD: tl.constexpr = FIT if ROOM else 1
+        rows = ()
+        for k in tl.static_range(CHUNKS + AHEAD):
+            if k >= AHEAD:
+                acc = tl.dot(
+                    rows[k - AHEAD], weights[k - AHEAD], acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC
+                )
+            if k < CHUNKS:
+                rows = rows + (load_rows(rows_ptr, live, k, LAYER, TILE),)
+    else:
+        for k in range(CHUNKS):
+            a = load_rows(rows_ptr, live, k, LAYER, TILE)
+            w = load_weights(w_ptr, first_unit, k, LAYER.K, LAYER, TILE)
+            acc = tl.dot(a, w, acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+    return _add_slices(acc, LAYER, TILE)

@@ -1,0 +1,152 @@
+"""Compiles time loops for GPUs that are not here, and says what the model of a step makes of them, one JSON a line.
+
+With TRITON_INTERPRET set there would be nothing to compile.
+"""
+
+import json
+import sys
+
+import triton
+import triton.language as tl
+from triton.compiler import ASTSource
+
+from triton_lstm.perf.step.compiled import compile_kernel, target
+from triton_lstm.perf.step.machine_code import disassemble, parse
+from triton_lstm.perf.step.model import model_step
+from triton_lstm.perf.step.path import find_path, polled, product, store
+from triton_lstm.perf.step.timeline import Loop
+from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import candidates, make_plan
+
+T, B = 1024, 16
+
+
+@triton.jit
+def tanh(x):
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def heads_kernel(xg_ptr, r_ptr, b_ptr, h0_ptr, c0_ptr, states_ptr, gates_ptr, HEAD: tl.constexpr):
+    """An LSTM whose units are in heads that do not see each other, a program each, as in FlashRNN's Triton kernel: four
+    weights stay on chip; h, c and the gates of every step are stored."""
+    head, heads = tl.program_id(0), tl.num_programs(0)
+    unit = tl.arange(0, HEAD)
+    offs = head * (16 * HEAD) + tl.arange(0, 16)[:, None] * HEAD + unit[None, :]
+    r_ptr += head * (4 * HEAD * HEAD) + unit[:, None] * HEAD + unit[None, :]
+    b_ptr += head * (4 * HEAD) + unit[None, :]
+    weights = ()
+    biases = ()
+    for gate in tl.static_range(4):
+        weights = weights + (tl.load(r_ptr + gate * HEAD * HEAD),)
+        biases = biases + (tl.load(b_ptr + gate * HEAD),)
+    h = tl.load(h0_ptr + offs).to(tl.float32)
+    c = tl.load(c0_ptr + offs).to(tl.float32)
+    size = heads * 16 * HEAD
+    dtype = states_ptr.dtype.element_ty
+    for t in range(1024):
+        xg = xg_ptr + t * 4 * size + offs
+        x = ()
+        for gate in tl.static_range(4):
+            x = x + (tl.load(xg + gate * size),)
+        a = ()
+        for gate in tl.static_range(4):
+            a = a + (tl.dot(h.to(dtype), weights[gate]) + x[gate] + biases[gate],)
+        i, f, g, o = tl.sigmoid(a[0]), tl.sigmoid(a[1]), tanh(a[2]), tl.sigmoid(a[3])
+        c = f * c + i * g
+        h = o * tanh(c)
+        states = states_ptr + t * 2 * size + offs
+        tl.store(states, h.to(dtype))
+        tl.store(states + size, c.to(dtype))
+        gates = gates_ptr + t * 4 * size + offs
+        tl.store(gates, i.to(dtype))
+        tl.store(gates + size, f.to(dtype))
+        tl.store(gates + 2 * size, g.to(dtype))
+        tl.store(gates + 3 * size, o.to(dtype))
+
+
+@triton.jit
+def waiting_kernel(x_ptr, w_ptr, y_ptr, T, H: tl.constexpr, AGAIN: tl.constexpr):
+    """h[t] = x[t] + h[t-1] @ W by programs of 16 units that first wait for one element of each other program; rows that
+    are not complete then make a NaN. AGAIN: a failed attempt waits again, else only the product is tried again."""
+    row, unit, place = tl.arange(0, 16), tl.program_id(0) * 16 + tl.arange(0, 16), tl.arange(0, H)
+    w = tl.load(w_ptr + place[:, None] * H + unit[None, :])
+    for t in range(1, T):
+        x = tl.load(x_ptr + t * 16 * H + row[:, None] * H + unit[None, :])
+        before = y_ptr + (t - 1) * 16 * H
+        if not AGAIN:
+            _wait(before, H)
+        product = tl.zeros((16, 16), tl.float32)
+        late = 0
+        tries = 0
+        n = 0
+        while n < 1:  # one scalar decides and all that is carried is read afterwards: other forms crash the compiler
+            if AGAIN:
+                _wait(before, H)
+            product = tl.dot(tl.load(before + row[:, None] * H + place[None, :], volatile=True), w)
+            late = tl.max((product != product).to(tl.int32))
+            tries += 1
+            if (late != 0) & (tries % 4 == 0):
+                bits = tl.load(before + row[:, None] * H + place[None, :], volatile=True).to(tl.int16, bitcast=True)
+                late = tl.max((bits == -91).to(tl.int32))
+            n = tl.where(late != 0, n, 1)
+        h = (x + product + (late + tries // 1000000)).to(tl.bfloat16)
+        tl.store(y_ptr + t * 16 * H + row[:, None] * H + unit[None, :], h)
+
+
+@triton.jit
+def _wait(rows_ptr, H: tl.constexpr):
+    missing = 1
+    while missing != 0:
+        looks = tl.load(rows_ptr + tl.minimum(tl.arange(0, 32) * 16, H - 16), volatile=True)
+        missing = tl.max((looks.to(tl.int16, bitcast=True) == -91).to(tl.int32))
+
+
+def compiled(function, gpu, warps, **constants):
+    signature = {n: "constexpr" if n in constants else "i32" if n == "T" else "*bf16" for n in function.arg_names}
+    attributes = {(k,): [["tt.divisibility", 16]] for k, n in enumerate(function.arg_names) if n.endswith("_ptr")}
+    indices = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(function, signature, indices, attributes)
+    return triton.compile(source, target=target(GPUS[gpu]), options=dict(num_warps=warps))
+
+
+def report(name, made, loop):
+    code = parse(disassemble(made.asm["cubin"])[2])
+    path, step = find_path(code, loop.chunks), model_step(code, loop)
+
+    def counts(piece):
+        kinds = [code[k] for k in piece.instructions]
+        return {test.__name__: sum(map(test, kinds)) for test in (product, polled, store)}
+
+    pieces = [dict(kind=piece.kind, **counts(piece)) for piece in path.pieces]
+    products = sum(map(product, code))
+    us = {"us": step.us(step.cycles), "us_waiting": step.us(step.waiting), "looks": step.looks}
+    phases = sum(sum(reasons.values()) for reasons in step.phases.values())
+    row = dict(name=name, pieces=pieces, failures=sorted(path.failures), products=products)
+    print(json.dumps(row | us | dict(cycles=step.cycles, phases=phases)), flush=True)
+
+
+def main():
+    for head in (16, 32, 64, 128):
+        report(f"heads-{head}", compiled(heads_kernel, "H100", 4, HEAD=head), Loop(warps=4))
+    for gpu in ("A100", "H100", "RTX 5090"):
+        for again in (False, True):
+            made = compiled(waiting_kernel, gpu, 4, H=512, AGAIN=again)
+            report(f"waiting-{gpu}-{again}", made, Loop(warps=4, programs=32))
+    for backward in (False, True):
+        direction = "backward" if backward else "forward"
+        problem = Problem(GPUS["H100"], "bf16", 16, 256, backward)
+        plans = {
+            "flag": next(plan for plan in candidates(problem) if plan.exchange == "flag"),
+            "barrier": next(plan for plan in candidates(problem) if plan.exchange == "barrier"),
+            "streamed": next(plan for plan in candidates(problem) if plan.exchange == "flag" and not plan.resident),
+        }
+        alone = Problem(GPUS["H100"], "bf16", 16, 32, backward)
+        report(f"none-{direction}", compile_kernel(alone, make_plan(alone)), Loop.of(alone, make_plan(alone)))
+        for name, plan in plans.items():
+            report(f"{name}-{direction}", compile_kernel(problem, plan), Loop.of(problem, plan))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
