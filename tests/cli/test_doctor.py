@@ -71,6 +71,7 @@ def test_without_triton():
 def test_tables_are_found_or_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setenv(tables.FOLDER, str(tmp_path))
     path = tmp_path / file_name(H200.name)
     assert any("none for NVIDIA H200" in finding.text for finding in doctor._tables())

@@ -31,8 +31,13 @@ def test_a_plan_and_its_parts(module, capsys):
     for backward in (False, True):
         plan = make_plan(Key(backward, "bf16", 768, 64).on(H200, 2))
         assert plan.describe(768) in out
-    assert "polled 16 bytes a load" in out and "us a step (exchange" in out
+    assert "us a step (exchange" in out
     assert len(out.splitlines()) <= 12
+
+
+def test_how_the_flag_exchange_polls(capsys):
+    explain(triton_lstm.LSTM(512, 64, dtype=torch.bfloat16), X, gpu="A100")
+    assert "rows are polled 16 bytes a load" in capsys.readouterr().out
 
 
 def test_what_is_tuned_and_measured(module, folder, capsys):
@@ -128,3 +133,21 @@ def test_a_call_may_be_pasted_and_shapes_are_enough(capsys):
     h = torch.zeros(1, 5, 4, device="meta")
     explain(triton_lstm.LSTM(3, 4, device="meta"), torch.zeros(2, 5, 3, device="meta"), (h, h))
     assert "no kernel for meta tensors" in capsys.readouterr().out
+
+
+def test_what_a_model_says_stands_beside_the_prediction(module, capsys):
+    asked = []
+
+    def model(problem, plan):
+        asked.append((problem, plan))
+        return f"{len(asked)} us a step"
+
+    explain(module, X, gpu="H200", model=model)
+    lines = capsys.readouterr().out.splitlines()
+    for n, backward in enumerate((False, True), 1):
+        problem = Key(backward, "bf16", 768, 64).on(H200, 2)
+        assert asked[n - 1] == (problem, make_plan(problem))
+        k = lines.index(f"  modelled: {n} us a step")
+        assert lines[k - 1].startswith("  predicted: ")
+    explain(module, X, gpu="H200")
+    assert "modelled" not in capsys.readouterr().out

@@ -30,8 +30,8 @@ def test_every_config_that_is_dropped_has_its_reason():
 
 
 def test_a_plan_for_a_smaller_layer_is_refused():
-    alone = make_plan(PROBLEM._replace(H=64))
-    assert "cannot hold a layer of 65" in why_not(PROBLEM._replace(H=65), alone)
+    alone = make_plan(PROBLEM._replace(H=32))
+    assert "cannot hold a layer of 33" in why_not(PROBLEM._replace(H=33), alone)
 
 
 def test_two_programs_on_a_processor_only_where_both_fit():

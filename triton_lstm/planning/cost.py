@@ -1,6 +1,8 @@
-"""The cost model: how long a step of the time loop should take. Reasoned, not measured yet: good for ordering plans.
+"""The cost model: how long a step of the time loop should take, to order plans by.
 
-The constants are those of an A100 or H100, from white papers and public micro-benchmarks, and are used for every GPU.
+Its constants are fitted to 142 time loops measured on one H200 (perf/results/nvidia_h200/time_loops.csv; bf16 and tf32,
+H 128 to 1024, B 16 to 256, forward and backward) and are used for every GPU. What was not measured there is reasoned: a
+program that is alone, weights that are streamed, float32, launches step by step.
 """
 
 from __future__ import annotations
@@ -11,27 +13,31 @@ from triton_lstm.planning.limits import directions_at_once
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 
-EXCHANGE_US = {"none": 0.0, "flag": 0.7, "barrier": 2.0}  # one round trip through L2; a barrier takes about three
+STEP_US = 1.11  # a trip through L2 and the latencies of a step with four warps
+ALONE_US = 0.65  # the same without the trip
+WARP_US = 0.082  # for each warp above four
+BARRIER_US = 0.137  # more than the flag exchange
+FLAG_US = 0.0116  # for each program of a batch tile: all of them look at the same lines of L2
+ROWS_US = 0.0011  # for each KiB of rows that a program reads
+L2_US = 0.0865  # for each MiB that programs read at a time
+PRODUCT_US = {True: 0.0144, False: 0.0105}  # for each m16n8 product over 32 bytes in a warp; with slices, without
+WEIGHTS_US = 0.0023  # for each KiB of weights in shared memory, and every 16 rows
+SCATTERED_US = 0.043  # for each KiB of them that is read element by element
+CELL_US = 0.05  # for each unit and row in a thread
 LAUNCH_US = 25.0  # where every step is launched from Python
-CYCLES_PER_US = 1700.0
-L2_BYTES_PER_CYCLE = 64.0  # through one processor's port
-STREAM_BYTES_PER_CYCLE = 24.0  # the same while all processors read weights
+STREAM_US = 0.024  # for each KiB of weights that a program reads in every step while all others do
 SLOWER_THAN_L2 = 3.0  # device memory
-SHARED_BYTES_PER_CYCLE = 128.0
-MMA_LATENCY, MMA_ISSUE = 33.0, 8.0  # cycles of an m16n8 product: in a dependent chain, and independent
-WGMMA_LATENCY, WGMMA_ISSUE = 60.0, 1.0  # the same on Hopper's asynchronous tensor cores
-CELL_CYCLES = 1.1  # per element, its gates: 10 special functions on 16 lanes, about 60 instructions on 128
-STEP_CYCLES = 170.0  # the rest of a step: barriers between warps, the product's layout conversion
-SLICES_CYCLES = 170.0  # adding up the slices through shared memory
+KIB, MIB = 2**10, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Expected us per step of one batch tile, by part, and how the tiles share the device.
 
-    exchange: waiting for the other programs' rows. rows: reading them. weights: reading W_hh, where it is not resident.
-    product: the recurrent product. cell: the gates. launch: where every step is launched separately.
-    sharing: programs per processor, which compute in turn and wait together. rounds: tiles processed in sequence.
+    exchange: latencies of a step, waiting for the other programs' rows among them. rows: reading them. weights: reading
+    W_hh, where it is not resident. product: the recurrent product. cell: the gates. launch: where every step is
+    launched separately. sharing: programs per processor, which compute in turn and wait together. rounds: tiles
+    processed in sequence.
     """
 
     exchange: float
@@ -61,43 +67,42 @@ def cost(problem: Problem, plan: Plan) -> Cost:
     """The expected cost of one direction of time, while as many run as `directions_at_once` says."""
     device, hidden_size, stored = problem.device, problem.H, problem.stored_itemsize
     tiles = -(-problem.B // plan.block_b)
-    programs = plan.grid(hidden_size)[0] * plan.groups * directions_at_once(problem, plan)
-    width = plan.sum_length(problem)
-    weight_elements = 4 * plan.block_h * hidden_size
+    of_a_tile = plan.grid(hidden_size)[0]
+    programs = of_a_tile * plan.groups * directions_at_once(problem, plan)
+    sharing = -(-programs // device.processors)
     rows = weights = 0.0
+    exchange = ALONE_US if plan.exchange == "none" else STEP_US
+    exchange += WARP_US * (plan.warps - 4)
     if plan.exchange != "none":
-        rows = plan.block_b * width * stored / L2_BYTES_PER_CYCLE
+        read = plan.block_b * plan.sum_length(problem) * stored
+        exchange += FLAG_US * of_a_tile if plan.exchange == "flag" else BARRIER_US
+        rows = ROWS_US * read / KIB + L2_US * read * programs / sharing / MIB
     if not plan.resident:
         beyond_l2 = 4 * hidden_size**2 * stored > device.l2_bytes
-        weights = weight_elements * stored / STREAM_BYTES_PER_CYCLE * (SLOWER_THAN_L2 if beyond_l2 else 1)
-    cycles = {
-        "rows": rows,
-        "weights": weights,
-        "product": _product_cycles(problem, plan),
-        "cell": STEP_CYCLES + CELL_CYCLES * plan.block_b * plan.block_h,
-    }
+        weights = STREAM_US * 4 * plan.block_h * hidden_size * stored / KIB * (SLOWER_THAN_L2 if beyond_l2 else 1)
     return Cost(
-        exchange=EXCHANGE_US[plan.exchange],
+        exchange=exchange,
+        rows=rows,
+        weights=weights,
+        product=_product_us(problem, plan),
+        cell=CELL_US * plan.block_b * plan.block_h / (32 * plan.warps),
         launch=0.0 if plan.one_launch else LAUNCH_US,
-        sharing=-(-programs // device.processors),
+        sharing=sharing,
         rounds=-(-tiles // plan.groups),
-        **{name: value / CYCLES_PER_US for name, value in cycles.items()},
     )
 
 
-def _product_cycles(problem: Problem, plan: Plan) -> float:
-    """A warp's chain of tensor-core products or reading both operands from shared memory, whichever takes longer."""
-    itemsize, width = problem.itemsize, plan.sum_length(problem)
-    columns = plan.block_h * problem.columns_per_unit
+def _product_us(problem: Problem, plan: Plan) -> float:
+    """A warp's share of the products, and its operands' way through shared memory."""
+    columns, terms = plan.block_h * problem.columns_per_unit, plan.sum_length(problem)
     chains = plan.block_b * columns / (16 * 8)  # independent sums
-    products = chains * width * problem.stored_itemsize / 32  # each sums over 32 bytes of a row
-    products *= 3 if itemsize == 8 else 1  # "tf32x3"
-    if plan.uses_wgmma(problem.device):  # all warps together, each operand read once
-        tensor, readers = WGMMA_LATENCY + products * WGMMA_ISSUE, 1.0
-    else:
-        used = plan.warps if plan.slices > 1 else min(plan.warps, chains)
-        independent = max(1.0, chains if plan.slices > 1 else chains / used)
-        tensor = products / used * max(MMA_LATENCY / independent, MMA_ISSUE * max(1.0, used / 4))
-        readers = 1.0 if plan.slices > 1 else used
-    shared = width * itemsize * (columns + readers * plan.block_b) / SHARED_BYTES_PER_CYCLE
-    return max(tensor, shared) + (SLICES_CYCLES if plan.slices > 1 else 0.0)
+    products = chains * terms * problem.stored_itemsize / 32  # each sums over 32 bytes of a row
+    products *= 3 if problem.itemsize == 8 else 1  # "tf32x3"
+    used = plan.warps if plan.slices > 1 else min(plan.warps, chains)
+    us = PRODUCT_US[plan.slices > 1] * products / used
+    kib = terms * columns * problem.itemsize / KIB
+    if plan.slices == 1:
+        us += WEIGHTS_US * kib * plan.block_b / 16
+    elif problem.backward:  # forward they are in registers
+        us += (SCATTERED_US if plan.block_h == 8 else WEIGHTS_US) * kib
+    return us

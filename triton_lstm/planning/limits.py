@@ -11,7 +11,7 @@ RESERVED_BYTES = 1024  # of a processor's shared memory, for each program on it
 
 
 def shared_bytes(problem: Problem, plan: Plan) -> int:
-    """Estimate of the on-chip memory of one program: weights, one chunk of rows, and room for layout conversions.
+    """Estimate of the on-chip memory of one program: weights, chunks of rows, and room for layout conversions.
 
     An upper bound in all compiled kernels on NVIDIA; on AMD weights may stay in registers instead. A program that is
     alone has rows with the gradients of all four gates, one chunk each.
@@ -19,10 +19,21 @@ def shared_bytes(problem: Problem, plan: Plan) -> int:
     itemsize, alone = problem.itemsize, plan.exchange == "none"
     columns = plan.block_h * problem.columns_per_unit
     length = plan.sum_length(problem) if plan.resident else plan.block_k
-    rows = plan.block_b * plan.block_k * (4 if problem.backward and alone else 1)
+    chunks = 4 if problem.backward else 1
+    if not alone:
+        chunks = _chunks_in_flight(problem, plan)
+    rows = plan.block_b * plan.block_k * chunks
     product = plan.block_b * columns * plan.slices * 4
     gates = plan.block_b * 4 * plan.block_h * itemsize
     return (length * columns + rows) * itemsize + max(product, gates)
+
+
+def _chunks_in_flight(problem: Problem, plan: Plan) -> int:
+    """Chunks of rows in shared memory at once; with slices, rows do not pass through it. See `multiply`."""
+    if plan.slices > 1 or not plan.resident or plan.block_b >= 64 or problem.itemsize == 8:
+        return 1
+    fitting = 24 * KIB // (plan.block_b * plan.block_k * problem.stored_itemsize)
+    return max(1, min(fitting, plan.sum_length(problem) // plan.block_k))
 
 
 def co_resident(problem: Problem, plan: Plan) -> int:
@@ -96,7 +107,11 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
     units = copies * plan.block_b * plan.block_h / threads
     rows = size * plan.block_b * plan.block_k / 32 / plan.slices
     weights = 0.0 if plan.resident else size * plan.block_k * columns / threads
-    most_sums, most_units, most_rows = (16, 2, 32) if plan.slices > 1 else (32, 4, 128)
+    if plan.slices > 1 and plan.resident and not backward:  # see `load_weights`
+        registers = columns * plan.sum_length(problem) * problem.stored_itemsize // (4 * threads)
+        if registers > (64 if itemsize == 8 else 128):
+            return f"{registers} registers of weights"
+    most_sums, most_units, most_rows = (32, 2, 32) if plan.slices > 1 else (32, 4, 128)
     if plan.slices > 1 and not plan.resident:
         most_units, most_rows = 1, 16
     elif plan.slices > 1 and itemsize >= 4:
@@ -106,14 +121,16 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
         most_units = 2 if backward and plan.resident else 4
     elif itemsize == 4 and plan.block_b >= 64:
         most_rows = 32
+    elif plan.slices == 1 and plan.block_b == 32 and backward:
+        most_rows = 64
     if sums > most_sums:
         return f"{sums:.0f} sums"
     if units > most_units:
         return f"{units:.0f} units"
     chunks = plan.sum_length(problem) // plan.block_k
-    many = chunks > (7 if backward else 8) or problem.poll_bytes < 16
+    many = chunks > 7 or problem.poll_bytes < 16
     if plan.block_b >= 64 and plan.resident and many:  # all chunks are loaded before the first is used
         return f"{chunks} chunks of {plan.block_b} rows"
-    if rows > most_rows or rows * plan.slices > 32 * plan.warps:
+    if rows > most_rows or rows * plan.slices > (32 if plan.slices > 1 else 16) * plan.warps:
         return f"{rows:.0f} numbers of a chunk of rows"
     return f"{weights:.0f} numbers of a chunk of weights" if weights > 48 else None
