@@ -29,9 +29,11 @@ def tanh(x, EXACT: tl.constexpr):
             series = x * (1.0 + x2 * (-1 / 3 + x2 * (2 / 15 + x2 * (-17 / 315 + x2 * (62 / 2835)))))
             t = tl.where(tl.abs(x) < 0.25, series, t)
         return t
-    else:  # off by a few ulps of 1, which 16 bits do not show
-        r = tl.rsqrt(1.0 + tl.exp2(x * 2.8853900817779268))
-        return 1.0 - 2.0 * r * r
+    else:  # off by an ulp of 1, which 16 bits do not show; 0 at 0
+        e = tl.exp2(tl.abs(x) * -2.8853900817779268)
+        r = tl.rsqrt(1.0 + e)
+        t = (1.0 - e) * r * r
+        return tl.where(x < 0, -t, t)
 
 
 @triton.jit

@@ -121,7 +121,7 @@ def recurrent_product(
         product = multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER, TILE)
     else:
         LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
-        SURE: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT and LAYER.SPIN_LIMIT < 4 else 4
+        FINAL: tl.constexpr = LAYER.SPIN_LIMIT - 1  # the last look's number
         GATES: tl.constexpr = LAYER.GATES
         BLOCK_B: tl.constexpr = TILE.BLOCK_B
         BLOCK_H: tl.constexpr = TILE.BLOCK_H
@@ -138,7 +138,7 @@ def recurrent_product(
                 late = has_nan(product)
                 looks += 1
                 # A look at the tile costs more than a product: only where a NaN stays is it likely to be an honest one
-                if (late != 0) & (looks % SURE == 0):
+                if (late != 0) & ((looks % 4 == 0) | (n == FINAL)):
                     complete = 1 - missing(rows_ptr, live, LAYER, TILE)
             n = tl.where(late != 0, n + (1 - complete if LAYER.SPIN_LIMIT else 0), LAST)
     return product, late

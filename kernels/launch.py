@@ -93,7 +93,8 @@ class Layer:
 
     H, D: hidden units, directions of time. K: terms of the recurrent product's sum; GATES: its columns for each unit.
     EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type. SENTINEL, INT: see exchange.py.
-    SPIN_LIMIT: looks before a wait gives up; 0: no limit.
+    SPIN_LIMIT: looks, and products after
+    them, before a wait gives up; 0: no limit.
     """
 
     H: int
@@ -116,7 +117,7 @@ class Layer:
         directions: int,
         precision: str,
         limit: int,
-        backward: bool = False,
+        backward: bool,
     ) -> Layer:
         return Layer(
             H=hidden_size,
