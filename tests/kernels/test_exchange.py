@@ -14,7 +14,7 @@ if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here; `make gpu-stress` tries their exchange", allow_module_level=True)
 pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
 
-from interleave import DeadlockError, concurrent_programs
+from interleave import DeadlockError, concurrent_programs, without_the_wait
 
 from triton_lstm.kernels import exchange
 from triton_lstm.kernels.launch import Layer
@@ -55,15 +55,6 @@ def problem(B, H, T=4, dtype=torch.float32, scale=1.0):
     x = torch.randn(T, B, 5, dtype=dtype)
     cotangents = [torch.randn(s, dtype=dtype) for s in ((T, B, H), (1, B, H), (1, B, H))]
     return module, twin, x, cotangents
-
-
-def without_the_wait(kind, monkeypatch):
-    """Tells readers that everything has arrived."""
-    if kind == "barrier":
-        monkeypatch.setattr(exchange, "wait", lambda *_: 0)
-    else:
-        monkeypatch.setattr(exchange, "await_rows", lambda *_: None)
-        monkeypatch.setattr(exchange, "has_nan", lambda *_: 0)
 
 
 def mismatch(got, expected) -> float:
