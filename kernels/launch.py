@@ -93,8 +93,7 @@ class Layer:
 
     H, D: hidden units, directions of time. K: terms of the recurrent product's sum; GATES: its columns for each unit.
     EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type. SENTINEL, INT: see exchange.py.
-    SPIN_LIMIT: looks, and products after
-    them, before a wait gives up; 0: no limit.
+    SPIN_LIMIT: looks, and products after them, before a wait gives up; 0: no limit.
     """
 
     H: int

@@ -54,7 +54,8 @@ def load_weights(w_ptr, first_unit, k, K: tl.constexpr, LAYER: tl.constexpr, TIL
     N: tl.constexpr = GATES * TILE.BLOCK_H
     SLICES: tl.constexpr = TILE.SLICES
     BITS: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
-    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and TILE.BLOCK_K * BITS >= 512 * SLICES
+    LARGE: tl.constexpr = TILE.BLOCK_B >= 8 and TILE.BLOCK_K * BITS >= 512 * SLICES  # enough for fragments
+    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and LARGE
     if GATES == 1:  # neighbours in memory are units: through shared memory, in the order of the fragments
         place = tl.arange(0, TILE.BLOCK_K)
         part = place // SLICES
@@ -102,7 +103,8 @@ def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     SLICES: tl.constexpr = TILE.SLICES
     BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
-    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and TILE.BLOCK_K * BITS >= 512 * SLICES
+    LARGE: tl.constexpr = TILE.BLOCK_B >= 8 and TILE.BLOCK_K * BITS >= 512 * SLICES  # enough for fragments
+    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and LARGE
     if FRAGMENTS:
         row, term = _in_fragments(k, BLOCK_B, BITS, TILE)
     else:
