@@ -276,6 +276,35 @@ def test_an_honest_nan_is_no_timeout(limit, monkeypatch):
     torch.testing.assert_close(got[0], expected[0], equal_nan=True)
 
 
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_rows_that_come_just_before_the_tile_is_looked_at_are_multiplied_again(passes, monkeypatch):
+    """The last product was still without them: seen complete, the tile has to be multiplied once more."""
+    module, twin, x, cotangents = problem(3, 16)
+    expected = run(twin, x, cotangents)
+    alone = Plan("none", True, True, 4, 16, 16, 1, 1, 4)
+    monkeypatch.setattr(
+        "triton_lstm.operator.layer.plan_for",
+        lambda *_, backward: plan("flag") if backward == (passes == "backward") else alone,
+    )
+    each = 4 if passes == "backward" else 1  # gates are stored one by one
+    store, missing, stores, lost = exchange.store_unlike_sentinel, exchange.missing, [], []
+
+    def late(*args):
+        stores.append(args)
+        (lost.append if len(stores) <= each else lambda args: store(*args))(args)
+
+    def look(*args):
+        while lost:
+            store(*lost.pop())
+        return missing(*args)
+
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", late)
+    monkeypatch.setattr(exchange, "await_rows", lambda *_: None)
+    monkeypatch.setattr(exchange, "missing", look)
+    assert mismatch(run(module, x, cotangents), expected) < 1e-5
+    assert len(stores) > each and not lost
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_sentinels(dtype):
     buffer = torch.zeros(7, dtype=dtype)
