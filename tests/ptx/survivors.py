@@ -45,8 +45,8 @@ REASONS = [
         "touches a byte that another one touched since the barrier before: these are redundant",
     ),
     Reason(
-        "a sum is not looked at for NaN|a choice turned around|or becomes and",
-        "`setp.nan|recurrent_product: `selp|_elementwise_max: `or",
+        "a sum is not looked at for NaN|a choice turned around|or becomes and|max of a warp becomes min",
+        "`setp.nan|recurrent_product: `selp|_elementwise_max: `or|^max: `redux",
         "A row that is not complete makes NaN of all its sums, and its other columns are looked at, too; a look too "
         "many does no harm",
     ),
