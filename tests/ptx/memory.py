@@ -51,7 +51,7 @@ class Memory:
     # What instructions call. threads: who. addresses: of each. Results have a row for each element of the vector.
     def load(self, program: int, threads: Array, addresses: Array, size: int, vector: int, access: Access) -> Array:
         out = np.empty((vector, threads.size), UNSIGNED[size])
-        for tensor, chosen, i in self._elements(program, threads, addresses, size * vector, access):
+        for tensor, chosen, i in self._elements(program, threads, addresses, size, vector, access):
             who = np.broadcast_to(threads[chosen][:, None], i.shape)
             values, times = tensor.values[i], None
             if not tensor.read_only:
@@ -76,7 +76,7 @@ class Memory:
         self, program: int, threads: Array, addresses: Array, values: list[Array], access: Access, late: bool
     ) -> None:
         size = values[0].itemsize
-        for tensor, chosen, i in self._elements(program, threads, addresses, size * len(values), access):
+        for tensor, chosen, i in self._elements(program, threads, addresses, size, len(values), access):
             who = np.broadcast_to(threads[chosen][:, None], i.shape)
             bits = np.stack([x[chosen] for x in values], 1).view(UNSIGNED[tensor.size]).reshape(i.shape)
             if tensor.read_only:
@@ -97,7 +97,7 @@ class Memory:
     ) -> Array:
         """One thread after the other; each reads the latest store. operation: of the old value and `values`."""
         out = np.zeros(threads.size, values[0].dtype)
-        for tensor, chosen, elements in self._elements(program, threads, addresses, values[0].itemsize, access):
+        for tensor, chosen, elements in self._elements(program, threads, addresses, values[0].itemsize, 1, access):
             if tensor.read_only:
                 raise Fault(f"{tensor.name} is an input, and stored to: {access.place}")
             for lane, e in zip(np.arange(threads.size)[chosen].tolist(), elements, strict=True):
@@ -125,10 +125,11 @@ class Memory:
         return old
 
     # Where
-    def _elements(self, program: int, threads: Array, addresses: Array, nbytes: int, access: Access) -> Any:
+    def _elements(self, program: int, threads: Array, addresses: Array, size: int, vector: int, access: Access) -> Any:
         """For each tensor that is accessed: itself, which threads, and the elements of each (threads, elements)."""
         if threads.size == 0:
             return
+        nbytes = size * vector
         if np.count_nonzero(addresses & np.uint64(nbytes - 1)):
             raise Fault(f"a misaligned access of {nbytes} bytes: {access.place}")
         which = np.searchsorted(self.bases, addresses, "right") - 1
@@ -140,8 +141,8 @@ class Memory:
                 thread = threads[chosen][offset.argmax()]
                 near = "no tensor" if k < 0 else f"byte {offset.max()} of {tensor.name}, which has {tensor.nbytes}"
                 raise Fault(f"program {program}, thread {thread} accesses {nbytes} bytes at {near}: {access.place}")
-            if nbytes < tensor.size or offset[0] % tensor.size:
-                raise Fault(f"an access of {nbytes} bytes splits elements of {tensor.name}: {access.place}")
+            if size < tensor.size or offset[0] % tensor.size:  # a vector's elements are accesses of their own
+                raise Fault(f"an access of {size} bytes splits elements of {tensor.name}: {access.place}")
             yield tensor, chosen, (offset // tensor.size)[:, None] + np.arange(nbytes // tensor.size)
 
     # Races

@@ -41,6 +41,15 @@ def test_a_misaligned_access(offset, opcode):
         launch(f"ld.global.{opcode}, [%rd1+{offset}];", words())
 
 
+@pytest.mark.parametrize("access", ["ld.volatile.global.v2.b32 {%r3, %r4}, [%rd1];", "st.global.b32 [%rd1+4], %r1;"])
+def test_an_element_is_accessed_as_a_whole(access):
+    """To PTX a vector is as many accesses as it has elements, in any order."""
+    pairs = np.full(32, 7, np.uint64)
+    launch("ld.volatile.global.b64 %rd3, [%rd1];\nld.global.v2.b64 {%rd3, %rd4}, [%rd1];", pairs)
+    with pytest.raises(Fault, match="4 bytes splits elements of a"):
+        launch(access, pairs)
+
+
 def test_what_nobody_wrote():
     a = words()
     a[5] = UNWRITTEN
