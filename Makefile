@@ -58,7 +58,7 @@ $(PTX_GPUS:%=ptx-%): ptx-%: $(READY)
 # Other versions of Triton than the one in .venv, with its torch: the oldest that a CUDA build of torch has, and the newest
 TRITON_VERSIONS ?= 3.6.0 3.9.0
 files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
-KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed autograd codegen tune launch \
+KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed parts autograd codegen tune launch \
     launcher emulated interpreter)
 SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 
@@ -81,7 +81,7 @@ PROCESSORS := MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILIT
     ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell OPENBLAS_CORETYPE=Prescott OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 \
     OMP_NUM_THREADS=8
 NUMERIC := $(call files,tolerance layer packed packed_calls states record record_calls record_effects exchange \
-    exchange_packed autograd func weights contract module torch_modules train tune perf_check perf_providers)
+    exchange_packed parts autograd func weights contract module torch_modules train tune perf_check perf_providers)
 SENSITIVE := $(call files,tolerance layer perf_check)
 
 test-processors: $(READY)

@@ -14,6 +14,7 @@ from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_backward
 from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.parts import add_parts
 from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
 from triton_lstm.kernels.totals import keep_totals
@@ -35,8 +36,8 @@ def lstm_backward_kernel(
     totals_ptr,  # (N, D, 2, H) accumulator dtype, out: dL/dh and dL/dc of every step; or sums, see totals.py; or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
-    counter_ptr,  # (D, batch tiles) int32, zero
-    error_ptr,  # (1,) int32, zero
+    parts_ptr,  # see parts.py, zero; or None
+    signals_ptr,  # (1 + D * batch tiles,) int32, zero: whether a wait gave up, and the barrier's counters; or None
     step_begin,
     step_end,
     first_direction,
@@ -50,7 +51,10 @@ def lstm_backward_kernel(
     H: tl.constexpr = LAYER.H
     D: tl.constexpr = LAYER.D
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
-    BLOCK_H: tl.constexpr = TILE.BLOCK_H
+    SPLITS: tl.constexpr = TILE.SPLITS
+    BLOCK_H: tl.constexpr = TILE.BLOCK_H // SPLITS  # own units
+    K: tl.constexpr = 4 * H // SPLITS
+    tl.static_assert(4 * H % SPLITS == 0, "the sum has no such parts")
     PACKED: tl.constexpr = starts_ptr is not None
     EXACT: tl.constexpr = dgates_ptr.dtype.element_ty.primitive_bitwidth > 16
     tiles = tl.cdiv(B, BLOCK_B)
@@ -73,24 +77,29 @@ def lstm_backward_kernel(
             dact_ptr += direction * 4 * H
         if dc_all_ptr is not None:
             dc_all_ptr += direction * H
-        if counter_ptr is not None:
-            counter_ptr += direction * tiles
     offs_b = tl.arange(0, BLOCK_B)
     first_unit = tl.program_id(0) * BLOCK_H
     offs_h = first_unit + tl.arange(0, BLOCK_H)
     mask_h = offs_h < H
+    first_term = 0
+    first_column = first_unit  # of the product
+    if SPLITS > 1:
+        first_term = tl.program_id(0) % SPLITS * K
+        first_column = tl.program_id(0) // SPLITS * TILE.BLOCK_H
+        w_hh_ptr += tl.cast(first_term, tl.int64) * H
     weights = ()
     if LAYER.EXCHANGE == "none":
         for gate in tl.static_range(4):
             weights = weights + (load_weights(w_hh_ptr + gate * H * H, first_unit, 0, H, LAYER, TILE),)
     elif TILE.RESIDENT:
-        for k in tl.static_range((LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-            weights = weights + (load_weights(w_hh_ptr, first_unit, k, LAYER.K, LAYER, TILE),)
+        for k in tl.static_range((K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+            weights = weights + (load_weights(w_hh_ptr, first_column, k, K, LAYER, TILE),)
 
     dtype = dgates_ptr.dtype.element_ty
     gave_up = 0
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
+        counter_ptr = signals_ptr + 1 + direction * tiles + tile if LAYER.EXCHANGE == "barrier" else None
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & mask_h[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
@@ -153,20 +162,24 @@ def lstm_backward_kernel(
                 dc_own = tl.load(dc_all_ptr + (start + row) * (D * H) + offs, mask=mask_t, other=0.0)
             if LAYER.EXCHANGE != "none":
                 dh, late = recurrent_product(
-                    dgates_ptr + (start_next + row) * (4 * D * H),
+                    dgates_ptr + (start_next + row) * (4 * D * H) + first_term,
                     live,
                     weights,
                     w_hh_ptr,
-                    first_unit,
-                    counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
+                    first_column,
+                    counter_ptr,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     LAYER,
                     TILE,
                 )
-                dh = tl.reshape(dh, (BLOCK_B, BLOCK_H))
+                dh = tl.reshape(dh, (BLOCK_B, TILE.BLOCK_H))
                 if LAYER.SPIN_LIMIT:
                     gave_up |= late
+                if SPLITS > 1:
+                    dh, late = add_parts(parts_ptr, direction * tiles + tile, dh, step, gave_up, LAYER, TILE)
+                    if LAYER.SPIN_LIMIT:
+                        gave_up |= late
             dh_t = dh
             dc_t = dc
             if dy_ptr is not None:
@@ -201,7 +214,7 @@ def lstm_backward_kernel(
                 tl.store(dgates + 2 * H, da_g.to(dtype), mask=mask_t)
                 tl.store(dgates + 3 * H, da_o.to(dtype), mask=mask_t)
             if LAYER.EXCHANGE == "barrier":
-                arrive(counter_ptr + tile)
+                arrive(counter_ptr)
             if LAYER.EXCHANGE == "none":
                 if PACKED or H != BLOCK_H:  # padding may hold inf * 0 = NaN, which must not enter the product
                     da_i = tl.where(mask_t, da_i, 0.0)
@@ -215,7 +228,7 @@ def lstm_backward_kernel(
         tl.store(dc_ptr + row * H + offs_state, dc, mask=mask)
     if LAYER.SPIN_LIMIT:
         if gave_up != 0:
-            tl.store(error_ptr, 1)
+            tl.store(signals_ptr, 1)
 
 
 def lstm_backward(

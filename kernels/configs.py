@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +11,21 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime import JITFunction
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import AutotunerError
 
+from triton_lstm.kernels.autotuner import TileAutotuner
 from triton_lstm.kernels.exchange import make_ready
-from triton_lstm.kernels.launch import Layer, counter_for, device_facts, launching, options, sizes_of
+from triton_lstm.kernels.launch import Layer, device_facts, launching, options, signals_for, sizes_of
+from triton_lstm.kernels.parts import parts_for
 from triton_lstm.planning.cost import cost
 from triton_lstm.planning.limits import why_not
-from triton_lstm.planning.plan import EXCHANGES, Exchange, Plan, Tile
+from triton_lstm.planning.plan import EXCHANGES, Exchange, Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import space, with_groups
 from triton_lstm.settings import precision_name, product_precision
 
-BEST, BEST_OF_OTHERS = 6, 2  # how many configs of the planned exchange, and of each other one, are measured
+# How many configs are measured of the planned exchange, with split sums or without as planned; and of each other kind
+BEST, BEST_OF_OTHERS = 6, 2
 Clock = Callable[..., list[float]]
 
 
@@ -39,35 +42,6 @@ class Trial:
     us: float = math.nan
     reason: str = ""
     failed: bool = False
-
-
-class _Autotuner(Autotuner):
-    """Triton's cache on disk identifies a GPU by its architecture, which does not tell an H100 from an H200.
-
-    And it is JSON, which has no dataclasses: a key is kept as text, a tile in parts.
-    """
-
-    where: tuple[Any, ...] = ()  # what times are of, besides the kernel's key
-
-    def check_disk_cache(self, tuning_key: Any, configs: Any, bench_fn: Any) -> bool:
-        key = (*map(str, tuning_key), *self.where)
-
-        def bench() -> None:
-            bench_fn()
-            self._map_timed(lambda kwargs: dataclasses.asdict(kwargs["TILE"]))
-
-        found: bool = super().check_disk_cache(key, configs, bench)
-        self._map_timed(lambda kwargs: dict(TILE=Tile(**kwargs)))
-        if found:
-            self.cache[tuning_key] = min(self.configs_timings, key=self.configs_timings.__getitem__)
-        return found
-
-    def _map_timed(self, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Gives the configs that have a time other keyword arguments."""
-        self.configs_timings: dict[Any, Any] = {
-            triton.Config(**(vars(config) | dict(kwargs=convert(config.kwargs)))): times
-            for config, times in self.configs_timings.items()
-        }
 
 
 class _MeasuredError(Exception):
@@ -101,8 +75,8 @@ class Trials:
         arguments = dict(arguments)
         if arguments.get("xg_ptr") is not None and arguments["gates_ptr"] is arguments["xg_ptr"]:
             arguments["gates_ptr"] = torch.empty_like(arguments["xg_ptr"])  # else a trial would find the gates in xg
-        for exchange, best in _measured(plan).items():
-            self.trials += _Group(self, kernel, exchange, exchanged, arguments).run(best)
+        for kind, best in _measured(plan).items():
+            self.trials += _Group(self, kernel, *kind, exchanged, arguments).run(best)
         planned = dataclasses.replace(plan, groups=1)
 
         def order(trial: Trial) -> tuple[bool, bool, float]:
@@ -115,23 +89,25 @@ class Trials:
 def compile_best(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str, Any]) -> None:
     """To be called as `launch`: compiles, instead of the one plan, what `Trials` would measure, and runs nothing."""
     owner = Trials(lambda call, quantiles: [], lambda arguments: None)
-    for exchange, best in _measured(plan).items():
-        _Group(owner, kernel, exchange, exchanged, arguments).compile(best)
+    for kind, best in _measured(plan).items():
+        _Group(owner, kernel, *kind, exchanged, arguments).compile(best)
 
 
-def _measured(plan: Plan) -> dict[Exchange, int]:
-    """How many configs of every exchange are measured where `plan` is the planned one."""
-    return {exchange: BEST if exchange == plan.exchange else BEST_OF_OTHERS for exchange in ("none", *EXCHANGES)}
+def _measured(plan: Plan) -> dict[tuple[Exchange, bool], int]:
+    """How many configs of every exchange, with one axis or two, are measured where `plan` is the planned one."""
+    kinds: list[tuple[Exchange, bool]] = [("none", False), *itertools.product(EXCHANGES, (False, True))]
+    return {kind: BEST if kind == (plan.exchange, plan.splits > 1) else BEST_OF_OTHERS for kind in kinds}
 
 
 class _Group:
-    """The configs with one exchange: what they are launched with besides their tile is the same."""
+    """The configs with one exchange, and split sums or none: they are launched with the same but for their tile."""
 
     def __init__(
         self,
         owner: Trials,
         kernel: Any,
         exchange: Exchange,
+        split: bool,
         exchanged: torch.Tensor,
         arguments: dict[str, Any],
     ) -> None:
@@ -142,10 +118,14 @@ class _Group:
         self.device = device_facts(exchanged.device)
         precision = precision_name(exchanged.dtype, exchanged.device)
         self.problem = Problem(self.device, precision, self.batch, self.hidden_size, self.backward)
-        self.counter = counter_for(exchange, D, self.batch, 16, exchanged.device)
+        self.signals = signals_for(exchange, 0, D, self.batch, 16, exchanged.device)
         precision = product_precision(exchanged.dtype, exchanged.device)
         self.layer = Layer.of(exchange, exchanged.dtype, self.hidden_size, D, precision, 0, self.backward)
-        self.plans = [p for p in space(self.problem) if p.exchange == exchange]
+        self.plans = [p for p in space(self.problem) if (p.exchange, p.splits > 1) == (exchange, split)]
+        # Of the parts, as many as any plan needs; a trial takes the first ones
+        sizes = [self._words(p) for p in self.plans if why_not(self.problem, p) is None]
+        most = max(sizes, default=0)
+        self.parts = torch.empty(most, dtype=torch.int64, device=exchanged.device) if most else None
         self.reasons: dict[Plan, str] = {}
         self.times: dict[Plan, float] = {}
         self.current: dict[str, Any] = {}  # what the running trial is launched with
@@ -153,6 +133,8 @@ class _Group:
         self.measuring = False
 
     def run(self, best: int) -> list[Trial]:
+        if not self.plans:
+            return []
         tuner = self._tuner(best)
         quiet = contextlib.suppress(_MeasuredError, AutotunerError)  # the latter where no config is left
         with launching(self.exchanged.device), quiet:
@@ -163,14 +145,16 @@ class _Group:
         return [self._trial(plan) for plan in self.plans]
 
     def compile(self, best: int) -> None:
+        if not self.plans:
+            return
         with contextlib.suppress(AutotunerError):  # no config is left
             self._tuner(best).warmup(grid=(1,), **self._launched_with)
 
-    def _tuner(self, best: int) -> _Autotuner:
-        tuner = _Autotuner(
+    def _tuner(self, best: int) -> TileAutotuner:
+        tuner = TileAutotuner(
             self.kernel,
             self.kernel.arg_names,
-            [triton.Config(dict(TILE=plan.tile), **options(plan, self.device.backend)) for plan in self.plans],
+            [self._config(plan) for plan in self.plans],
             key=["B", "LAYER"],
             reset_to_zero=None,
             restore_value=None,
@@ -182,12 +166,17 @@ class _Group:
         tuner.where = self.device.name, self.steps
         return tuner
 
+    def _config(self, plan: Plan) -> triton.Config:
+        chosen = options(plan, self.device.backend)
+        fusion = chosen.pop("enable_fp_fusion")  # which triton.Config does not know
+        return triton.Config(dict(TILE=plan.tile, enable_fp_fusion=fusion), **chosen)
+
     @property
     def _launched_with(self) -> dict[str, Any]:
         return dict(
             **self.arguments,
-            counter_ptr=self.counter,
-            error_ptr=None,
+            signals_ptr=self.signals,
+            **(dict(parts_ptr=self.parts) if self.backward else {}),
             step_begin=0,
             step_end=self.steps,
             first_direction=0,
@@ -196,6 +185,11 @@ class _Group:
             launch_cooperative_grid=self.exchange != "none",
             LAYER=self.layer,
         )
+
+    def _words(self, plan: Plan) -> int:
+        D = self.layer.D
+        parts = parts_for(plan, D, self.batch, self.hidden_size, torch.device("meta"))
+        return 0 if parts is None else parts.numel()
 
     def _trial(self, plan: Plan) -> Trial:
         can_run = why_not(self.problem, plan) is None
@@ -219,6 +213,7 @@ class _Group:
             tile.SLICES,
             1,
             meta["num_warps"],
+            tile.SPLITS,
         )
 
     def _grid(self, meta: dict[str, Any]) -> tuple[int, int]:
@@ -238,7 +233,8 @@ class _Group:
             self.begun.add(plan)
             if reason := self.owner.begin(plan):
                 raise _RefusedError(reason)
-        make_ready(self.exchange, self.exchanged, self.counter)
+        parts = None if self.parts is None else self.parts[: self._words(plan)]
+        make_ready(self.exchange, self.exchanged, self.signals, parts)
 
     def _prune(self, configs: list[Any], named: dict[str, Any], **kwargs: Any) -> list[Any]:
         kept = []

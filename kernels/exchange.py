@@ -26,12 +26,13 @@ def fill_with_sentinel(buffer: torch.Tensor) -> None:
     buffer.view(INT_TYPE[size][0]).fill_(SENTINEL[size])
 
 
-def make_ready(exchange: str, buffer: torch.Tensor, counter: torch.Tensor | None) -> None:
-    """Prepares an exchange for a launch: a `buffer` marked as unwritten, a `counter` at zero."""
+def make_ready(exchange: str, buffer: torch.Tensor, *zeroed: torch.Tensor | None) -> None:
+    """Prepares an exchange for a launch: a `buffer` marked as unwritten; counters and parts, if there are any, at 0."""
     if exchange == "flag":
         fill_with_sentinel(buffer)
-    if counter is not None:
-        counter.zero_()
+    for tensor in zeroed:
+        if tensor is not None:
+            tensor.zero_()
 
 
 @triton.jit
@@ -69,12 +70,14 @@ def await_rows(rows_ptr, n, LAYER: tl.constexpr, TILE: tl.constexpr):
     elements every warp looks at by itself, so nothing that it sees may leave this function; of fewer than 32, parts of
     a warp would have copies of their own, and part.
     """
-    UNITS: tl.constexpr = LAYER.H
-    PROGRAMS: tl.constexpr = (UNITS + TILE.BLOCK_H - 1) // TILE.BLOCK_H
+    K: tl.constexpr = LAYER.K // TILE.SPLITS
+    OWN: tl.constexpr = TILE.BLOCK_H // TILE.SPLITS
+    UNITS: tl.constexpr = LAYER.H if LAYER.H < K else K
+    PROGRAMS: tl.constexpr = (UNITS + OWN - 1) // OWN
     LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
     LOOKED_AT: tl.constexpr = triton.next_power_of_2(PROGRAMS) if PROGRAMS > 32 else 32
-    unit = tl.arange(0, LOOKED_AT) * TILE.BLOCK_H + TILE.BLOCK_H - 1
-    element = rows_ptr + (LAYER.K - UNITS) + tl.minimum(unit, UNITS - 1)
+    unit = tl.arange(0, LOOKED_AT) * OWN + OWN - 1
+    element = rows_ptr + (K - UNITS) + tl.minimum(unit, UNITS - 1)
     while n < LAST:
         absent = tl.load(element, volatile=True).to(LAYER.INT, bitcast=True) == LAYER.SENTINEL
         n = tl.where(tl.max(absent.to(tl.int32)) != 0, n + (1 if LAYER.SPIN_LIMIT else 0), LAST)
@@ -91,7 +94,7 @@ def has_nan(product):
 def missing(rows_ptr, live, LAYER: tl.constexpr, TILE: tl.constexpr):
     """1 if an element of the A operand is still the sentinel, else 0."""
     found = 0
-    for k in range((LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+    for k in range((LAYER.K // TILE.SPLITS + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
         # In the product's own layout: another thread may still see the sentinel that this one no longer sees
         bits = load_rows(rows_ptr, live, k, LAYER, TILE).to(LAYER.INT, bitcast=True)
         found |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
@@ -113,6 +116,7 @@ def recurrent_product(
 ):
     """Waits until the rows are complete; returns rows @ weights, (GATES, BLOCK_B, BLOCK_H), and whether it gave up.
 
+    rows_ptr, w_ptr: of the program's split of the sum.
     target: how many arrivals complete the rows; 0 means that they were there before the launch.
     gave_up: 1 after a wait that ran out of SPIN_LIMIT, and nothing is waited for any more; else 0. As what is returned.
     """

@@ -33,8 +33,7 @@ def lstm_forward_kernel(
     c_all_ptr,  # (N, D, H) accumulator dtype, or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
-    counter_ptr,  # (D, batch tiles) int32, zero
-    error_ptr,  # (1,) int32, zero
+    signals_ptr,  # (1 + D * batch tiles,) int32, zero: whether a wait gave up, and the barrier's counters; or None
     step_begin,
     step_end,
     first_direction,
@@ -48,9 +47,11 @@ def lstm_forward_kernel(
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     PACKED: tl.constexpr = starts_ptr is not None
+    tl.static_assert(TILE.SPLITS == 1, "only BPTT splits its sum")
     EXACT: tl.constexpr = y_ptr.dtype.element_ty.primitive_bitwidth > 16
     tiles = tl.cdiv(B, BLOCK_B)
     first_unit = tl.program_id(0) * BLOCK_H
+    direction = 0
     if D == 2:
         direction = tl.program_id(2) + first_direction  # 1: against time
         xg_ptr += direction * 4 * H
@@ -70,8 +71,6 @@ def lstm_forward_kernel(
             gates_ptr += direction * 4 * H
         if c_all_ptr is not None:
             c_all_ptr += direction * H
-        if counter_ptr is not None:
-            counter_ptr += direction * tiles
     weights = ()
     if TILE.RESIDENT:
         for k in tl.static_range((H + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
@@ -83,6 +82,7 @@ def lstm_forward_kernel(
     gave_up = 0
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
+        counter_ptr = signals_ptr + 1 + direction * tiles + tile if LAYER.EXCHANGE == "barrier" else None
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & (offs_h < H)[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
@@ -138,7 +138,7 @@ def lstm_forward_kernel(
                     weights,
                     w_hh_ptr,
                     first_unit,
-                    counter_ptr + tile if LAYER.EXCHANGE == "barrier" else None,
+                    counter_ptr,
                     tl.num_programs(0) * (step - step_begin),
                     gave_up,
                     LAYER,
@@ -165,7 +165,7 @@ def lstm_forward_kernel(
             else:
                 tl.store(y, h_new.to(dtype), mask=mask_t)
             if LAYER.EXCHANGE == "barrier":
-                arrive(counter_ptr + tile)
+                arrive(counter_ptr)
             if LAYER.EXCHANGE == "none":
                 if PACKED:
                     h = tl.where(mask_t, h_new.to(dtype), h)
@@ -188,7 +188,7 @@ def lstm_forward_kernel(
             tl.store(c_n_ptr + row * H + offs_state, c.to(dtype), mask=mask)
     if LAYER.SPIN_LIMIT:
         if gave_up != 0:
-            tl.store(error_ptr, 1)
+            tl.store(signals_ptr, 1)
 
 
 def lstm_forward(

@@ -17,6 +17,7 @@ from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
+from triton_lstm.kernels.parts import parts_for
 from triton_lstm.planning.devices import INTERPRETER, Device
 from triton_lstm.planning.limits import REGISTERS, directions_at_once
 from triton_lstm.planning.plan import Plan
@@ -134,7 +135,8 @@ class Layer:
 
 def options(plan: Plan, backend: str) -> dict[str, int]:
     """How a kernel is compiled."""
-    chosen = dict(num_warps=plan.warps, num_stages=1)
+    # Triton 3.10 will no longer fuse multiply and add by default, which changes bits and speed
+    chosen = dict(num_warps=plan.warps, num_stages=1, enable_fp_fusion=True)
     if backend == "cuda":  # by default ptxas spills for an occupancy that is not needed
         chosen["maxnreg"] = REGISTERS
     return chosen
@@ -147,11 +149,11 @@ def sizes_of(exchanged: torch.Tensor, arguments: dict[str, Any]) -> tuple[int, i
     return D, exchanged.shape[0] if starts is None else starts.shape[0] - 2, B, H
 
 
-def counter_for(exchange: str, D: int, B: int, block_b: int, device: torch.device) -> torch.Tensor | None:
-    """The barrier's counters, one for each batch tile and direction; None where there is no barrier."""
-    if exchange != "barrier":
+def signals_for(exchange: str, limit: int, D: int, B: int, block_b: int, device: torch.device) -> torch.Tensor | None:
+    """Whether a wait gave up, and the barrier's counters, one for each batch tile and direction; or None."""
+    if exchange != "barrier" and not limit:
         return None
-    return torch.empty(D, -(-B // block_b), dtype=torch.int32, device=device)
+    return torch.empty(1 + D * -(-B // block_b), dtype=torch.int32, device=device)
 
 
 class Prepared(NamedTuple):
@@ -196,15 +198,14 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     D, T, B, H = sizes_of(exchanged, arguments)
     limit = _limit_for(device)
     precision = product_precision(dtype, device)
-    constants, grid = _prepared(device, plan, dtype, D, B, H, precision, limit, "dgates_ptr" in arguments)
-    counter = None
-    if plan.exchange != "none":
-        counter = counter_for(plan.exchange, D, B, plan.block_b, device)
-        make_ready(plan.exchange, exchanged, counter)
-    arguments |= constants
-    arguments |= dict(counter_ptr=counter, error_ptr=None, T=T, B=B)
-    if limit:
-        arguments["error_ptr"] = torch.zeros(1, dtype=torch.int32, device=device)
+    backward = "dgates_ptr" in arguments
+    constants, grid = _prepared(device, plan, dtype, D, B, H, precision, limit, backward)
+    signals = signals_for(plan.exchange, limit, D, B, plan.block_b, device)
+    parts = parts_for(plan, D, B, H, device)
+    make_ready(plan.exchange, exchanged, signals, parts)
+    arguments |= constants | dict(signals_ptr=signals, T=T, B=B)
+    if backward:
+        arguments["parts_ptr"] = parts
     if grid[2] == 2 and (device, plan, grid) in _refused:
         grid = (*grid[:2], 1)
     with launching(device):
@@ -220,10 +221,10 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
                     f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2
                 )
                 _launch_steps(kernel[grid], smaller, grid, T, arguments | dict(TILE=smaller.tile), device)
-    if limit and arguments["error_ptr"].item():
+    if limit and signals is not None and signals[0]:
         raise RuntimeError(
-            f"a program waited for another one's rows more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave up; "
-            f"the results are not complete. Plan: {plan}"
+            f"a program waited for another one's rows or sums more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave "
+            f"up; the results are not complete. Plan: {plan}"
         )
 
 
@@ -264,5 +265,7 @@ def _launch_steps(
                 "there, which is slower. A GPU shared through MPS or MIG, or by another process, is the usual reason.",
                 stacklevel=2,
             )
+    if plan.splits > 1:  # programs would wait for each other within a step
+        arguments = arguments | dict(TILE=plan.on_one_axis.tile, parts_ptr=None)
     for step in range(steps):
         launcher(step_begin=step, step_end=step + 1, **arguments)

@@ -8,6 +8,14 @@ LAYER is a Layer of launch.py, TILE a plan's Tile.
 import triton
 import triton.language as tl
 
+from triton_lstm.planning.plan import Tile
+
+
+@triton.constexpr_function
+def fills_fragments(bits: int, tile: Tile) -> bool:
+    """Whether the tile's slices of elements of so many bits have whole fragments of the tensor cores."""
+    return tile.SLICES > 1 and bits <= 32 and tile.BLOCK_B >= 8 and tile.BLOCK_K * bits >= 512 * tile.SLICES
+
 
 @triton.jit
 def _in_fragments(k, LINES: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr):
@@ -54,8 +62,7 @@ def load_weights(w_ptr, first_unit, k, K: tl.constexpr, LAYER: tl.constexpr, TIL
     N: tl.constexpr = GATES * TILE.BLOCK_H
     SLICES: tl.constexpr = TILE.SLICES
     BITS: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
-    LARGE: tl.constexpr = TILE.BLOCK_B >= 8 and TILE.BLOCK_K * BITS >= 512 * SLICES  # enough for fragments
-    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and LARGE
+    FRAGMENTS: tl.constexpr = fills_fragments(BITS, TILE)
     if GATES == 1:  # neighbours in memory are units: through shared memory, in the order of the fragments
         place = tl.arange(0, TILE.BLOCK_K)
         part = place // SLICES
@@ -99,12 +106,11 @@ def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
 
     (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside, which is never the sentinel.
     """
-    K: tl.constexpr = LAYER.K
+    K: tl.constexpr = LAYER.K // TILE.SPLITS
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     SLICES: tl.constexpr = TILE.SLICES
     BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
-    LARGE: tl.constexpr = TILE.BLOCK_B >= 8 and TILE.BLOCK_K * BITS >= 512 * SLICES  # enough for fragments
-    FRAGMENTS: tl.constexpr = SLICES > 1 and BITS <= 32 and LARGE
+    FRAGMENTS: tl.constexpr = fills_fragments(BITS, TILE)
     if FRAGMENTS:
         row, term = _in_fragments(k, BLOCK_B, BITS, TILE)
     else:
@@ -113,7 +119,7 @@ def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
     mask = row < live
     if K % TILE.BLOCK_K:
         mask = mask & (term < K)
-    a = _load(ptr + row * (LAYER.D * K) + term, mask, LAYER)
+    a = _load(ptr + row * (LAYER.D * LAYER.K) + term, mask, LAYER)
     if FRAGMENTS:
         return _from_fragments(a, BLOCK_B, TILE)
     elif SLICES > 1:
@@ -155,7 +161,8 @@ def multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER: tl.constexpr, TI
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     N: tl.constexpr = LAYER.GATES * TILE.BLOCK_H
     BITS: tl.constexpr = rows_ptr.dtype.element_ty.primitive_bitwidth
-    CHUNKS: tl.constexpr = (LAYER.K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
+    K: tl.constexpr = LAYER.K // TILE.SPLITS
+    CHUNKS: tl.constexpr = (K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
     if SLICES > 1:
         acc = tl.zeros((SLICES, BLOCK_B, N), LAYER.ACC)
     else:
@@ -177,6 +184,6 @@ def multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER: tl.constexpr, TI
     else:
         for k in range(CHUNKS):
             a = load_rows(rows_ptr, live, k, LAYER, TILE)
-            w = load_weights(w_ptr, first_unit, k, LAYER.K, LAYER, TILE)
+            w = load_weights(w_ptr, first_unit, k, K, LAYER, TILE)
             acc = tl.dot(a, w, acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
     return _add_slices(acc, LAYER, TILE)

@@ -60,7 +60,7 @@ def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
     width = programs * COLUMNS
     return dict(
         LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", SPINS, backward=False),
-        TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1),
+        TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1, 1),
     )
 
 

@@ -81,7 +81,13 @@ def _planned(what: str) -> tuple[Problem, Plan]:
     except (ValueError, KeyError) as error:
         raise UsageError(f"must be like H100:bf16:768:16:forward: {error}") from None
     if changes[0]:
-        plan = with_groups(problem, _changed(plan, changes[0]))
+        plan = _changed(plan, changes[0])
+        for name in ("block_b", "block_h", "block_k", "slices", "warps", "splits"):
+            if (size := getattr(plan, name)) < 1 or size & (size - 1):
+                raise UsageError(f"{name} must be a power of 2, got {size}")
+        if plan.block_h < plan.splits:
+            raise UsageError(f"a program must own units: block_h={plan.block_h}, splits={plan.splits}")
+        plan = with_groups(problem, plan)
     if reason := why_impossible(problem, plan):
         raise UsageError(f"{plan} cannot run: {reason}")
     return problem, plan

@@ -52,8 +52,10 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
     precision = "ieee" if device.backend == "hip" else PRECISION[problem.precision]
     layer = Layer.of(plan.exchange, dtype, problem.H, problem.directions, precision, variant.limit, problem.backward)
     values: dict[str, Any] = dict(LAYER=layer, TILE=plan.tile)
-    if not variant.limit:
-        values["error_ptr"] = None
+    if not variant.limit and plan.exchange != "barrier":
+        values["signals_ptr"] = None
+    if plan.splits == 1:
+        values["parts_ptr"] = None
     if not variant.packed:
         values |= {"starts_ptr": None, "lengths_ptr": None}
     elif not problem.backward:
@@ -71,8 +73,6 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
     values = {name: value for name, value in values.items() if name in function.arg_names}
     if not variant.save:
         values |= {"gates_ptr": None, "c_all_ptr": None}
-    if plan.exchange != "barrier":
-        values["counter_ptr"] = None
     element = "fp32" if dtype == torch.float32 else problem.precision
     signature, attributes = {}, {}
     for position, name in enumerate(function.arg_names):
@@ -82,7 +82,7 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
             signature[name] = "i32"
         else:
             wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "totals_ptr")
-            other = {"counter_ptr": "*i32", "error_ptr": "*i32", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
+            other = {"signals_ptr": "*i32", "parts_ptr": "*i64", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
             if variant.record == "sums":
                 other["totals_ptr"] = "*fp64"
             signature[name] = other.get(name, "*fp32" if wide else f"*{element}")

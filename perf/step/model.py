@@ -78,7 +78,7 @@ class _Model:
         if self.loop.programs > 1:
             gates = 4 if self.loop.backward else 1
             waited = wait_for_each_other(
-                self.durations(), self.loop.programs, self.constants, gates=gates, group=self.loop.group
+                self.durations(), self.loop.programs, self.constants, gates=gates, splits=self.loop.splits
             )
             waiting, looks = max(waited.cycles, waiting), waited.looks
         return Step(

@@ -28,7 +28,7 @@ class Loop:
     warps: of a program. programs: that exchange rows. sharing: programs on a processor. rounds: tiles that a program
     takes in turn. chunks: of the recurrent sum. backward: rows have the gradients of four gates. polls: bytes from one
     program's element to the next one's. barrier: programs announce rows by a counter. from_memory: weights that are
-    streamed do not fit L2. group: programs that add up parts of one sum, 0 for all.
+    streamed do not fit L2. splits: how many programs, neighbours, add up the parts of one sum.
     """
 
     warps: int
@@ -40,7 +40,7 @@ class Loop:
     polls: int = 32
     barrier: bool = False
     from_memory: bool = False
-    group: int = 0
+    splits: int = 1
 
     @classmethod
     def of(cls, problem: Problem, plan: Plan) -> Loop:
@@ -51,11 +51,12 @@ class Loop:
             programs=programs,
             sharing=-(-at_once // problem.device.processors),
             rounds=-(-problem.B // (plan.block_b * plan.groups)),
-            chunks=-(-problem.row_length // plan.block_k),
+            chunks=plan.sum_length(problem) // plan.block_k,
             backward=problem.backward,
-            polls=plan.block_h * problem.stored_itemsize,
+            polls=plan.block_h // plan.splits * problem.stored_itemsize,
             barrier=plan.exchange == "barrier",
             from_memory=4 * problem.H**2 * problem.stored_itemsize > problem.device.l2_bytes,
+            splits=plan.splits,
         )
 
 
@@ -66,25 +67,35 @@ class Timeline:
         self.path, self.pieces, self.loop, self.constants = path, list(pieces), loop, constants
         self.starts: list[int] = []
         self.trace: list[Operation] = []
+        multiplied = False
         for piece in pieces:
             self.starts.append(len(self.trace))
-            self.trace += [self._operation(k, piece.kind) for k in piece.instructions]
+            looked = self._looked(multiplied) if piece.kind == "look" else None
+            self.trace += [self._operation(k, looked) for k in piece.instructions]
+            multiplied |= piece.kind == "attempt"
         self.starts.append(len(self.trace))
         self.begin = WARM_UP * len(self.trace)
         trace = self.trace * (WARM_UP + 1) + self.trace[:1]  # the next step's begin is this one's end
         self.issued = issue(trace, loop.warps, constants, loop.sharing)
         self.cycles = self.at(len(self.trace))
 
-    def _operation(self, k: int, kind: str) -> Operation:
+    def _looked(self, multiplied: bool) -> float:
+        """Bytes of a warp's look, where it is at one element of each: of a sum's parts, the counter or rows."""
+        if multiplied:
+            return self.constants.sector * self.loop.splits
+        if self.loop.barrier:
+            return self.constants.sector
+        return LANES * min(self.constants.sector, self.loop.polls)
+
+    def _operation(self, k: int, looked: float | None) -> Operation:
+        """looked: in a wait, bytes of a look at single elements."""
         instruction = self.path.code[k]
         line = k // INSTRUCTIONS
         if instruction.kind != "load":
             return Operation(instruction, line=line)
         moved = float(LANES * instruction.width)
-        if kind == "look" and self.loop.barrier:
-            moved = self.constants.sector
-        elif kind == "look" and instruction.width <= 4:  # one element each of many programs
-            moved = LANES * min(self.constants.sector, self.loop.polls)
+        if looked is not None and instruction.width <= 4:
+            moved = looked
         from_memory = not instruction.strong and (k not in self.path.weights or self.loop.from_memory)
         return Operation(instruction, from_memory, moved, line)
 

@@ -68,32 +68,33 @@ class Waited:
 
 
 def wait_for_each_other(
-    durations: Durations, programs: int, constants: Constants, *, gates: int = 1, group: int = 0
+    durations: Durations, programs: int, constants: Constants, *, gates: int = 1, splits: int = 1
 ) -> Waited:
     """Lets `programs` programs exchange rows.
 
     gates: how many times a row holds every program's units: 4 where it has the gradients of all gates.
-    group: programs that add up parts of one sum, neighbours; 0 for all.
+    splits: how many programs, neighbours, add up the parts of one sum; each reads another split of the rows.
     """
-    return _World(durations, programs, constants, gates, group or programs).run()
+    return _World(durations, programs, constants, gates, splits).run()
 
 
-def holders(programs: int, gates: int, chunks: int) -> np.ndarray:
-    """Which programs write something of which chunk of a row: [chunk, program]."""
-    place = (np.arange(gates)[:, None] * programs + np.arange(programs)) * chunks // (gates * programs)
-    return np.array([(place == chunk).any(0) for chunk in range(chunks)])
+def holders(programs: int, gates: int, chunks: int, splits: int = 1) -> np.ndarray:
+    """Which programs write something of which chunk of what a program reads: [chunk, reader, writer]."""
+    written = (np.arange(gates)[:, None] * programs + np.arange(programs)) * (chunks * splits) // (gates * programs)
+    read = np.arange(chunks)[:, None] + np.arange(programs) % splits * chunks
+    return (written == read[:, :, None, None]).any(2)
 
 
 class _World:
-    def __init__(self, durations: Durations, programs: int, constants: Constants, gates: int, group: int) -> None:
+    def __init__(self, durations: Durations, programs: int, constants: Constants, gates: int, splits: int) -> None:
         self.d, self.n, self.c = durations, programs, constants
         self.random = random.Random(0)
         far = [[self.random.uniform(0, constants.seen_spread) for _ in range(programs)] for _ in range(programs)]
         self.seen = constants.seen + np.array(far)  # [reader, writer]
         self.arrives = constants.l2 / 2  # from a load's issue until it is at L2
         chunks = max(len(durations.attempts[0].loads), 1)
-        self.holds = holders(programs, gates, chunks)
-        self.group = np.arange(programs) // group
+        self.holds = holders(programs, gates, chunks, splits)
+        self.group = np.arange(programs) // splits
         self.looks = 0.0
 
     def run(self) -> Waited:
@@ -130,7 +131,7 @@ class _World:
             parts = np.array([time + (attempt.parts or 0.0) for time, attempt in done])
             of_group = np.where(self.group[:, None] == self.group[None, :], parts[None, :] + self.seen, -math.inf)
             vain = self._in_vain(parts + d.parts.first, of_group.max(1), d.parts.period)
-            self.looks += vain.sum()
+            self.looks += vain.sum() + self.n
             rows, end = rows + vain * d.parts.period, end + vain * d.parts.period
         return rows, end
 

@@ -129,7 +129,7 @@ def report(kernel: Kernel) -> Row:
         "triton": triton.__version__,
     }
     row |= exchanged(made, "dgates_ptr" if kernel.backward else "y_ptr")
-    row["least_bytes"] = least_bytes(kernel)
+    row |= {"least_bytes": least_bytes(kernel)} | word_bytes(kernel)
     if device.backend == "hip":
         asm = made.asm["amdgcn"]
         registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
@@ -137,7 +137,8 @@ def report(kernel: Kernel) -> Row:
         return row | {"problems": problems(row)}
     registers, stack, code = disassemble(made.asm["cubin"])
     instructions = parse(code)
-    step = [instruction.text for instruction in step_instructions(instructions)]
+    of_step = step_instructions(instructions)
+    step = [instruction.text for instruction in of_step]
     row |= {
         "registers": registers,
         "stack": stack,
@@ -150,6 +151,7 @@ def report(kernel: Kernel) -> Row:
         "wgmma_planned": plan.uses_wgmma(device),
         "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read and read != row["awaits"])),
         "poll_bytes": kernel.problem.poll_bytes,
+        "whole": sum(i.width for i in of_step if i.kind == "load" and "STRONG.SYS" in i.name and i.width >= 8),
     }
     try:
         modelled = model_step(instructions, Loop.of(kernel.problem, plan))
@@ -175,6 +177,15 @@ def least_bytes(kernel: Kernel) -> int:
     return chunks * plan.block_b * plan.block_k * itemsize // (plan.warps * GPUS[kernel.gpu].warp_size)
 
 
+def word_bytes(kernel: Kernel) -> Row:
+    """What each thread stores and loads of words, in the text: all, after one to wait for."""
+    plan, threads = kernel.plan, kernel.plan.warps * GPUS[kernel.gpu].warp_size
+    if plan.splits == 1:
+        return {"told": 0, "read": 0}
+    own = max(1, plan.block_b * plan.block_h // plan.splits // threads)
+    return {"told": 8 * plan.block_b * plan.block_h // threads, "read": 8 * (1 + plan.splits * own)}
+
+
 def problems(row: Row) -> list[str]:
     """What is wrong with a kernel, with its numbers."""
     amd = row["arch"].startswith("gfx")
@@ -196,6 +207,8 @@ def problems(row: Row) -> list[str]:
         wrong.append("no matrix instruction in the time loop")
     if bool(row["wgmma"]) != row["wgmma_planned"]:
         wrong.append(f"{row['wgmma']} wgmma, planned: {row['wgmma_planned']}")
+    if row["exchange"] == "barrier" and row["whole"] < row["read"] - 8:  # what is only waited for may be narrower
+        wrong.append(f"{row['whole']} bytes of words are whole in machine code, wanted: {row['read'] - 8}")
     least = min((poll_bytes(poll) for poll in row["polls"].split()), default=16)
     if row["exchange"] == "flag" and (not row["polls"] or least < row["poll_bytes"]):
         wrong.append(f"polls {row['polls'] or 'nothing'}, planned: {row['poll_bytes']} bytes a load")
@@ -223,7 +236,7 @@ def report_exchange(gpu: str, programs: int, exchange: Exchange) -> Row:
     _, stack, _ = disassemble(made.asm["cubin"])
     row = {"arch": GPUS[gpu].arch, "exchange": exchange, "stack": stack}
     chunk = values["TILE"].BLOCK_B * values["TILE"].BLOCK_K * 2 // (32 * WARPS)  # bytes of bf16 a thread
-    row |= exchanged(made, "buffer_ptr") | {"least_bytes": chunk}
+    row |= exchanged(made, "buffer_ptr", "counter_ptr") | {"least_bytes": chunk, "told": 0, "read": 0}
     return row | {"problems": unordered(row)}
 
 
@@ -242,7 +255,8 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
-    frame = frame.drop(columns=["arithmetic", "reads", "awaits", "least_bytes", "counter", "order"])
+    looked_at = ["reads", "awaits", "least_bytes", "counter", "words", "told", "read", "whole", "order"]
+    frame = frame.drop(columns=["arithmetic", *looked_at])
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)
     shown = ["registers", "stack", "shared", "instructions", "conversions"]

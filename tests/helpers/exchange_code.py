@@ -2,12 +2,15 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 LOADS = {"flag": "ld.volatile.global.", "barrier": "ld.global.cg.", "none": "no load"}  # of the rows
 NVIDIA = r"(ld|atom)\.global\.gpu\.acquire\.", r"(atom|red)\.global\.gpu\.release\.add\."  # once each on the counter
 AMD = r"atom\.agent\.acquire$", r"atom\.agent\.release$"
+SIGNAL = "st.global.b32"  # that a wait gave up, in the counters' tensor
+TOLD, READ = r"st\.global\.(v2\.)?b64$", r"ld\.volatile\.global\.(v2\.)?b64$"  # words of parts.py, each seen at once
 
 
 class Access(NamedTuple):
@@ -51,7 +54,7 @@ def amd_accesses(llir: str) -> list[Access]:
         if re.search(r"call void @llvm.amdgcn.s.barrier", line):
             found.append(BARRIER)
         elif atomic := re.search(r'atomicrmw \w+ ptr addrspace\(1\).* syncscope\("([\w-]+)"\) (\w+)', line):
-            found.append(Access(f"atom.{atomic[1]}.{atomic[2]}", frozenset({"counter_ptr"})))
+            found.append(Access(f"atom.{atomic[1]}.{atomic[2]}", frozenset({"signals_ptr"})))
         elif re.search(r"\bstore .* ptr addrspace\(1\)|raw\.(ptr\.)?buffer\.store", line):
             found.append(Access("st"))
         elif re.search(r"= load .* ptr addrspace\(1\)|raw\.(ptr\.)?buffer\.load", line):
@@ -59,7 +62,7 @@ def amd_accesses(llir: str) -> list[Access]:
     return found
 
 
-def order(accesses: list[Access], rows: str) -> str:
+def order(accesses: list[Access], rows: str, counter: str) -> str:
     """How the exchanged `rows` are ordered, a letter each: Acquire and reLease of the counter, Barrier, Read, Write.
 
     On AMD all that is loaded and stored: what follows `wait` are the rows, and what comes before `arrive` too.
@@ -67,16 +70,16 @@ def order(accesses: list[Access], rows: str) -> str:
     letters = {"acquire": "A", "release": "L", "barrier": "B", "ld": "R", "st": "W"}
     found = ""
     for opcode, pointers in accesses:
-        if not pointers or pointers & {rows, "counter_ptr"}:
+        if opcode != SIGNAL if counter in pointers else rows in (pointers or {rows}):
             found += next((letter for word, letter in letters.items() if word in re.split(r"[.]", opcode)), "?")
     return found
 
 
-def exchanged(compiled: Any, rows: str) -> Row:
+def exchanged(compiled: Any, rows: str, counter: str = "signals_ptr") -> Row:
     """How a kernel reads its argument `rows`, through which programs see each other's, and what orders that.
 
     reads: how often each instruction loads from it, or from nobody knows where; none on AMD. counter: the instructions
-    on the barrier's counter. order: see there.
+    on the barrier's counter. words: those on the parts of sums. order: see there.
     """
     arguments = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     nvidia = "ptx" in compiled.asm
@@ -86,22 +89,30 @@ def exchanged(compiled: Any, rows: str) -> Row:
     return {
         "reads": reads,
         "awaits": min(reads, key=lambda read: poll_bytes(width(read))) if len(reads) > 1 else "",
-        "counter": [a.opcode for a in found if "counter_ptr" in a.pointers],
-        "order": order(found, rows),
+        "counter": [a.opcode for a in found if counter in a.pointers and a.opcode != SIGNAL],
+        "words": Counter(a.opcode for a in found if "parts_ptr" in a.pointers),
+        "order": order(found, rows, counter),
     }
 
 
 def unordered(row: Row) -> list[str]:
-    """What would let a program take rows for complete that are not: every load, atomic and barrier is looked at.
+    """What would let a program take rows, or words of parts, for complete that are not: every load, atomic and barrier
+    is looked at.
 
-    row["least_bytes"]: what each thread has to load of them.
+    row["least_bytes"]: what each thread has to load of rows. row["told"], row["read"]: bytes of words that it stores
+    and loads.
     """
     wrong = []
     exchange, amd, reads = row["exchange"], row["arch"].startswith("gfx"), row["reads"]
     wanted = LOADS[exchange]
-    seen = sum(n * poll_bytes(width(read)) for read, n in reads.items())
+    seen = moved(reads)
     if not amd and (not all(read.startswith(wanted) for read in reads) or seen < row["least_bytes"]):
         wrong.append(f"rows are loaded by {dict(reads)}, wanted: {row['least_bytes']} bytes a thread by {wanted}")
+    words = {pattern: moved(row["words"], pattern) for pattern in (TOLD, READ)}
+    whole = all(re.match(f"{TOLD}|{READ}", access) for access in row["words"])
+    if not whole or list(words.values()) != [row["told"], row["read"]]:
+        wanted = f"{row['told']} bytes a thread told and {row['read']} read, in whole words"
+        wrong.append(f"parts are told and read by {dict(row['words'])}, wanted: {wanted}")
     once = [sum(bool(re.match(wanted, used)) for used in row["counter"]) for wanted in (AMD if amd else NVIDIA)]
     if (once, len(row["counter"])) != (([1, 1], 2) if exchange == "barrier" else ([0, 0], 0)):
         wrong.append(f"the counter is used by {row['counter']}")
@@ -111,6 +122,11 @@ def unordered(row: Row) -> list[str]:
     if exchange == "barrier" and not re.search("ABB+R", order):  # the first hands out what one thread saw
         wrong.append("no barrier of all warps between `wait` and the rows' loads")
     return wrong
+
+
+def moved(accesses: Mapping[str, int], pattern: str = "") -> int:
+    """Bytes of a thread, by instructions like `pattern`."""
+    return sum(n * poll_bytes(width(opcode)) for opcode, n in accesses.items() if re.match(pattern, opcode))
 
 
 def width(load: str) -> str:

@@ -19,7 +19,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 PATIENCE = 20_000  # accesses without a store after which the programs wait for each other for ever
 
 
-OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "launch_cooperative_grid"}
+OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion", "launch_cooperative_grid"}
 
 
 class DeadlockError(AssertionError):

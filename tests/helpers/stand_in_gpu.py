@@ -25,6 +25,7 @@ from triton.compiler import compiler
 from triton_lstm.core.packing import starts_and_lengths
 from triton_lstm.kernels import device_facts, lstm_backward, lstm_backward_kernel, lstm_forward, lstm_forward_kernel
 from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL
+from triton_lstm.kernels.parts import parts_for
 from triton_lstm.planning.devices import GPUS, Device
 from triton_lstm.planning.plan import Plan
 from triton_lstm.settings import spin_limit
@@ -167,17 +168,20 @@ def call(plan: Plan, backward: bool, T: int, B: int, H: int, D: int, packed: boo
     w_hh, c0 = zeros(D * 4 * H, H), zeros(D, B, H, dtype=torch.float32)
     fresh = Fresh()
     tensors = (run_backward if backward else run_forward)(plan, gates, w_hh, c0, index, fresh)
-    counter = fresh.only(D, -(-B // plan.block_b), dtype=torch.int32) if plan.exchange == "barrier" else None
-    error = fresh.only(1, dtype=torch.int32) if spin_limit() else None
-    return tensors | dict(starts_ptr=index[0], lengths_ptr=index[1], counter_ptr=counter, error_ptr=error)
+    signals = None
+    if plan.exchange == "barrier" or spin_limit():
+        signals = fresh.only(1 + D * -(-B // plan.block_b), dtype=torch.int32)
+    parts = parts_for(plan, D, B, H, torch.device("meta"))
+    if parts is not None:
+        parts = fresh.only(*parts.shape, dtype=torch.int64)
+    return tensors | dict(starts_ptr=index[0], lengths_ptr=index[1], signals_ptr=signals, parts_ptr=parts)
 
 
-def ready(exchange: str, exchanged: torch.Tensor, counter: torch.Tensor | None) -> bool:
+def ready(exchange: str, exchanged: torch.Tensor, *zeroed: torch.Tensor | None) -> bool:
     """Whether what programs wait for is as it has to be before the first step. Nothing ran, so it still is."""
-    if exchange == "flag":
-        size = exchanged.element_size()
-        return bool((exchanged.view(INT_TYPE[size][0]) == SENTINEL[size]).all())
-    return counter is None or not counter.any()
+    size = exchanged.element_size()
+    unwritten = (exchanged.view(INT_TYPE[size][0]) == SENTINEL[size]).all()
+    return bool(exchange != "flag" or unwritten) and not any(tensor.any() for tensor in zeroed if tensor is not None)
 
 
 def run(stand_in: StandIn, plan: list[Any], limit: int, offers: list[Any], **case: Any) -> list[dict[str, Any]]:
@@ -198,7 +202,7 @@ def run(stand_in: StandIn, plan: list[Any], limit: int, offers: list[Any], **cas
                 arguments=kernel.arg_names,
                 stream=STREAM,
                 pointers={name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
-                ready=ready(plan[0], exchanged, tensors["counter_ptr"]),
+                ready=ready(plan[0], exchanged, tensors["signals_ptr"], tensors.get("parts_ptr")),
                 warnings=[str(warning.message) for warning in caught],
             )
         )

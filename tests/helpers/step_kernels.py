@@ -16,6 +16,7 @@ from triton_lstm.perf.step.model import model_step
 from triton_lstm.perf.step.path import find_path, polled, product, store
 from triton_lstm.perf.step.timeline import Loop
 from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.plan import EXCHANGES, Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import candidates, make_plan
 
@@ -146,6 +147,9 @@ def main():
         report(f"none-{direction}", compile_kernel(alone, make_plan(alone)), Loop.of(alone, make_plan(alone)))
         for name, plan in plans.items():
             report(f"{name}-{direction}", compile_kernel(problem, plan), Loop.of(problem, plan))
+    for exchange in EXCHANGES:
+        plan = Plan(exchange, True, True, 16, 32, 256, 1, groups=1, warps=4, splits=4)
+        report(f"split-{exchange}", compile_kernel(problem, plan), Loop.of(problem, plan))
 
 
 if __name__ == "__main__":

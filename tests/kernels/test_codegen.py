@@ -23,6 +23,7 @@ USUAL += [dict(gpu="H100", dtype="fp16", H=768, B=16), dict(gpu="A100", dtype="t
 USUAL += [dict(gpu="H100", dtype=dtype, H=768, B=64) for dtype in ("tf32", "fp32")]
 USUAL += [dict(gpu="H100", dtype="bf16", H=512, B=16) | variant for variant in (dict(directions=2), dict(packed=True))]
 USUAL = [case | dict(backward=backward) for case in USUAL for backward in BOTH]
+USUAL += [dict(gpu="H100", dtype="bf16", H=1024, B=64, backward=True)]  # programs split the sum
 YARDSTICK = dict(gpu="H100", dtype="bf16", H=768, B=16)
 TWINS = [
     YARDSTICK | dict(backward=backward, exchange=exchange, limit=limit)
@@ -34,6 +35,14 @@ TWINS += [
     for gpu, H, B in (("H100", 512, 16), ("H100", 768, 64), ("A100", 256, 16))
     for backward in BOTH
     for directions, packed in ((2, False), (1, True), (2, True))
+]
+# Sums that programs split
+TWINS += [
+    dict(gpu="H100", dtype="bf16", H=1024, B=64, backward=True, limit=9, packed=True),
+    dict(gpu="H100", dtype="bf16", H=1024, B=64, backward=True, exchange="flag", limit=9),
+    dict(gpu="H100", dtype="fp32", H=256, B=64, backward=True),
+    dict(gpu="B200", dtype="tf32", H=1024, B=64, backward=True, exchange="flag", directions=2, packed=True),
+    dict(gpu="RTX 5090", dtype="bf16", H=1024, B=64, backward=True, packed=True),
 ]
 # What orders the exchange is other code on each architecture
 TWINS += [
@@ -163,6 +172,9 @@ def test_every_kind_of_plan_was_seen(reports):
     assert {("sm_90", "none", True), ("sm_90", "flag", True), ("sm_90", "barrier", False)} <= set(plans)
     assert any(arch == "gfx942" and exchange == "barrier" for arch, exchange, _ in plans)
     assert any(r.get("wgmma") for r in reports.values())
+    split = {(r["arch"], r["dtype"], r["exchange"]) for r in reports.values() if r["told"]}
+    assert {("sm_80", "tf32", "barrier"), ("sm_90", "bf16", "barrier"), ("sm_90", "bf16", "flag")} <= split
+    assert {("sm_90", "fp32", "barrier"), ("sm_120", "bf16", "barrier"), ("sm_100", "tf32", "flag")} <= split
 
 
 @pytest.mark.parametrize(
@@ -186,6 +198,36 @@ def test_what_is_wrong_is_said_with_its_numbers(change, says, reports):
 
     good = reports[name(YARDSTICK | dict(backward=False, exchange="flag", limit=0))]
     assert says in "; ".join(problems(good | change))
+
+
+@pytest.mark.parametrize(
+    "change, right",
+    [
+        ({}, True),
+        ({"st.global.v2.b64": 3}, False),  # a part that is not told
+        ({"st.global.v2.b64": 5}, False),
+        ({"st.global.v2.b64": 2, "st.global.b64": 4}, True),
+        ({"st.global.v2.b64": 0, "st.global.v4.b32": 4}, False),  # a value may be seen without its number
+        ({"ld.volatile.global.v2.b64": 3}, False),
+        ({"ld.volatile.global.b64": 0}, False),
+        ({"ld.volatile.global.v2.b64": 0, "ld.volatile.global.v4.b32": 4}, False),
+        ({"ld.volatile.global.v2.b64": 0, "ld.volatile.global.b64": 9}, True),
+        ({"ld.volatile.global.v2.b64": 0, "ld.global.v2.b64": 4}, False),  # out of a cache that nobody keeps right
+        ({"ld.volatile.global.v2.b64": 3, "ld.global.cg.v2.b64": 1}, False),  # which may be read once for all looks
+        ({"atom.global.gpu.relaxed.exch.b64": 1}, False),
+    ],
+    ids=str,
+)
+def test_words_of_parts_are_whole(change, right, reports):
+    from codegen import problems
+
+    good = reports[name(dict(gpu="H100", dtype="bf16", H=1024, B=64, backward=True))]
+    stored, waited, loaded = "st.global.v2.b64", "ld.volatile.global.b64", "ld.volatile.global.v2.b64"
+    assert problems(good) == [] and good["words"] == {stored: 4, waited: 1, loaded: 4}
+    found = problems(good | dict(words=good["words"] | change))
+    assert (found == []) == right and all("64 bytes a thread told and 72 read" in problem for problem in found)
+    assert problems(good | dict(told=0, read=0)) != []  # no kernel has words without splits
+    assert "48 bytes of words are whole in machine code, wanted: 64" in "; ".join(problems(good | dict(whole=48)))
 
 
 @pytest.mark.parametrize(

@@ -131,18 +131,18 @@ def test_directions_one_after_the_other_give_the_same(layout, kind, monkeypatch)
 def test_each_direction_has_its_own_counters(layout, beside, monkeypatch):
     """One arrival for every program, step and direction: shared counters would let a direction pass on the other's."""
     counters = []
-    shipped = launch.counter_for
+    shipped = launch.signals_for
 
     def kept(*args):
         counters.append(shipped(*args))
         return counters[-1]
 
-    monkeypatch.setattr(launch, "counter_for", kept)
+    monkeypatch.setattr(launch, "signals_for", kept)
     problem = Problem(layout, True)
     take(monkeypatch, plan("barrier"), plan("barrier"))
     problem.run(problem.module, 0, 0)
     steps = [9, 9] if layout == "dense" else [12, 6]  # of each tile, times its three programs
-    assert [counter.tolist() for counter in counters] == [[steps, steps]] * 2
+    assert [signals.tolist() for signals in counters] == [[0, *steps, *steps]] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -91,6 +91,31 @@ def test_another_error_is_not_swallowed():
         launch._launch_steps(launcher, FLAG, GRID, 3, {}, DEVICE)
 
 
+def test_step_by_step_no_sum_is_split(device, monkeypatch):
+    """Programs that split a sum wait for each other within a step: they would hang."""
+    plan = Plan("flag", False, True, 16, 32, 32, 1, 1, 4, splits=2)
+    seen, shipped = [], launch._launch_steps
+
+    def spy(launcher, plan, grid, steps, arguments, device):
+        def launched(**arguments):
+            seen.append((grid, arguments["TILE"], arguments.get("parts_ptr")))
+            launcher(**arguments)
+
+        shipped(launched, plan, grid, steps, arguments, device)
+
+    monkeypatch.setattr(launch, "_launch_steps", spy)
+    torch.manual_seed(0)
+    module, twin = triton_lstm.LSTM(4, 40, backend="triton").to(device), nn.LSTM(4, 40).to(device)
+    twin.load_state_dict(module.state_dict())
+    x, alone = torch.randn(3, 2, 4, device=device), Plan("none", True, True, 16, 64, 64, 1, 1, 4)
+    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan if backward else alone)
+    for m in (module, twin):
+        m(x)[0].square().sum().backward()
+    for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    assert seen[1:] == [((4, 1, 1), plan.on_one_axis.tile, None)] * 3 and plan.on_one_axis.block_h == 16
+
+
 def test_too_large_a_plan_is_streamed(device, monkeypatch):
     """The compiler may need more than the plan's estimate: the weights leave the chip, the answer stays."""
     plan = Plan("flag", torch.cuda.is_available(), True, 16, 16, 32, 2, 1, 4)

@@ -28,6 +28,7 @@ FLAG = Plan("flag", True, True, 16, 16, 32, 1, 1, 4)
 BARRIER = dataclasses.replace(FLAG, exchange="barrier", groups=2)
 STEPS = dataclasses.replace(FLAG, one_launch=False)
 CROWDED = dataclasses.replace(FLAG, warps=8, groups=40)  # 80 programs a direction; an H100 has 132 processors
+SPLIT = dataclasses.replace(FLAG, block_h=32, splits=2)
 HEAVY = Plan("flag", True, True, 16, 32, 64, 1, 1, 4)  # 68 KiB with 256 units
 
 
@@ -47,6 +48,7 @@ CASES = {
     "alone": (ALONE, {}, [[Launch((1, 1, 1), cooperative=False)]]),
     "flag": (FLAG, {}, [[Launch((2, 1, 1))]]),
     "barrier": (BARRIER, dict(packed=True, B=40), [[Launch((2, 2, 1))]]),
+    "split": (SPLIT, dict(D=2, B=20, limit=9), [[Launch((2, 1, 2))]]),
     "both directions": (FLAG, dict(D=2), [[Launch((2, 1, 2))]]),
     "one direction at a time": (CROWDED, dict(D=2), [[e._replace(grid=(2, 40, 1)) for e in EACH_DIRECTION]]),
     "step by step": (STEPS, dict(D=2), [EACH_STEP]),
@@ -64,7 +66,8 @@ CASES = {
 WARNINGS = {"refused": r"too many blocks in cooperative launch.*every time step separately", "streamed": "are streamed"}
 BACKWARD = ("alone", "flag", "barrier", "both directions")  # too
 RUNS = [("H100", name, backward) for name in CASES for backward in (False, True) if name in BACKWARD or not backward]
-RUNS += [("A100", "flag", False), ("A100", "streamed", False)]
+RUNS.remove(("H100", "split", False))  # there is none
+RUNS += [("H100", "split", True), ("A100", "flag", False), ("A100", "streamed", False)]
 RUNS.remove(("H100", "streamed", False))  # "heavy" is there already, and a kernel is loaded once
 
 

@@ -15,8 +15,10 @@ from triton_lstm.perf.step.__main__ import main
 from triton_lstm.perf.step.constants import H100, Constants
 from triton_lstm.perf.step.machine_code import why_no_tools
 from triton_lstm.perf.step.model import NoModelError, model_step, why_no_model
-from triton_lstm.perf.step.timeline import PHASES, Loop
+from triton_lstm.perf.step.path import find_path
+from triton_lstm.perf.step.timeline import PHASES, Loop, Timeline
 from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import make_plan
 
@@ -37,6 +39,14 @@ WAITING += [
 ]
 WAITING += ["FSETP.NAN P4, R8 | s5", "@P4 BRA retry | s5", "FADD R2, R8, R2 | ?1 s4", "STG.E.U16 [R1], R2 | s2"]
 WAITING += ["@P1 BRA step | s5", "EXIT"]
+# One that tells others its parts of a sum, waits for theirs, and announces its rows by a counter
+SPLIT = ["step:", "LDG.E.U16 R2, [R1] | w1", "wait:", "LDG.E.STRONG.GPU R3, [R1] | w0", "ISETP P3, R3 | ?0 s5"]
+SPLIT += ["@P3 BRA wait | s5", "LDG.E.128.STRONG.GPU R4, [R1] | w0", "HMMA.16816.F32 R8, R4, R2, R8 | ?0 s10"]
+SPLIT += ["STG.E.128 [R1], R8 | s2", "told:", "LDG.E.STRONG.SYS R10, [R1] | w3", "ISETP P5, R10 | ?3 s5"]
+SPLIT += ["@P5 BRA told | s5", "parts:", "LDG.E.128.STRONG.SYS R12, [R1] | w0"]
+SPLIT += ["LDG.E.128.STRONG.SYS R16, [R1+0x80] | w2", "ISETP P4, R12 | ?02 s5", "@P4 BRA parts | s5"]
+SPLIT += ["FADD R2, R12, R2 | ?1 s4", "STG.E.U16 [R1], R2 | s2", "ATOMG.E.ADD.STRONG.GPU R3, [R1], R9 | s5"]
+SPLIT += ["@P1 BRA step | s5", "EXIT"]
 ROUND = dataclasses.replace(H100, l2=200, memory=600, seen=250, seen_spread=0, jitter=0)
 
 
@@ -91,6 +101,21 @@ def test_planned_kernels(exchange, direction, reports):
 
 
 @compiles
+@pytest.mark.parametrize("exchange", ["flag", "barrier"])
+def test_planned_kernels_that_split_their_sum(exchange, reports):
+    """Parts are stored from the product to a second wait, for one word of each split; then all words are loaded."""
+    report = reports[f"split-{exchange}"]
+    pieces = report["pieces"]
+    first, attempt, second, last = (k for k, piece in enumerate(pieces) if piece["kind"] != "run")
+    assert [pieces[k]["kind"] for k in (first, attempt, second, last)] == ["look", "attempt", "look", "look"]
+    assert [pieces[k]["polled"] for k in (first, second, last)] == [1, 1, 4]
+    assert pieces[attempt]["product"] == report["products"] == sum(piece["product"] for piece in pieces)
+    told, stored = (sum(piece["store"] for piece in part) for part in (pieces[attempt:second], pieces[second:]))
+    assert (told, stored) == (16 * 32 * 8 // (4 * 32 * 16), 4) and pieces[last]["store"] == 0  # 16 bytes a thread
+    assert report["us_waiting"] > report["us"] > 0.3 and report["looks"] >= 2
+
+
+@compiles
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_program_that_is_alone(direction, reports):
     report = reports[f"none-{direction}"]
@@ -118,6 +143,32 @@ def test_programs_by_hand():
     assert step.looks == 2 and step.waiting == step.cycles + 210
     late = dataclasses.replace(near, seen=500)
     assert model_step(code(*WAITING), Loop(warps=1, programs=4), late).looks == 3
+
+
+def test_two_waits_by_hand():
+    """Parts are stored at 422 and seen at 672: the look that is at L2 at 524 is in vain, and not the one 212 cycles
+    later. The counter, at 860, is seen at 1110: so is the look at 972, and not the one 210 cycles later."""
+    near = dataclasses.replace(ROUND, memory=100)
+    loop = Loop(warps=1, programs=4, backward=True, barrier=True, splits=2)
+    step = model_step(code(*SPLIT), loop, near)
+    stored = 2 + 200 + 10 + 200 + 10  # the look behind the input's load, the rows, the product
+    words = 4 + 200 + 10 + 200 + 8  # the store's four wavefronts, a look, all words: 512 bytes after the first 512
+    assert step.cycles == stored + words + 10 + 4 + 2 + 5 + 5
+    assert step.looks == 4 and step.waiting == step.cycles + 212 + 210
+    slow = model_step(code(*SPLIT), loop, dataclasses.replace(near, port=8))
+    assert slow.cycles == step.cycles + 64 - 8  # of the second load's words; a look at the counter is few bytes
+    late = model_step(code(*SPLIT), loop, dataclasses.replace(near, seen=500))
+    assert late.looks == 6 and late.waiting == step.cycles + 2 * (212 + 210)
+
+
+def test_bytes_that_a_warp_loads():
+    """Of the counter and of single words a sector each; of rows and of all words what its threads take."""
+    path = find_path(code(*SPLIT))
+    line = Timeline(path, path.pieces, Loop(warps=1, programs=4, barrier=True, splits=2), ROUND)
+    assert [operation.moved for operation in line.trace if operation.instruction.strong] == [32, 512, 64, 512, 512]
+    path = find_path(code(*WAITING))
+    line = Timeline(path, path.pieces, Loop(warps=1, programs=4, polls=16), ROUND)
+    assert [operation.moved for operation in line.trace if operation.instruction.strong] == [32 * 16, 512]
 
 
 def test_other_constants():
@@ -181,6 +232,13 @@ def test_what_the_machine_code_does_not_say():
     assert (loop.rounds, loop.chunks, loop.backward, loop.sharing) == (8, 8, True, 1)
 
 
+def test_sums_that_programs_split():
+    """A part of the row for each program, and as many programs as without splits, which announce fewer units each."""
+    problem = Problem(GPUS["H100"], "bf16", 64, 512, True)
+    plan = Plan("flag", True, True, 32, 64, 128, 1, groups=2, warps=8, splits=4)
+    assert Loop.of(problem, plan) == Loop(warps=8, programs=32, sharing=1, chunks=4, backward=True, polls=32, splits=4)
+
+
 def test_no_model():
     assert why_no_model("sm_90") is None and why_no_model("gfx942") == "there is no model of gfx942"
     assert "sm_75" in why_no_model("sm_75")
@@ -205,6 +263,10 @@ def test_every_constant_is_a_positive_number():
         (["H100:bf16:768:16:forward:colour=1"], "there is no 'colour'. There are exchange"),
         (["H100:bf16:768:16:forward:warps=many"], "warps must be a int, got 'many'"),
         (["H100:bf16:768:16:forward:block_h=128,block_b=64"], "cannot run"),
+        (["H100:bf16:768:16:backward:splits=0"], "splits must be a power of 2, got 0"),
+        (["H100:bf16:768:16:backward:splits=3,block_h=48"], "block_h must be a power of 2, got 48"),
+        (["H100:bf16:768:16:backward:splits=64,block_h=32"], "a program must own units: block_h=32, splits=64"),
+        (["H100:bf16:768:16:forward:splits=2"], "only BPTT"),
         (["MI300X:bf16:768:16:forward"], "there is no model of gfx942"),
         (["nowhere.cubin"], "No such file"),
     ],

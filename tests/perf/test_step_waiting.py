@@ -11,9 +11,9 @@ from triton_lstm.perf.step.waiting import Attempt, Durations, Failure, Wait, hol
 CALM = dataclasses.replace(H100, l2=200, seen=250, seen_spread=0, jitter=0)
 
 
-def waited(durations, programs=3, gates=1, group=0, **changes):
+def waited(durations, programs=3, gates=1, splits=1, **changes):
     constants = dataclasses.replace(CALM, **changes)
-    found = wait_for_each_other(durations, programs, constants, gates=gates, group=group)
+    found = wait_for_each_other(durations, programs, constants, gates=gates, splits=splits)
     return found.cycles, found.looks
 
 
@@ -88,24 +88,33 @@ class TestParts:
 
     def test_one_more_look(self):
         """Seen 250 cycles after they were stored; the first look sees 150, the second 350."""
-        assert waited(self.DURATIONS, group=3) == (pytest.approx(200 + 700 + 200), 2)
+        assert waited(self.DURATIONS, splits=3) == (pytest.approx(200 + 700 + 200), 3)
 
     def test_rows_are_later_by_it(self):
         """The next step's look, 300 cycles after the rows were stored in time, would see them if they had been."""
-        assert waited(self.DURATIONS, group=3, seen=310) == (pytest.approx(200 + 700 + 200 + 300), 3)
+        assert waited(self.DURATIONS, splits=3, seen=310) == (pytest.approx(200 + 700 + 200 + 300), 4)
 
     def test_only_the_group_is_waited_for(self):
         """A program's own parts are seen in time, those of a far one are not."""
-        alone, all_of_them = (waited(self.DURATIONS, 16, group=n, seen=120, seen_spread=60)[1] for n in (1, 16))
-        assert 1 < alone < all_of_them <= 2
+        alone, all_of_them = (waited(self.DURATIONS, 16, splits=n, seen=120, seen_spread=60)[1] for n in (1, 16))
+        assert 2 < alone < all_of_them <= 3
 
     def test_parts_that_are_there(self):
-        assert waited(self.DURATIONS, group=3, seen=150) == (pytest.approx(200 + 700), 1)
+        assert waited(self.DURATIONS, splits=3, seen=150) == (pytest.approx(200 + 700), 2)
 
 
 def test_who_writes_a_chunk():
     """Forward each chunk has its own programs; with four gates a row has all programs four times."""
-    assert holders(4, 1, 2).tolist() == [[True, True, False, False], [False, False, True, True]]
+    first, second = [True, True, False, False], [False, False, True, True]
+    assert holders(4, 1, 2).tolist() == [[first] * 4, [second] * 4]
     assert holders(2, 4, 4).all() and holders(4, 4, 2).all()
-    assert holders(2, 4, 8).tolist() == [[True, False], [False, True]] * 4
-    assert holders(2, 1, 4).any(1).tolist() == [True, False, True, False]  # a program's columns begin in a chunk
+    assert holders(2, 4, 8)[:, 0].tolist() == [[True, False], [False, True]] * 4
+
+
+def test_who_writes_a_split():
+    """Programs read the splits in turn: of four gates one each, or a half of one."""
+    first, second = [True, True, False, False], [False, False, True, True]
+    assert holders(4, 1, 1, splits=2).tolist() == [[first, second, first, second]]
+    assert holders(4, 4, 1, splits=4).all()
+    assert holders(4, 4, 2, splits=4).tolist() == [[first] * 4, [second] * 4]
+    assert holders(8, 4, 1, splits=8)[0].tolist() == [[True] * 4 + [False] * 4, [False] * 4 + [True] * 4] * 4

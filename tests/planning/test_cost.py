@@ -59,7 +59,9 @@ def measured():
         for row in csv.DictReader(file):
             if row["kernels"] == "before":
                 continue
-            exchange, *numbers = re.match(r"(\w+) (\d+)x(\d+)/(\d+):(\d+) w(\d+)(?: x(\d+))?", row["plan"]).groups()
+            exchange, *numbers = re.match(
+                r"(\w+) (\d+)x(\d+)/(\d+):(\d+) w(\d+)(?: x(\d+))?(?: streamed)?$", row["plan"]
+            ).groups()
             block_b, block_h, block_k, slices, warps, groups = (int(number or 1) for number in numbers)
             resident = "streamed" not in row["plan"]
             plan = Plan(exchange, True, resident, block_b, block_h, block_k, slices, groups, warps)

@@ -29,6 +29,22 @@ def test_every_config_that_is_dropped_has_its_reason():
     assert "it would spill registers: N sums" in reasons["H200"]
 
 
+def test_where_sums_cannot_be_split():
+    split = Plan("barrier", True, True, 16, 32, 64, 1, 1, 4, splits=4)
+    backward = PROBLEM._replace(backward=True)
+    assert why_impossible(backward, split) is None
+    for problem, plan, reason in (
+        (PROBLEM, split, "only BPTT"),
+        (backward, dataclasses.replace(split, one_launch=False), "only BPTT"),
+        (backward, dataclasses.replace(split, warps=8), "copies of the words of only 128 sums"),
+        (backward._replace(H=650), split, "no 4 parts of whole 16 bytes"),
+        (backward._replace(precision="fp64", H=64), split, "a part of a sum is a float32"),
+        (backward._replace(device=GPUS["MI300X"]), split, "the exchange of split sums needs volatile loads"),
+    ):
+        assert reason in why_impossible(problem, plan)
+    assert why_impossible(backward, split.on_one_axis) is None
+
+
 def test_a_plan_for_a_smaller_layer_is_refused():
     alone = make_plan(PROBLEM._replace(H=32))
     assert "cannot hold a layer of 33" in why_not(PROBLEM._replace(H=33), alone)

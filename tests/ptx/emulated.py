@@ -24,6 +24,15 @@ SEEDS = range(SEED, SEED + int(os.environ.get("PTX_SEEDS", 1)))  # how many sche
 FLAG = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
 SLICES = dataclasses.replace(FLAG, block_h=8, slices=4)
 BARRIER = dataclasses.replace(SLICES, exchange="barrier")
+ALONE = Plan("none", True, True, 16, 32, 32, 1, 1, 4)
+SPLIT = Plan("flag", True, True, 16, 16, 64, 4, 1, 4, splits=2)
+SPLITS = {
+    "flag 2": SPLIT,
+    "flag 4": dataclasses.replace(SPLIT, block_h=32, block_k=32, slices=1, splits=4),
+    "flag 8": dataclasses.replace(SPLIT, block_h=32, block_k=16, slices=1, splits=8, warps=2),  # half of a gate each
+    "barrier 2": dataclasses.replace(SPLIT, exchange="barrier", slices=1),
+    "barrier 4": dataclasses.replace(SPLIT, exchange="barrier", block_h=32, splits=4),
+}
 WGMMA = Plan("flag", True, True, 64, 32, 64, 1, 1, 4)  # on Hopper
 
 
@@ -42,8 +51,9 @@ def like_nn_lstm(H, T=3, B=3, dtype=torch.bfloat16, states=True, **kwargs):
 def takes(monkeypatch):
     """Has all layers take a plan."""
 
-    def take(plan):
-        monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan)
+    def take(plan, backward=None):
+        plans = plan, backward or plan
+        monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plans[backward])
 
     return take
 
@@ -59,6 +69,25 @@ def test_several_programs(plan, seed, takes):
     takes(plan)
     with gpu(EMULATED, seed=seed, weak=WEAK):
         like_nn_lstm(64)
+
+
+@pytest.mark.parametrize("plan", SPLITS)
+def test_a_sum_split_among_programs(plan, takes):
+    takes(ALONE, SPLITS[plan])
+    with gpu(EMULATED, seed=SEED, weak=WEAK):
+        for _ in range(1 if plan == "flag 8" else 2):  # schedules
+            like_nn_lstm(32, T=5)
+
+
+def test_a_split_sum_in_float32(takes):
+    takes(ALONE, SPLIT)
+    like_nn_lstm(32, T=5, dtype=torch.float32)
+
+
+def test_a_split_sum_of_several_tiles_and_both_directions(takes):
+    """And the last program has no unit."""
+    takes(ALONE, dataclasses.replace(SPLIT, block_h=8, slices=1, warps=2))
+    like_nn_lstm(12, T=4, B=20, bidirectional=True)
 
 
 def test_the_look_and_the_product_have_the_same_threads(takes):
@@ -107,10 +136,14 @@ def test_a_misaligned_pointer(takes):
 
 def test_a_spin_limit_that_runs_out(takes, monkeypatch):
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "1")
-    takes(FLAG)
     module, x = triton_lstm.LSTM(4, 64, backend="triton"), torch.randn(4, 2, 4)
+    takes(FLAG)
     with gpu(EMULATED, weak=True), pytest.raises(RuntimeError, match="SPIN_LIMIT=1 times and gave up"):
         module(x)
+    module = triton_lstm.LSTM(4, 32, backend="triton")
+    takes(ALONE, SPLITS["flag 4"])
+    with gpu(EMULATED, weak=True), pytest.raises(RuntimeError, match="SPIN_LIMIT=1 times and gave up"):
+        module(x)[0].sum().backward()
 
 
 def test_a_spin_limit_that_suffices(takes, monkeypatch):
@@ -118,6 +151,8 @@ def test_a_spin_limit_that_suffices(takes, monkeypatch):
     for plan in (FLAG, BARRIER):
         takes(plan)
         like_nn_lstm(64, T=2)
+    takes(ALONE, SPLITS["flag 4"])
+    like_nn_lstm(32, T=3)
 
 
 @pytest.mark.parametrize("exchange", ["flag", "barrier"])

@@ -40,20 +40,23 @@ THE_DATA_IS_THE_FLAG = (
     "rows are polled while they are written; a row counts only if none of its elements, which are written once, is the "
     "sentinel any more (triton_lstm/kernels/exchange.py)"
 )
+A_WORD_HAS_ITS_STEP = (
+    "a word is polled while it is written; it counts only with its step's number, which is one element with the value "
+    "(triton_lstm/kernels/parts.py)"
+)
 GAVE_UP = [
     Allowed(name, frozenset({"weak store"}), "all that store there store 1, and only the host reads it")
-    for name in ("error_ptr", "late_ptr")
+    for name in ("signals_ptr", "late_ptr")
 ]
+POLLED = frozenset({"relaxed load", "weak store"})
+BETWEEN_PROGRAMS = [*GAVE_UP, Allowed("parts_ptr", POLLED, A_WORD_HAS_ITS_STEP)]
 # By exchange: the races that are right
 ALLOWED = {
     "none": GAVE_UP,
-    "barrier": GAVE_UP,
+    "barrier": BETWEEN_PROGRAMS,
     "flag": [
-        *GAVE_UP,
-        *(
-            Allowed(name, frozenset({"relaxed load", "weak store"}), THE_DATA_IS_THE_FLAG)
-            for name in ("y_ptr", "dgates_ptr", "buffer_ptr")
-        ),
+        *BETWEEN_PROGRAMS,
+        *(Allowed(name, POLLED, THE_DATA_IS_THE_FLAG) for name in ("y_ptr", "dgates_ptr", "buffer_ptr")),
     ],
 }
 POISON = 0x7FFD  # every 16 bits of memory that was allocated and not written: NaN in all formats, and nobody else's

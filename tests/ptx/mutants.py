@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from triton.runtime import JITFunction
 
-from triton_lstm.kernels import backward, exchange, forward, launch
+from triton_lstm.kernels import backward, exchange, forward, launch, parts
 
 
 class Place(NamedTuple):
@@ -215,7 +215,7 @@ TEXT = [
 class Source(NamedTuple):
     """Of the kernels' Python: `old`, a regular expression that is there once, becomes `new` in `function`.
 
-    exchange: for which plans.
+    exchange: for which plans: "flag", "barrier", "parts" or "parts by flag".
     """
 
     exchange: str
@@ -269,6 +269,25 @@ def _fill_in_part(buffer: torch.Tensor, fill: Callable[..., None] = exchange.fil
     buffer[1, ..., -16:] = 0
 
 
+def _counters_as_they_are(kind: str, buffer: torch.Tensor, signals: Any, words: torch.Tensor | None) -> Any:
+    exchange.make_ready(kind, buffer, words)
+    return signals
+
+
+def _words_of_two_steps(kind: str, buffer: torch.Tensor, signals: torch.Tensor | None, words: torch.Tensor) -> None:
+    """As a launch of two steps leaves them."""
+    exchange.make_ready(kind, buffer, signals)
+    words.copy_((torch.tensor([1, 2]) << 32 | 0x3F800000).view(2, 1, 1, 1, 1))
+
+
+POINTER = "tl.pointer_type(tl.int32), bitcast=True"
+STORED_APART = rf"""place = \1
+    tl.store(place.to({POINTER}), word.to(tl.int32))
+    tl.store(place.to({POINTER}) + 1, (word >> 32).to(tl.int32))"""
+LOADED_APART = rf"""half = (\1).to({POINTER})
+            seen = tl.load(half + 1, volatile=True).to(tl.int64) << 32
+            seen |= tl.load(half, volatile=True).to(tl.int64) & 0xFFFFFFFF"""
+add_parts = parts.add_parts
 product = exchange.recurrent_product
 PYTHON: list[Source | Host] = [
     Host("flag", "the buffer is not filled", "fill_with_sentinel", lambda buffer: None),
@@ -279,8 +298,8 @@ PYTHON: list[Source | Host] = [
     Source("flag", "accepted at once", product, r"if complete == 0:", "if complete == 2:"),
     Source("flag", "complete from the first step on", product, r"\(target == 0\)", "(target >= 0)"),
     Source("flag", "the sentinel may be stored", exchange.store_unlike_sentinel, r"SENTINEL \+ 1", "SENTINEL"),
-    Host("barrier", "the counter is not zeroed", "make_ready", lambda *_: None),
-    Host("barrier", "the counter starts at 1", "make_ready", lambda _, __, counter: counter.fill_(1)),
+    Host("barrier", "the counter is not zeroed", "make_ready", _counters_as_they_are),
+    Host("barrier", "the counter starts at 1", "make_ready", lambda *given: _counters_as_they_are(*given).fill_(1)),
     Source("barrier", "no barrier before arrive", exchange.arrive, r"tl.debug_barrier\(\)", "pass"),
     Source("barrier", "arrive adds 2", exchange.arrive, r"counter_ptr, 1", "counter_ptr, 2"),
     Source("barrier", "arrive adds 0", exchange.arrive, r"counter_ptr, 1", "counter_ptr, 0"),
@@ -292,4 +311,14 @@ PYTHON: list[Source | Host] = [
     Source("barrier", "wait looks once", exchange.wait, r"n = tl.where\(short.*", "n = LAST"),
     Source("barrier", "wait does not acquire", exchange.wait, r"acquire", "relaxed"),
     Source("barrier", "wait acquires from its program", exchange.wait, r"gpu", "cta"),
+    Host("parts", "words are not cleared", "make_ready", lambda *most: exchange.make_ready(*most[:-1])),
+    Host("parts", "words of a launch before are left", "make_ready", _words_of_two_steps),
+    Source("parts", "a word's number is not compared", add_parts, r"!= number\)", "== -1)"),
+    Source("parts", "the number of two steps before will do", add_parts, r"!= number\)", "< number - 2)"),
+    Source("parts", "parts are looked at once", add_parts, r"n = tl.where\(late.*", "n = LAST"),
+    Source("parts by flag", "words of one step", add_parts, r"\(2 \* tile \+ step % 2\)", "(2 * tile)"),
+    Source("parts", "parts are added in another order", add_parts, r"own \+ k \*", "own + (SPLITS - 1 - k) *"),
+    Source("parts", "a part of another split", add_parts, r"own \+ k \*", "own + k // 2 *"),
+    Source("parts", "a word is stored in halves", add_parts, r"tl.store\((.*), word\)", STORED_APART),
+    Source("parts", "a word is loaded in halves", add_parts, r"seen = tl.load\((.*), volatile=True\)", LOADED_APART),
 ]

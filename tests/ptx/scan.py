@@ -26,7 +26,7 @@ from triton_lstm.planning.plan import Plan
 
 from . import gpu, machine
 from .faults import Fault, UnknownInstructionError
-from .mutants import LONE_ELEMENT, PYTHON, TEXT, UNCHANGED, Host, Mutation, Source
+from .mutants import LONE_ELEMENT, ORDER, PYTHON, TEXT, UNCHANGED, Host, Mutation, Source
 from .schedule import Schedule
 from .survivors import Row, reason, table
 
@@ -43,6 +43,13 @@ class Case(NamedTuple):
     backward: bool = False
     dtype: torch.dtype = torch.bfloat16
     hidden: int = H
+    steps: int = T
+
+    @property
+    def exchanges(self) -> set[str]:
+        """What is exchanged, as mutations name it."""
+        kind = self.plan.exchange
+        return {kind} if self.plan.splits == 1 else {kind, "parts", f"parts by {kind}"}
 
     @property
     def rows(self) -> int:
@@ -57,6 +64,7 @@ def _both(name: str, device: str, forward: Plan, backward: Plan, **more: Any) ->
     ]
 
 
+SPLIT, SPLIT_BARRIER = (Plan(kind, True, True, 16, 32, 32, 1, 1, 2, splits=4) for kind in ("flag", "barrier"))
 CASES = {
     case.name: case
     for case in [
@@ -68,6 +76,9 @@ CASES = {
         *_both("wgmma", "H100", *[Plan("flag", True, True, 64, 32, 64, 1, 1, 4)] * 2),
         Case("float32 forward", "A100", Plan("flag", True, True, 16, 16, 64, 1, 1, 4), dtype=torch.float32),
         Case("cut off forward", "A100", Plan("flag", True, True, 16, 16, 64, 1, 1, 4), hidden=50),
+        # The last program has no unit; words of steps 0, 2 and 4 have one place
+        Case("flag split backward", "A100", SPLIT, True, hidden=24, steps=5),
+        Case("barrier split backward", "A100", SPLIT_BARRIER, True, hidden=24, steps=5),
     ]
 }  # fmt: skip
 
@@ -84,12 +95,13 @@ class Launch:
     options: dict[str, Any]
 
     def run(self, ptx: str, schedule: Schedule) -> list[Array]:
-        """The values of all arguments afterwards. Raises Fault."""
+        """The values of all arguments afterwards, without the words of parts, which nobody reads then. Raises Fault."""
         for argument, values in zip(self.arguments, self.before, strict=True):
             if values is not None:
                 argument[1][:] = values
         machine.run(_kernel(ptx), self.arguments, self.grid, self.shared, **self.options | dict(schedule=schedule))
-        return [argument[1].copy() for argument in self.arguments if not isinstance(argument, int)]
+        results = [argument for argument in self.arguments if not isinstance(argument, int)]
+        return [argument[1].copy() for argument in results if argument[0] != "parts_ptr"]
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,7 +142,7 @@ def record(case: Case, mutation: Source | Host | None = None) -> Launch:
         made.append(Launch(texts[-1], arguments, before, grid, shared, options))
 
     torch.manual_seed(0)
-    wide, hidden, rows = torch.promote_types(case.dtype, torch.float32), case.hidden, case.rows
+    wide, hidden, rows, T = torch.promote_types(case.dtype, torch.float32), case.hidden, case.rows, case.steps
     w = ((2 * torch.rand(4 * hidden, hidden) - 1) * hidden**-0.5).to(case.dtype)
     c0 = torch.randn(1, rows, hidden, dtype=wide)
     given = torch.randn(T, rows, 4 * hidden).to(case.dtype)
@@ -163,7 +175,8 @@ KINDS = {
     "race in shared memory": "in shared memory, byte",
     "race between programs": "a race on",
     "unwritten": "nobody wrote",
-    "out of bounds": r"bytes at|an input|misaligned|splits elements",
+    "out of bounds": r"bytes at|an input|misaligned",
+    "split elements": "splits elements",
     "deadlock": "wait for each other forever|never ends",
     "barrier": "not all threads reach",
     "in flight": "not waited for|may still read|wgmma.fence|fence.proxy.async",
@@ -209,6 +222,11 @@ def schedules(case: Case, mutation: Mutation | Source | Host, limit: int) -> lis
             last = [row * columns + chunk + k for row in rows for chunk in chunks for k in range(8)]
             found = []
         found += [Bounded(seed=3, weak=True, limit=limit, straggler=(step, k), only_straggler=True) for k in last]
+    if case.plan.splits > 1 and mutation.group != ORDER:  # of each split one of a thread's two words is seen last
+        words = case.plan.block_b * case.plan.block_h // case.plan.splits
+        last = [split * words + k for split in range(case.plan.splits) for k in range(2)]
+        among = case.plan.splits * words
+        found += [Bounded(seed=3, weak=True, limit=limit, straggler=(among, k), only_straggler=True) for k in last]
     return found
 
 
@@ -225,7 +243,7 @@ class Unmutated:
         """(where, the launch, its PTX)"""
         if isinstance(mutation, Mutation):
             return [(where, self.launch, ptx) for where, ptx in mutation.mutants(self.launch.ptx)]
-        if mutation.exchange != self.case.plan.exchange:
+        if mutation.exchange not in self.case.exchanges:
             return []
         launch = record(self.case, mutation)
         return [("", launch, launch.ptx)]

@@ -56,6 +56,12 @@ REASONS = [
         "What the wait sees decides when the product is made for the first time, and nothing else",
     ),
     Reason(
+        "words of one step",
+        "",
+        "Only a schedule shows it in which a program is held up, from when the parts are there until it has read them, "
+        "for a whole step of the others; with looks at all parts from the beginning, seeds showed it",
+    ),
+    Reason(
         "accepted without a second product",
         "",
         "A NaN that four products have had is nearly always an honest one: no schedule has a row come in between",

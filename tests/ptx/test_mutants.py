@@ -13,13 +13,14 @@ if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU that is here", allow_module_level=True)
 
 TESTS = Path(__file__).parents[1]
-RACE, SHARED, UNWRITTEN, RESULTS, DEADLOCK, FLIGHT = (
+RACE, SHARED, UNWRITTEN, RESULTS, DEADLOCK, FLIGHT, SPLIT = (
     "race between programs",
     "race in shared memory",
     "unwritten",
     "results",
     "deadlock",
     "in flight",
+    "split elements",
 )
 # Case, mutation, at which share of its places, and what notices it: one of these
 FEW = [
@@ -64,6 +65,19 @@ FEW = [
     ("barrier backward", "unchanged", 0, ""),
     ("barrier backward", "acquire becomes relaxed", 0, RACE),
     ("barrier backward", "wait does not acquire", 0, RACE),
+    ("flag split backward", "unchanged", 0, ""),
+    ("flag split backward", "a volatile load is plain", 1, RACE),
+    ("flag split backward", "words are not cleared", 0, UNWRITTEN),
+    ("flag split backward", "words of a launch before are left", 0, RESULTS),
+    ("flag split backward", "a word's number is not compared", 0, RESULTS),
+    ("flag split backward", "the number of two steps before will do", 0, RESULTS),
+    ("flag split backward", "parts are added in another order", 0, RESULTS),
+    ("flag split backward", "a part of another split", 0, RESULTS),
+    ("flag split backward", "a word is stored in halves", 0, SPLIT),
+    ("barrier split backward", "unchanged", 0, ""),
+    ("barrier split backward", "a volatile load's scope is its program", 0, RACE),
+    ("barrier split backward", "parts are looked at once", 0, RESULTS),
+    ("barrier split backward", "a word is loaded in halves", 0, SPLIT),
     ("wgmma forward", "unchanged", 0, ""),
     ("wgmma forward", "fence.proxy.async taken out", 0, FLIGHT),
     ("wgmma forward", "wgmma.fence taken out", 0, FLIGHT),

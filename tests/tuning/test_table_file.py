@@ -22,7 +22,7 @@ def folder(tables_folder):
 
 def content(**changes):
     row = json.loads(render(_table()))["plans"][0] | changes
-    return {"format": 1, "kernels": KERNELS, "about": {}, "plans": [row], "layers": []}
+    return {"format": 2, "kernels": KERNELS, "about": {}, "plans": [row], "layers": []}
 
 
 def _table():
@@ -33,11 +33,11 @@ def _table():
 
 BROKEN = {
     "empty": b"",
-    "cut off": b'{"format": 1, "kern',
+    "cut off": b'{"format": 2, "kern',
     "not text": b"\xff\xfe\x00",
     "deep": b"[" * 100_000,
     "a list": b"[]",
-    "other fields": b'{"format": 1}',
+    "other fields": b'{"format": 2}',
     "a large number": b'{"format": ' + b"9" * 5000 + b"}",
 } | {
     name: json.dumps(content(**change)).encode()
@@ -61,6 +61,9 @@ BROKEN = {
         "an endless time": {"us": float("inf")},
         "2 warps": {"warps": 2},
         "slices of no config": {"slices": 2},
+        "splits forward": {"splits": 2, "block_h": 16},
+        "splits of less than 8 units": {"direction": "backward", "splits": 4, "block_h": 16},
+        "3 splits": {"direction": "backward", "splits": 3, "block_h": 64},
         "an escape sequence": {"measured": "\x1b[2J"},
         "a time of 400 digits": {"us": 10**400},
     }.items()

@@ -76,6 +76,7 @@ def print_plans(device: Device, shapes: list[Shape], every: bool, model: bool = 
     """
     say(f"{device.name}: planned and predicted, not measured. Assumes an H100's clock and caches: do not compare GPUs.")
     say("A config: exchange, rows x units of a program / chunk of the sum : slices, warps, x tiles side by side.")
+    say("With `split`, so many programs have these units together, and each a part of the sum.")
     if model:
         say("Modelled from each kernel's machine code (perf/README.md), which is compiled for it: seconds each.")
     planned = []

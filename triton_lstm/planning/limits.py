@@ -67,12 +67,22 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def why_impossible(problem: Problem, plan: Plan) -> str | None:
     """The reason why a plan cannot run at all, not even slowly."""
     device = problem.device
-    if plan.exchange == "flag" and device.backend == "hip":
-        return "the flag exchange needs volatile loads, which the compiler for AMD drops"
+    if (plan.exchange == "flag" or plan.splits > 1) and device.backend == "hip":
+        needing = "flag exchange" if plan.exchange == "flag" else "exchange of split sums"
+        return f"the {needing} needs volatile loads, which the compiler for AMD drops"
     if plan.exchange == "none" and plan.block_h < problem.H:
         return f"one program of {plan.block_h} units cannot hold a layer of {problem.H}"
     if plan.exchange == "none" and not (plan.resident and plan.slices == 1 and plan.block_k == plan.block_h):
         return "one program holds all weights, in one chunk"
+    if plan.splits > 1 and not (problem.backward and plan.one_launch and plan.exchange != "none"):
+        return "only BPTT with all steps in one launch splits its sum among programs"
+    own = plan.block_b * plan.block_h // plan.splits
+    if plan.splits > 1 and own < device.warp_size * plan.warps:
+        return f"its {plan.warps} warps would look at copies of the words of only {own} sums, each at another time"
+    if plan.splits > 1 and problem.precision == "fp64":
+        return "a part of a sum is a float32"
+    if plan.splits > 1 and problem.row_length * problem.stored_itemsize % (16 * plan.splits):
+        return f"a row of {problem.row_length} gradients has no {plan.splits} parts of whole 16 bytes"
     shared = shared_bytes(problem, plan)
     if shared > device.shared_bytes:
         return f"it needs {shared / KIB:.0f} KiB of shared memory, a program has {device.shared_bytes / KIB:.0f} KiB"
@@ -104,13 +114,15 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
     columns = plan.block_h * problem.columns_per_unit
     copies = 2 if itemsize == 8 else 1  # of all numbers, in "tf32x3"
     sums = copies * plan.block_b * columns * plan.slices / threads
-    units = copies * plan.block_b * plan.block_h / threads
+    units = copies * plan.block_b * plan.block_h / plan.splits / threads
     rows = size * plan.block_b * plan.block_k / 32 / plan.slices
     weights = 0.0 if plan.resident else size * plan.block_k * columns / threads
     if plan.slices > 1 and plan.resident and not backward:  # see `load_weights`
         registers = columns * plan.sum_length(problem) * problem.stored_itemsize // (4 * threads)
         if registers > (64 if itemsize == 8 else 128):
             return f"{registers} registers of weights"
+    chunks = plan.sum_length(problem) // plan.block_k
+    several = plan.splits > 1 and chunks > 2
     most_sums, most_units, most_rows = (32, 2, 32) if plan.slices > 1 else (32, 4, 128)
     if plan.slices > 1 and not plan.resident:
         most_units, most_rows = 1, 16
@@ -121,13 +133,12 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
         most_units = 2 if backward and plan.resident else 4
     elif itemsize == 4 and plan.block_b >= 64:
         most_rows = 32
-    elif plan.slices == 1 and plan.block_b == 32 and backward:
+    elif plan.slices == 1 and backward and (plan.block_b == 32 or (plan.block_b == 16 and several)):
         most_rows = 64
     if sums > most_sums:
         return f"{sums:.0f} sums"
     if units > most_units:
         return f"{units:.0f} units"
-    chunks = plan.sum_length(problem) // plan.block_k
     many = chunks > 7 or problem.poll_bytes < 16
     if plan.block_b >= 64 and plan.resident and many:  # all chunks are loaded before the first is used
         return f"{chunks} chunks of {plan.block_b} rows"

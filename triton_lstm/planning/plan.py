@@ -22,11 +22,12 @@ class Tile:
     BLOCK_H: int
     BLOCK_K: int
     SLICES: int
+    SPLITS: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One layer and direction of time: a grid of (units / block_h, groups) programs.
+    """One layer and direction of time: a grid of (units / block_h * splits, groups) programs.
 
     exchange: how programs of a batch tile see each other's rows ("none": there is a single program).
     one_launch: all steps run in one launch; otherwise one launch per step, so that no program waits for another.
@@ -35,6 +36,8 @@ class Plan:
     slices: into how many parts the sum over a chunk is split, one per warp, added up at the end (1: not split).
     groups: batch tiles that run side by side; each group processes every groups-th tile in turn.
     warps: per program.
+    splits: backward, into how many parts programs divide the sum among themselves; a block_h has one program for each,
+        which owns as large a part of its units (1: no program needs another one's sums).
     """
 
     exchange: Exchange
@@ -46,21 +49,28 @@ class Plan:
     slices: int
     groups: int
     warps: int
+    splits: int = 1
 
     @functools.cached_property
     def tile(self) -> Tile:
-        return Tile(self.resident, self.block_b, self.block_h, self.block_k, self.slices)
+        return Tile(self.resident, self.block_b, self.block_h, self.block_k, self.slices, self.splits)
 
     def grid(self, hidden_size: int) -> tuple[int, int]:
-        return (-(-hidden_size // self.block_h), self.groups)
+        return (-(-hidden_size // self.block_h) * self.splits, self.groups)
+
+    @property
+    def on_one_axis(self) -> Plan:
+        """Without splits, as many units and weights a program."""
+        return dataclasses.replace(self, block_h=self.block_h // self.splits, splits=1)
 
     def __str__(self) -> str:
-        """flag 16x8/256:4 w4: rows x units / chunk : slices, warps."""
+        """flag 16x8/256:4 w4: rows x units / chunk : slices, warps; with split 2, of as many programs' units."""
         notes = "" if self.resident else " streamed"
         notes += "" if self.one_launch else " step by step"
         groups = f" x{self.groups}" if self.groups > 1 else ""
+        splits = f" split {self.splits}" if self.splits > 1 else ""
         tile = f"{self.block_b}x{self.block_h}/{self.block_k}:{self.slices}"
-        return f"{self.exchange} {tile} w{self.warps}{groups}{notes}"
+        return f"{self.exchange} {tile} w{self.warps}{splits}{groups}{notes}"
 
     def describe(self, hidden_size: int) -> str:
         """The plan in one line of prose."""
@@ -68,8 +78,10 @@ class Plan:
         held = "W_hh on chip" if self.resident else "W_hh read in every step"
         exchange = "no exchange" if self.exchange == "none" else f"{self.exchange} exchange"
         steps = "" if self.one_launch else ", a launch per step"
+        splits = f"sums split among {self.splits}, " if self.splits > 1 else ""
+        units = self.block_h // self.splits
         return (
-            f"{exchange}, {programs} x {groups} programs of {self.block_h} units x {self.block_b} rows, "
+            f"{exchange}, {programs} x {groups} programs of {units} units x {self.block_b} rows, {splits}"
             f"{self.warps} warps, chunks of {self.block_k} in {self.slices}, {held}{steps}"
         )
 
@@ -77,7 +89,7 @@ class Plan:
         """Terms of the recurrent product's sum, padded to whole chunks."""
         if self.exchange == "none":  # the gates' gradients are kept apart there, one chunk each
             return self.block_k * (4 if problem.backward else 1)
-        return -(-problem.row_length // self.block_k) * self.block_k
+        return -(-(problem.row_length // self.splits) // self.block_k) * self.block_k
 
     def uses_wgmma(self, device: Device) -> bool:
         """Whether the product runs on Hopper's asynchronous tensor cores, which need 64 rows and no slices."""

@@ -28,7 +28,11 @@ def space(problem: Problem) -> Iterator[Plan]:
             tiles = itertools.product(EXCHANGES, (True, False), (8, 16, 32, 64, 128), chunks, (1, warps))
             for exchange, resident, block_h, block_k, slices in tiles:
                 if block_k >= 16 * slices and block_h < 2 * units:
-                    yield Plan(exchange, True, resident, block_b, block_h, block_k, slices, 1, warps)
+                    plan = Plan(exchange, True, resident, block_b, block_h, block_k, slices, 1, warps)
+                    yield plan
+                    for splits in (2, 4, 8) if problem.backward and resident else ():
+                        if block_h >= 8 * splits and block_k * splits < 2 * width:
+                            yield dataclasses.replace(plan, splits=splits)
 
 
 def with_groups(problem: Problem, plan: Plan) -> Plan:

@@ -14,7 +14,7 @@ from triton_lstm.planning.plan import Exchange, Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.system.atomic_file import atomic_write
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 KERNELS = 2  # raised by a change to the kernels or to Plan that makes older measurements misleading
 LOCK_S = 30  # how long to wait for another process that writes
 LARGEST = 1 << 24  # bytes of a file; thousands of entries fit in one MiB
@@ -146,6 +146,7 @@ def _tuned(row: Any, where: str) -> Tuned:
         if not least <= fields[name] <= most or fields[name] & (fields[name] - 1):
             raise TableError(f"{where}: {name} must be a power of two from {least} to {most}, not {fields[name]}")
     odd = fields["warps"] not in (4, 8) or fields["slices"] not in (1, fields["warps"])
+    odd = odd or (fields["splits"] > 1 and (not key.backward or fields["block_h"] < 8 * fields["splits"]))
     if odd or fields["block_k"] < 16 * fields["slices"] or fields["block_b"] * fields["block_h"] > 1 << 14:
         raise TableError(f"{where}: no kernel has such a tile")
     return Tuned(key, Plan(**fields, one_launch=True, groups=1), us, planned_us, measured)
@@ -161,7 +162,7 @@ def _layer_time(row: Any, where: str) -> LayerTime:
 
 
 _SHAPE: dict[str, type] = {"dtype": str, "H": int, "B": int}
-_MOST = {"block_b": 256, "block_h": 1024, "block_k": 4096, "slices": 16, "warps": 16}
+_MOST = {"block_b": 256, "block_h": 1024, "block_k": 4096, "slices": 16, "warps": 16, "splits": 8}
 _PLAN: dict[str, type] = {"exchange": str, "resident": bool} | dict.fromkeys(_MOST, int)
 
 
