@@ -1,7 +1,8 @@
 """Stress test of both exchanges: `python -m triton_lstm.perf.stress`, on a GPU.
 
 Thousands of one-launch runs while another stream is busy, each compared bitwise with a run that launches every step
-separately and so needs no exchange. With --small a few launches of tiny shapes, for compute-sanitizer.
+separately and so needs no exchange; sums that programs split, which are added in another order, with their first run.
+With --small a few launches of tiny shapes, for compute-sanitizer.
 """
 
 from __future__ import annotations
