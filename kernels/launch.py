@@ -200,9 +200,12 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
     precision = product_precision(dtype, device)
     backward = "dgates_ptr" in arguments
     constants, grid = _prepared(device, plan, dtype, D, B, H, precision, limit, backward)
-    signals = signals_for(plan.exchange, limit, D, B, plan.block_b, device)
-    parts = parts_for(plan, D, B, H, device)
-    make_ready(plan.exchange, exchanged, signals, parts)
+    signals = parts = None
+    if plan.exchange != "none" or limit:
+        signals = signals_for(plan.exchange, limit, D, B, plan.block_b, device)
+        if plan.splits > 1:
+            parts = parts_for(plan, D, B, H, device)
+        make_ready(plan.exchange, exchanged, signals, parts)
     arguments |= constants | dict(signals_ptr=signals, T=T, B=B)
     if backward:
         arguments["parts_ptr"] = parts

@@ -35,7 +35,8 @@ ENVIRONMENT = {
     "TRITON_LSTM_SPIN_LIMIT": Variable(
         "an integer below 2**31",
         "0: no limit",
-        "how often a program polls for another program's rows before it gives up",
+        "how often a program looks for other programs' rows or sums, and then multiplies without all of them, before "
+        "it gives up",
     ),
     "TRITON_INTERPRET": Variable(
         "0, 1", "0", "Triton's own, read when triton is imported; 1: the kernels run on the CPU, in its interpreter"
