@@ -30,6 +30,22 @@ def test_stress_writes_every_row(tmp_path, monkeypatch, capsys, bad, status):
     assert len(pd.read_csv(tmp_path / "new" / "stress.csv")) == 2
 
 
+def test_only_a_device_that_splits_no_sums_skips_a_case(monkeypatch):
+    monkeypatch.setattr(stress.warnings, "simplefilter", lambda kind: None)
+    for error, column in ((stress.NoSplitError("too small"), "skipped"), (KeyError("H"), "failed")):
+
+        def raises(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(stress, "stress_case", raises)
+        assert all(row[column] for row in stress.stress(small=True))
+
+
+@pytest.mark.parametrize("value, far", [(1.0, False), (1.001, False), (1.1, True), (float("nan"), True)])
+def test_split_sums_are_near_those_that_are_not(value, far):
+    assert bool(stress._far((torch.full((3,), value),), (torch.ones(3),), 2**-8)) is far
+
+
 def test_the_machine_on_a_gpu(monkeypatch):
     lines = "580.1, GPU-aaaa\n580.2, GPU-bbbb\n"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
