@@ -14,6 +14,7 @@ from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_backward
 from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import launch
+from triton_lstm.kernels.order import here
 from triton_lstm.kernels.parts import add_parts
 from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
@@ -131,7 +132,7 @@ def lstm_backward_kernel(
                 mask_t = mask & (row + offs_b < count)[:, None]
                 begun = tl.where(step > 0, tl.minimum(count, count_next), 0)
                 live = begun - row
-            # Nothing that is loaded here is looked at before the wait: it would wait for device memory as well
+            # What is loaded here is looked at after the wait: before it, that would wait for device memory as well
             gates = gates_ptr + (start + row) * (4 * D * H) + offs_gates
             i = tl.load(gates, mask=mask_t, other=0.0)
             f = tl.load(gates + H, mask=mask_t, other=0.0)
@@ -144,7 +145,7 @@ def lstm_backward_kernel(
                 c_prev = tl.load(c_prev_ptr + offs, mask=mask_t & (row + offs_b < before)[:, None], other=0.0)
                 if c0_ptr is not None:
                     first = mask_t & (row + offs_b >= before)[:, None]
-                    c_prev += tl.load(c0_ptr + row * (D * H) + offs, mask=first, other=0.0)
+                    c_first = tl.load(c0_ptr + row * (D * H) + offs, mask=first, other=0.0)
             else:
                 mask_prev = mask
                 if c0_ptr is None:
@@ -183,12 +184,16 @@ def lstm_backward_kernel(
             dh_t = dh
             dc_t = dc
             if dy_ptr is not None:
-                dh_t += dy.to(LAYER.ACC)
+                dh_t += here(dy, LAYER).to(LAYER.ACC)
             if dh_n_ptr is not None:
-                dh_t += dh_n.to(LAYER.ACC)
+                dh_t += here(dh_n, LAYER).to(LAYER.ACC)
             if dc_all_ptr is not None:
-                dc_t += dc_own.to(LAYER.ACC)
-            i, f, g, o = i.to(LAYER.ACC), f.to(LAYER.ACC), g.to(LAYER.ACC), o.to(LAYER.ACC)
+                dc_t += here(dc_own, LAYER).to(LAYER.ACC)
+            c, c_prev = here(c, LAYER), here(c_prev, LAYER)
+            if PACKED and c0_ptr is not None:
+                c_prev += here(c_first, LAYER)
+            i, f = here(i, LAYER).to(LAYER.ACC), here(f, LAYER).to(LAYER.ACC)
+            g, o = here(g, LAYER).to(LAYER.ACC), here(o, LAYER).to(LAYER.ACC)
             da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t, EXACT)
             keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, TOTALS, LAYER)
             if dact_ptr is not None:

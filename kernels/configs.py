@@ -120,7 +120,9 @@ class _Group:
         self.problem = Problem(self.device, precision, self.batch, self.hidden_size, self.backward)
         self.signals = signals_for(exchange, 0, D, self.batch, 16, exchanged.device)
         precision = product_precision(exchanged.dtype, exchanged.device)
-        self.layer = Layer.of(exchange, exchanged.dtype, self.hidden_size, D, precision, 0, self.backward)
+        self.layer = Layer.of(
+            exchange, exchanged.dtype, self.hidden_size, D, precision, 0, self.backward, self.device.backend
+        )
         self.plans = [p for p in space(self.problem) if (p.exchange, p.splits > 1) == (exchange, split)]
         # Of the parts, as many as any plan needs; a trial takes the first ones
         sizes = [self._words(p) for p in self.plans if why_not(self.problem, p) is None]

@@ -94,7 +94,7 @@ class Layer:
 
     H, D: hidden units, directions of time. K: terms of the recurrent product's sum; GATES: its columns for each unit.
     EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type. SENTINEL, INT: see exchange.py.
-    SPIN_LIMIT: looks, and products after them, before a wait gives up; 0: no limit.
+    SPIN_LIMIT: looks, and products after them, before a wait gives up; 0: no limit. BACKEND: the device's.
     """
 
     H: int
@@ -107,6 +107,7 @@ class Layer:
     SENTINEL: int
     INT: tl.dtype
     SPIN_LIMIT: int
+    BACKEND: str
 
     @staticmethod
     @functools.cache
@@ -118,6 +119,7 @@ class Layer:
         precision: str,
         limit: int,
         backward: bool,
+        backend: str = "interpreter",
     ) -> Layer:
         return Layer(
             H=hidden_size,
@@ -130,6 +132,7 @@ class Layer:
             SENTINEL=SENTINEL[dtype.itemsize],
             INT=INT_TYPE[dtype.itemsize][1],
             SPIN_LIMIT=limit,
+            BACKEND=backend,
         )
 
 
@@ -180,7 +183,7 @@ def _prepared(
 ) -> Prepared:
     facts = device_facts(device)
     problem = Problem(facts, precision_name(dtype, device), B, H, backward, D)
-    layer = Layer.of(plan.exchange, dtype, H, D, precision, limit, backward)
+    layer = Layer.of(plan.exchange, dtype, H, D, precision, limit, backward, facts.backend)
     constants = dict(LAYER=layer, TILE=plan.tile, **options(plan, facts.backend))
     return Prepared(constants, (*plan.grid(H), directions_at_once(problem, plan)))
 

@@ -50,7 +50,8 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
     device, dtype = problem.device, DTYPES[problem.precision]
     function = lstm_backward_kernel if problem.backward else lstm_forward_kernel
     precision = "ieee" if device.backend == "hip" else PRECISION[problem.precision]
-    layer = Layer.of(plan.exchange, dtype, problem.H, problem.directions, precision, variant.limit, problem.backward)
+    sizes = problem.H, problem.directions
+    layer = Layer.of(plan.exchange, dtype, *sizes, precision, variant.limit, problem.backward, device.backend)
     values: dict[str, Any] = dict(LAYER=layer, TILE=plan.tile)
     if not variant.limit and plan.exchange != "barrier":
         values["signals_ptr"] = None
