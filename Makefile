@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .NOTPARALLEL:
-.PHONY: demo figures test lint types check codegen test-triton-versions test-triton-smoke test-processors \
+.PHONY: demo figures test lint types check codegen agreement test-triton-versions test-triton-smoke test-processors \
     test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -38,9 +38,12 @@ types: $(READY)
 check: lint types test
 
 # Every kernel that can be planned, compiled for six architectures: the table that test_codegen.py compares with
-codegen: $(READY)
-	mkdir -p perf/results
+codegen: agreement
 	env -u TRITON_INTERPRET $(RUN) tests/helpers/codegen.py --csv perf/results/codegen.csv
+
+# How well the cost model orders plans; half an hour on two cores
+agreement: $(READY)
+	$(RUN) -m triton_lstm.perf.step.agreement
 
 # Every mutant of small compiled kernels (an hour): the table of what notices them
 ptx-mutants: $(READY)

@@ -32,10 +32,10 @@ def measure(key, clock, **kwargs):
 
 @pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
 def test_the_fastest_config_wins(key):
-    clock = Clock(lambda plan: 0.5 if plan.exchange == "flag" and plan.block_h == 8 else 2.0)
+    clock = Clock(lambda plan: 0.5 if plan.exchange == "barrier" and plan.block_h == 8 else 2.0)
     trials = measure(key, clock)
     found = tune.best(key, trials)
-    assert found.plan.exchange == "flag" and found.plan.block_h == 8
+    assert found.plan.exchange == "barrier" and found.plan.block_h == 8
     assert found.us == pytest.approx(0.5e3 / 4) and found.planned_us == pytest.approx(2e3 / 4)
     measured = [trial for trial in trials if math.isfinite(trial.us)]
     assert {trial.plan.exchange for trial in measured} == {"none", "flag", "barrier"}

@@ -1,10 +1,8 @@
 """The cost model: how long a step of the time loop should take, to order plans by.
 
-Its constants are fitted to 143 time loops measured on one H200 (perf/results/nvidia_h200/time_loops.csv; bf16 and tf32,
-H 128 to 1024, B 16 to 256, forward and backward) and are used for every GPU. With each of their 18 problems held out of
-the fit in turn, what it chooses takes 3% more than the best in the mean and 11% at most; Spearman 0.72. What was not
-measured is reasoned: a program that is alone, sums that programs split, streamed weights, float32, and launches step by
-step.
+Its constants are fitted to time loops measured on one H200 (perf/results/nvidia_h200/time_loops.csv) and to modelled
+ones of four GPUs (perf/results/modelled_loops.csv); perf/README.md says how well it orders them. All GPUs have the same
+constants. Neither measured nor modelled are launches step by step and weights that do not fit L2.
 """
 
 from __future__ import annotations
@@ -12,27 +10,48 @@ from __future__ import annotations
 import dataclasses
 
 from triton_lstm.planning.devices import KIB
-from triton_lstm.planning.limits import directions_at_once
+from triton_lstm.planning.limits import chunks_in_flight, directions_at_once
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 
-STEP_US = 1.11  # a trip through L2 and the latencies of a step with four warps
-ALONE_US = 0.65  # the same without the trip
-WARP_US = 0.082  # for each warp above four
-BARRIER_US = 0.137  # of a counter
-FLAG_US = 0.0116  # instead of it, for each program of a batch tile: all look at the same lines of L2
-ROWS_US = 0.0011  # for each KiB of rows that a program reads
-L2_US = 0.0865  # for each MiB that programs read at a time
-PARTS_US = 1.5  # of the exchange of parts, without the words; more than modelled, as nothing of it has been measured
-WORD_BYTES = 8  # of a part: a float32 and its step
-PRODUCT_US = {True: 0.0144, False: 0.0105}  # for each m16n8 product over 32 bytes in a warp; with slices, without
-WEIGHTS_US = 0.0023  # for each KiB of weights in shared memory, and every 16 rows
-SCATTERED_US = 0.043  # for each KiB of them that is read element by element
-CELL_US = 0.05  # for each unit and row in a thread
+MIB = 1 << 20
+WORD_BYTES = 8  # of a part of a sum: a float32 and its step
 LAUNCH_US = 25.0  # where every step is launched from Python
-STREAM_US = 0.024  # for each KiB of weights that a program reads in every step while all others do
 SLOWER_THAN_L2 = 3.0  # device memory
-MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """us, where nothing else is said."""
+
+    step: float = 0.747  # a trip through L2 and the latencies of a step with four warps
+    alone: float = 0.000232  # the same without the trip
+    alone_backward: float = 0.331
+    warp: float = 0.0839  # for each warp above four
+    barrier: float = 0.151  # of a counter
+    flag: float = 0.0105  # instead of it, for each program of a batch tile: all look at the same lines of L2
+    port: float = 0.00252  # for each KiB that programs on a processor read
+    l2: float = 0.0513  # for each MiB that all read at a time
+    parts: float = 1.5  # of the exchange of parts, without the words; fitted 0.93, but nothing of it has been measured
+    mma: float = 0.0235  # without slices, for every 32 bytes of a row
+    mma_tile: float = 0.00579  # for each of a warp's m16n8 products with them
+    chunk: float = 0.0467  # without slices, for each chunk of rows that is waited for before the next one is loaded
+    streamed_chunk: float = 0.127  # likewise, for each chunk of rows and streamed weights
+    wgmma: float = 0.0312  # as mma, on Hopper's asynchronous tensor cores
+    wgmma_tile: float = 0.00492  # for each 8 columns
+    sliced: float = 0.0182  # with slices, for each m16n8 product over 32 bytes in a warp
+    shuffled: float = 0.12  # for each chunk of rows that is no whole fragments of the tensor cores
+    scattered: float = 0.105  # for each 1024 weights that are read one by one from shared memory
+    stream: float = 0.015  # for each KiB of streamed weights, without reading it
+    stream_sliced: float = 0.00599  # the same with slices
+    stream_sliced_backward: float = 0.0171
+    cell: float = 0.248  # for each unit and row in a thread
+    cell_backward: float = 0.3
+    exact: float = 0.147  # more, where the elements have 32 bits
+    shared: float = 0.511  # of a program's work, how much no other program on its processor can do at the same time
+
+
+FITTED = Constants()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +61,8 @@ class Cost:
     exchange: latencies of a step, waiting for the other programs' rows among them. rows: reading them. parts: sending
     and reading parts of sums, where programs split them. weights: reading W_hh, where it is not resident. product: the
     recurrent product. cell: the gates. launch: where every step is launched separately. sharing: programs per
-    processor, which compute in turn and wait together. rounds: tiles processed in sequence.
+    processor, which wait together. alone: the part of its work that a program cannot do while another one does it.
+    rounds: tiles processed in sequence.
     """
 
     exchange: float
@@ -53,13 +73,15 @@ class Cost:
     cell: float
     launch: float
     sharing: int
+    alone: float
     rounds: int
 
     @property
     def us(self) -> float:
         """Of a step of the whole batch."""
-        busy = self.rows + self.parts + self.weights + self.product + self.cell
-        return self.launch + self.rounds * max(self.exchange + busy, self.sharing * busy)
+        busy = self.parts + self.product + self.cell
+        read = self.sharing * (self.rows + self.weights)
+        return self.launch + self.rounds * (read + max(self.exchange + busy, self.alone * self.sharing * busy))
 
     def __str__(self) -> str:
         names = ("exchange", "rows", "parts", "weights", "product", "cell", "launch")
@@ -69,54 +91,66 @@ class Cost:
         return f"{self.us:.2f} us a step ({rounds}{parts}{shared})"
 
 
-def cost(problem: Problem, plan: Plan) -> Cost:
+def cost(problem: Problem, plan: Plan, constants: Constants = FITTED) -> Cost:
     """The expected cost of one direction of time, while as many run as `directions_at_once` says."""
-    device, hidden_size, stored = problem.device, problem.H, problem.stored_itemsize
-    tiles = -(-problem.B // plan.block_b)
-    of_a_tile = plan.grid(hidden_size)[0]
-    programs = of_a_tile * plan.groups * directions_at_once(problem, plan)
-    sharing = -(-programs // device.processors)
+    device, stored, k = problem.device, problem.stored_itemsize, constants
+    programs, groups = plan.grid(problem.H)
+    every = programs * groups * directions_at_once(problem, plan)
+    sharing = -(-every // device.processors)
+    at_a_time = every // sharing
     rows = parts = weights = 0.0
-    exchange = ALONE_US if plan.exchange == "none" else STEP_US
-    exchange += WARP_US * (plan.warps - 4)
+    exchange = k.alone_backward if problem.backward else k.alone
     if plan.exchange != "none":
+        exchange = k.step
         read = plan.block_b * plan.sum_length(problem) * stored
-        exchange += FLAG_US * of_a_tile if plan.exchange == "flag" else BARRIER_US
-        rows = _reading_us(read, programs // sharing)
+        exchange += k.warp * (plan.warps - 4)
+        exchange += k.flag * programs if plan.exchange == "flag" else k.barrier
+        rows = _reading_us(read, at_a_time, k)
     if plan.splits > 1:  # each word is written and read
-        parts = PARTS_US + _reading_us(2 * WORD_BYTES * plan.block_b * plan.block_h, programs // sharing)
+        parts = k.parts + _reading_us(2 * WORD_BYTES * plan.block_b * plan.block_h, at_a_time, k)
     if not plan.resident:
-        beyond_l2 = 4 * hidden_size**2 * stored > device.l2_bytes
-        weights = STREAM_US * 4 * plan.block_h * hidden_size * stored / KIB * (SLOWER_THAN_L2 if beyond_l2 else 1)
+        beyond_l2 = 4 * problem.H**2 * stored > device.l2_bytes
+        read = 4 * plan.block_h * problem.H * stored
+        weights = _reading_us(read, at_a_time, k) * (SLOWER_THAN_L2 if beyond_l2 else 1.0)
+    cell = (k.cell_backward if problem.backward else k.cell) + (k.exact if stored == 4 else 0.0)
     return Cost(
         exchange=exchange,
         rows=rows,
         parts=parts,
         weights=weights,
-        product=_product_us(problem, plan),
-        cell=CELL_US * plan.block_b * plan.block_h / plan.splits / (32 * plan.warps),
+        product=_product_us(problem, plan, k),
+        cell=cell * plan.block_b * plan.block_h / plan.splits / (32 * plan.warps),
         launch=0.0 if plan.one_launch else LAUNCH_US,
         sharing=sharing,
-        rounds=-(-tiles // plan.groups),
+        alone=k.shared,
+        rounds=-(-problem.B // (plan.block_b * groups)),
     )
 
 
-def _reading_us(read: int, programs: int) -> float:
+def _reading_us(read: int, programs: int, k: Constants) -> float:
     """Each of so many programs reads so many bytes through L2 at the same time."""
-    return ROWS_US * read / KIB + L2_US * read * programs / MIB
+    return k.port * read / KIB + k.l2 * read * programs / MIB
 
 
-def _product_us(problem: Problem, plan: Plan) -> float:
-    """A warp's share of the products, and its operands' way through shared memory."""
+def _product_us(problem: Problem, plan: Plan, k: Constants) -> float:
+    """The products of a warp, and their operands' way to the tensor cores."""
     columns, terms = plan.block_h * problem.columns_per_unit, plan.sum_length(problem)
-    chains = plan.block_b * columns / (16 * 8)  # independent sums
-    products = chains * terms * problem.stored_itemsize / 32  # each sums over 32 bytes of a row
-    products *= 3 if problem.itemsize == 8 else 1  # "tf32x3"
-    used = plan.warps if plan.slices > 1 else min(plan.warps, chains)
-    us = PRODUCT_US[plan.slices > 1] * products / used
-    kib = terms * columns * problem.itemsize / KIB
-    if plan.slices == 1:
-        us += WEIGHTS_US * kib * plan.block_b / 16
-    elif problem.backward:  # forward they are in registers
-        us += (SCATTERED_US if plan.block_h == 8 else WEIGHTS_US) * kib
-    return us
+    tiles = plan.block_b * columns / (16 * 8)
+    pieces = terms * problem.stored_itemsize / 32 * (3 if problem.itemsize == 8 else 1)  # "tf32x3"
+    chunks = terms / plan.block_k
+    us = 0.0
+    if not plan.resident:
+        kib = terms * columns * problem.stored_itemsize / KIB
+        sliced = k.stream_sliced_backward if problem.backward else k.stream_sliced
+        us = k.streamed_chunk * chunks + (sliced if plan.slices > 1 else k.stream) * kib
+    elif plan.slices == 1:
+        us = k.chunk * chunks / chunks_in_flight(problem, plan)
+    if plan.slices > 1:
+        if problem.backward and plan.block_h == 8:
+            us += k.scattered * terms * columns / 1024
+        if plan.block_k * problem.stored_itemsize < 64 * plan.slices:  # see `fills_fragments`
+            us += k.shuffled * chunks
+        return us + k.sliced * pieces * tiles / plan.slices
+    if plan.uses_wgmma(problem.device):
+        return us + pieces * (k.wgmma + k.wgmma_tile * columns / 8)
+    return us + pieces * (k.mma + k.mma_tile * max(1.0, tiles / plan.warps) * plan.warps / 4)

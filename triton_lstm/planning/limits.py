@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from triton_lstm.planning.devices import KIB
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
@@ -21,14 +23,14 @@ def shared_bytes(problem: Problem, plan: Plan) -> int:
     length = plan.sum_length(problem) if plan.resident else plan.block_k
     chunks = 4 if problem.backward else 1
     if not alone:
-        chunks = _chunks_in_flight(problem, plan)
+        chunks = chunks_in_flight(problem, plan)
     rows = plan.block_b * plan.block_k * chunks
     product = plan.block_b * columns * plan.slices * 4
     gates = plan.block_b * 4 * plan.block_h * itemsize
     return (length * columns + rows) * itemsize + max(product, gates)
 
 
-def _chunks_in_flight(problem: Problem, plan: Plan) -> int:
+def chunks_in_flight(problem: Problem, plan: Plan) -> int:
     """Chunks of rows in shared memory at once; with slices, rows do not pass through it. See `multiply`."""
     if plan.slices > 1 or not plan.resident or plan.block_b >= 64 or problem.itemsize == 8:
         return 1
@@ -58,7 +60,7 @@ def directions_at_once(problem: Problem, plan: Plan) -> int:
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
     """None if the device can run the plan and should, otherwise the reason in words."""
-    reason = why_impossible(problem, plan) or _loads_too_little(problem, plan)
+    reason = why_impossible(problem, plan) or loads_too_little(problem, plan)
     if reason is None and (spills := _spills(problem, plan)):
         return f"it would spill registers: {spills}"
     return reason
@@ -94,7 +96,7 @@ def why_impossible(problem: Problem, plan: Plan) -> str | None:
     return None
 
 
-def _loads_too_little(problem: Problem, plan: Plan) -> str | None:
+def loads_too_little(problem: Problem, plan: Plan) -> str | None:
     threads = problem.device.warp_size * plan.warps
     polled = plan.block_b * plan.block_k * problem.stored_itemsize // threads
     if plan.exchange != "none" and polled < problem.poll_bytes:
@@ -102,46 +104,62 @@ def _loads_too_little(problem: Problem, plan: Plan) -> str | None:
     return None
 
 
+class Held(NamedTuple):
+    """Numbers that a thread holds: in sums, a chunk of rows, a chunk of weights (or all that stay), and all rows."""
+
+    sums: float
+    rows: float
+    weights: float
+    all_rows: float
+
+
+# The most with which no kernel of perf/results/modelled_loops.csv spills: by product, resident weights, and direction
+_MOST = {
+    ("mma", True, False): Held(32, 256, 0, 256),
+    ("mma", True, True): Held(32, 64, 0, 512),
+    ("mma", False, False): Held(32, 128, 64, 0),
+    ("mma", False, True): Held(8, 512, 64, 0),
+    ("wgmma", True, False): Held(32, 512, 0, 96),
+    ("wgmma", True, True): Held(64, 512, 0, 96),
+    ("wgmma", False, False): Held(128, 512, 32, 0),
+    ("wgmma", False, True): Held(16, 256, 16, 0),
+    ("sliced", True, False): Held(64, 32, 128, 192),
+    ("sliced", True, True): Held(64, 32, 0, 2048),
+    ("sliced", False, False): Held(64, 64, 64, 0),
+    ("sliced", False, True): Held(32, 32, 64, 0),
+}
+
+
+def held(problem: Problem, plan: Plan) -> Held:
+    """By a plan with an exchange."""
+    copies = 2 if problem.itemsize == 8 else 1  # of all numbers, in "tf32x3"
+    if plan.slices == 1 and problem.itemsize > 2:  # the exact functions of the cell need as many again
+        copies *= 2
+    threads, size = 32 * plan.warps, problem.itemsize / 4
+    columns, terms = plan.block_h * problem.columns_per_unit, plan.sum_length(problem)
+    weights = 0.0
+    if not plan.resident:
+        weights = size * plan.block_k * columns / threads
+    elif plan.slices > 1 and not problem.backward:  # see `load_weights`
+        weights = size * terms * columns / threads
+    return Held(
+        sums=copies * plan.block_b * columns * plan.slices / threads,
+        rows=size * plan.block_b * plan.block_k / (32 * plan.slices),  # as if each warp had all rows of its slice
+        weights=weights,
+        all_rows=size * plan.block_b * terms / threads if plan.resident else 0.0,
+    )
+
+
 def _spills(problem: Problem, plan: Plan) -> str | None:
     """What takes more of a thread's registers than in any compiled kernel that did not spill."""
-    itemsize, backward = problem.itemsize, problem.backward
     if plan.exchange == "none":
-        held = 4 * plan.block_h**2 * itemsize * plan.block_b // 16
-        return "it holds all weights" if held > 16 * KIB * plan.warps else None
-    if itemsize == 8 and (plan.warps < 8 or plan.block_b > 16):
+        weights = 4 * plan.block_h**2 * problem.itemsize * plan.block_b // 16
+        return "it holds all weights" if weights > 16 * KIB * plan.warps else None
+    if problem.itemsize == 8 and (plan.warps < 8 or plan.block_b > 16):
         return "three products with fewer than 8 warps or more than 16 rows"
-    threads, size = 32 * plan.warps, itemsize / 4
-    columns = plan.block_h * problem.columns_per_unit
-    copies = 2 if itemsize == 8 else 1  # of all numbers, in "tf32x3"
-    sums = copies * plan.block_b * columns * plan.slices / threads
-    units = copies * plan.block_b * plan.block_h / plan.splits / threads
-    rows = size * plan.block_b * plan.block_k / 32 / plan.slices
-    weights = 0.0 if plan.resident else size * plan.block_k * columns / threads
-    if plan.slices > 1 and plan.resident and not backward:  # see `load_weights`
-        registers = columns * plan.sum_length(problem) * problem.stored_itemsize // (4 * threads)
-        if registers > (64 if itemsize == 8 else 128):
-            return f"{registers} registers of weights"
-    chunks = plan.sum_length(problem) // plan.block_k
-    several = plan.splits > 1 and chunks > 2
-    most_sums, most_units, most_rows = (32, 2, 32) if plan.slices > 1 else (32, 4, 128)
-    if plan.slices > 1 and not plan.resident:
-        most_units, most_rows = 1, 16
-    elif plan.slices > 1 and itemsize >= 4:
-        most_units = 1
-    elif itemsize == 8:
-        most_rows = 64
-        most_units = 2 if backward and plan.resident else 4
-    elif itemsize == 4 and plan.block_b >= 64:
-        most_rows = 32
-    elif plan.slices == 1 and backward and (plan.block_b == 32 or (plan.block_b == 16 and several)):
-        most_rows = 64
-    if sums > most_sums:
-        return f"{sums:.0f} sums"
-    if units > most_units:
-        return f"{units:.0f} units"
-    many = chunks > 7 or problem.poll_bytes < 16
-    if plan.block_b >= 64 and plan.resident and many:  # all chunks are loaded before the first is used
-        return f"{chunks} chunks of {plan.block_b} rows"
-    if rows > most_rows or rows * plan.slices > (32 if plan.slices > 1 else 16) * plan.warps:
-        return f"{rows:.0f} numbers of a chunk of rows"
-    return f"{weights:.0f} numbers of a chunk of weights" if weights > 48 else None
+    kind = "wgmma" if plan.uses_wgmma(problem.device) else "sliced" if plan.slices > 1 else "mma"
+    most = _MOST[kind, plan.resident, problem.backward]
+    for name, number, limit in zip(Held._fields, held(problem, plan), most, strict=True):
+        if number > limit:
+            return f"{number:.0f} numbers in {name.replace('_', ' ')}"
+    return None
