@@ -119,7 +119,7 @@ class Layer:
         precision: str,
         limit: int,
         backward: bool,
-        backend: str = "interpreter",
+        backend: str,
     ) -> Layer:
         return Layer(
             H=hidden_size,

@@ -15,6 +15,7 @@ def here(x, LAYER: tl.constexpr):
     device memory there. It cannot move it across an instruction that it does not know.
     """
     if COMPILED and LAYER.BACKEND == "cuda":
+        tl.static_assert(x.dtype.primitive_bitwidth <= 32, "a register has 32 bits")
         PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth  # elements in a register
         bits = x.to(tl.core.get_int_dtype(32 // PACK, True), bitcast=True)
         bits = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [bits], dtype=bits.dtype, is_pure=False, pack=PACK)

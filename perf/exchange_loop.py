@@ -59,7 +59,7 @@ def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
     """The kernel's compile-time constants."""
     width = programs * COLUMNS
     return dict(
-        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", SPINS, backward=False),
+        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", SPINS, backward=False, backend="cuda"),
         TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1, 1),
     )
 

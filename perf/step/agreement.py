@@ -1,8 +1,8 @@
 """python -m triton_lstm.perf.step.agreement: whether the cost model orders plans as measured and modelled times do.
 
-It compiles what it has stored before and what the cost model now takes for cheap, two thousand kernels, half an hour on
-two cores, and stores what the model says of them; with --stored it compiles nothing. With --fit it prints the constants
-that fit all of them, and how well such constants order the plans of problems that were left out of a fit.
+It compiles again what it has stored, and what the cost model now takes for cheap, and stores what the model says of
+them; with --stored it compiles nothing. With --fit it prints the constants that fit all of them, and how well such
+constants order the plans of problems that were left out of a fit.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from triton_lstm.perf.step.loops import MODELLED, TimeLoop, model, plans, problems, read_measured, read_modelled, write
 from triton_lstm.planning.cost import FITTED, Constants, cost
@@ -22,16 +25,17 @@ from triton_lstm.planning.limits import why_not
 
 FEWEST = 5  # loops of a problem that is looked at
 FOLDS = 5
-MEASURED_COUNTS = 4.0  # in the fit, as much as so many modelled ones
+MEASURED_COUNTS = 16.0  # in the fit's sum of squares, as much as so many modelled ones
 REMAINS = 0.03  # how much a constant stays as it is where no loop depends on it
-OUTLIER = 0.3  # from there on an error (of the logarithm) counts less than its square
+OUTLIER = 0.3  # from there on an error (of the logarithm, weighted) counts less than its square
 
 
 def agreement(loops: Sequence[TimeLoop], predicted: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """How well predictions order the plans of each problem.
+    """How well predictions order the plans of each problem that has some; nan where none has.
 
-    spearman: the mean of the problems. above_0.9: the share of them with at least so much. loss, most: what the plan
-    with the least prediction takes, relative to the best one. within_5%: the share of problems where it takes no more.
+    loops, problems: how many. spearman: the mean of the problems. above_0.9: the share of them with at least so much.
+    loss, most: what the plan with the least prediction takes beyond the best one, mean and maximum, as a share of that.
+    within_5%: the share of problems where it takes no more. error: of all loops, the RMS of the ratio's logarithm.
     """
     frame = pd.DataFrame({"problem": [loop.problem for loop in loops], "us": [loop.us for loop in loops]})
     frame["predicted"] = list(predicted)
@@ -40,10 +44,10 @@ def agreement(loops: Sequence[TimeLoop], predicted: Sequence[float] | np.ndarray
         if len(one) >= FEWEST:
             ranks.append(one["us"].rank().corr(one["predicted"].rank()))
             losses.append(one.loc[one["predicted"].idxmin(), "us"] / one["us"].min())
-    rank, loss = np.array(ranks), np.array(losses)
+    rank, loss = np.array(ranks or [np.nan]), np.array(losses or [np.nan])
     return {
         "loops": len(frame),
-        "problems": len(rank),
+        "problems": len(ranks),
         "spearman": rank.mean(),
         "above_0.9": (rank >= 0.9).mean(),
         "loss": loss.mean() - 1,
@@ -67,11 +71,11 @@ def _us(loops: Sequence[TimeLoop], constants: Constants) -> np.ndarray:
 
 
 def fit(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> Constants:
-    """The constants with the least error of the logarithm of all times, of kernels that do not spill."""
+    """The constants with the least error of the logarithm of all times, of kernels that do not spill; `parts` stays."""
     from scipy.optimize import least_squares
 
     loops = [*measured, *(loop for loop in modelled if not loop.local)]
-    weights = np.array([MEASURED_COUNTS if k < len(measured) else 1.0 for k in range(len(loops))])
+    weights = np.sqrt([MEASURED_COUNTS if k < len(measured) else 1.0 for k in range(len(loops))])
     times, start = np.log([loop.us for loop in loops]), np.log(dataclasses.astuple(FITTED))
 
     def errors(logarithms: np.ndarray) -> np.ndarray:
@@ -79,13 +83,15 @@ def fit(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> Constants
         return np.concatenate([weights * (np.log(predicted) - times), REMAINS * (logarithms - start)])
 
     found = least_squares(errors, start, loss="soft_l1", f_scale=OUTLIER)
-    return Constants(*(float(f"{value:.3g}") for value in np.exp(found.x)))
+    fitted = Constants(*(float(f"{value:.3g}") for value in np.exp(found.x)))
+    return dataclasses.replace(fitted, parts=FITTED.parts)
 
 
 def held_out(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> pd.DataFrame:
     """`agreement` where each problem is predicted by a fit to problems of other folds."""
-    fold = {loop.problem: None for loop in (*measured, *modelled)}
-    folds = {problem: k % FOLDS for k, problem in enumerate(fold)}
+    folds = {
+        problem: k % FOLDS for k, problem in enumerate(dict.fromkeys(one.problem for one in (*measured, *modelled)))
+    }
     predicted: dict[str, list[tuple[TimeLoop, float]]] = {"measured": [], "modelled": []}
     for k in range(FOLDS):
         groups = {"measured": measured, "modelled": modelled}
@@ -98,20 +104,33 @@ def held_out(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> pd.D
     return pd.DataFrame({name: agreement(*zip(*pairs, strict=True)) for name, pairs in predicted.items()}).T
 
 
+def _model_all(stored: Sequence[TimeLoop]) -> None:
+    every = dict.fromkeys((loop.problem, loop.plan) for loop in stored)
+    every |= dict.fromkeys((problem, plan) for problem in problems() for plan in plans(problem))
+    try:
+        with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+            write(MODELLED, tqdm(pool.map(model, every), total=len(every), unit="kernel", disable=None))
+    except KeyboardInterrupt:
+        print(f"interrupted; {MODELLED} is as it was", file=sys.stderr)
+        os._exit(130)  # without waiting for the kernels that are being compiled
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m triton_lstm.perf.step.agreement", description=__doc__)
     parser.add_argument("--stored", action="store_true", help="compares with the modelled times of an earlier run")
     parser.add_argument("--fit", action="store_true", help="prints fitted constants; nothing is changed")
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones have no machine code
-    if not args.stored:
-        stored = [(loop.problem, loop.plan) for loop in read_modelled()]
-        every = dict.fromkeys([*stored, *((problem, plan) for problem in problems() for plan in plans(problem))])
-        partial = MODELLED.with_suffix(".partial")
-        with ProcessPoolExecutor() as pool:
-            write(partial, pool.map(model, every))
-        partial.replace(MODELLED)
-    measured, modelled = read_measured(), read_modelled()
+    try:
+        if args.fit:
+            import scipy  # noqa: F401
+        if not args.stored:
+            _model_all(read_modelled())
+        measured, modelled = read_measured(), read_modelled()
+    except ImportError:
+        parser.error("--fit needs scipy: pip install scipy")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     print("How the cost model orders the plans of a problem:")
     print(table(measured, modelled).round(2).to_string())
     if args.fit:

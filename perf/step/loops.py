@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triton_lstm.perf.step.constants import FITTED
-from triton_lstm.planning.cost import cost
+from triton_lstm.planning.cost import beyond_l2, cost
 from triton_lstm.planning.devices import GPUS, known_gpu
-from triton_lstm.planning.limits import loads_too_little, why_impossible
+from triton_lstm.planning.limits import held, loads_too_little, why_impossible
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
-from triton_lstm.planning.space import space, with_groups
+from triton_lstm.planning.space import make_plan, space, with_groups
 
 RESULTS = Path(__file__).parents[1] / "results"
 MODELLED = RESULTS / "modelled_loops.csv"
@@ -30,7 +30,7 @@ BATCHES = (1, 16, 64, 128, 256, 1024)
 USUAL = ((128, 16), (128, 64), (256, 64), (512, 64), (512, 256), (768, 16), (768, 256), (1024, 64), (1024, 256))  # H, B
 PROBLEMS, CHEAP, OTHERS = 96, 8, 7  # of each problem the cheapest plans, each of another shape, and any others
 DEAREST = 5.0  # of all plans that are looked at, by the cost model, times the cheapest
-HELD = 128  # sums in a thread: more do not fit for sure
+MOST_SUMS = 128  # in a thread: more are sure to spill
 
 
 class TimeLoop(NamedTuple):
@@ -57,21 +57,27 @@ def problems() -> list[Problem]:
 
 
 def plans(problem: Problem) -> list[Plan]:
-    """Cheap ones of every shape, whether or not `why_not` expects them to spill, and others by chance."""
-    every = [with_groups(problem, plan) for plan in space(problem) if _can_be_compiled(problem, plan)]
+    """The planned one, cheap ones of every shape, also such that `why_not` expects to spill, and some by chance."""
+    every = [with_groups(problem, plan) for plan in space(problem) if _is_worth_compiling(problem, plan)]
+    if not every:
+        return []
     every.sort(key=lambda plan: cost(problem, plan).us)
     cheapest: dict[Plan, Plan] = {}
     for plan in every:
         cheapest.setdefault(dataclasses.replace(plan, block_k=16, exchange="flag"), plan)
-    chosen = list(cheapest.values())[:CHEAP]
     most = DEAREST * cost(problem, every[0]).us
-    others = [plan for plan in every if plan not in chosen and cost(problem, plan).us < most]
-    return chosen + random.Random(0).sample(others, min(OTHERS, len(others)))
+    others = [plan for plan in every if cost(problem, plan).us < most]
+    by_chance = random.Random(0).sample(others, min(OTHERS, len(others)))
+    planned = [plan for plan in (make_plan(problem),) if plan in every]
+    return [*dict.fromkeys([*planned, *list(cheapest.values())[:CHEAP], *by_chance])]
 
 
-def _can_be_compiled(problem: Problem, plan: Plan) -> bool:
-    sums = plan.block_b * plan.block_h * problem.columns_per_unit * plan.slices / (32 * plan.warps)
-    return sums <= HELD and why_impossible(problem, plan) is None and loads_too_little(problem, plan) is None
+def _is_worth_compiling(problem: Problem, plan: Plan) -> bool:
+    if not plan.resident and beyond_l2(problem):  # there is no model of device memory
+        return False
+    if why_impossible(problem, plan) or loads_too_little(problem, plan):
+        return False
+    return plan.exchange == "none" or held(problem, plan).sums <= MOST_SUMS
 
 
 def model(of: tuple[Problem, Plan]) -> TimeLoop | str:
@@ -80,45 +86,54 @@ def model(of: tuple[Problem, Plan]) -> TimeLoop | str:
 
     try:
         (step,) = modelled(*of, FITTED)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # the compiler's are of many kinds
         return f"{of[0].device.arch} {of[1]}: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return TimeLoop(*of, step.us(step.waiting), step.local)
 
 
 def write(path: Path, found: Iterable[TimeLoop | str]) -> None:
-    """Line by line; what could not be modelled goes to the error stream."""
+    """What could not be modelled goes to the error stream. Raises ValueError, and writes nothing, if that is all."""
     short = {device: name for name, device in GPUS.items()}
+    rows: list[tuple[Any, ...]] = []
+    for one in found:
+        if isinstance(one, str):
+            print(one, file=sys.stderr)
+            continue
+        device, precision, B, H, backward, _ = one.problem
+        about = short[device], precision, H, B, "backward" if backward else "forward"
+        rows.append((*about, *dataclasses.astuple(one.plan), f"{one.us:.3f}", one.local))
+    if not rows:
+        raise ValueError("no kernel could be modelled")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for one in found:
-            if isinstance(one, str):
-                print(one, file=sys.stderr)
-                continue
-            device, precision, B, H, backward, _ = one.problem
-            about = short[device], precision, H, B, "backward" if backward else "forward"
-            table.writerow((*about, *dataclasses.astuple(one.plan), f"{one.us:.3f}", one.local))
-            file.flush()
+        csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def read_modelled(path: Path = MODELLED) -> list[TimeLoop]:
+    """Empty where there is no file. Raises ValueError for one with other columns, GPUs or values."""
     loops = []
-    for row in _rows(path):
+    for row in _rows(path) if path.exists() else []:
+        if missing := set(COLUMNS) - {name for name, value in row.items() if value}:
+            raise ValueError(f"{path} has no {', '.join(sorted(missing))} in some row; delete it to make it anew")
         fields = {field.name: _parsed(row[field.name]) for field in _FIELDS}
         loops.append(TimeLoop(_problem(row, row["gpu"]), Plan(**fields), float(row["us"]), int(row["local"])))
     return loops
 
 
 def read_measured(path: Path = MEASURED) -> list[TimeLoop]:
-    """Those of the present kernels."""
-    pattern = re.compile(r"(\w+) (\d+)x(\d+)/(\d+):(\d+) w(\d+)(?: x(\d+))?( streamed)?$")
+    """Those of the present kernels. Raises ValueError for a plan that cannot be read."""
+    pattern = re.compile(r"(\w+) (\d+)x(\d+)/(\d+):(\d+) w(\d+)(?: split (\d+))?(?: x(\d+))?( streamed)?$")
     loops = []
     for row in _rows(path):
-        if row["kernels"] != "before" and (match := pattern.match(row["plan"])):
-            exchange: Any
-            exchange, block_b, block_h, block_k, slices, warps, groups, streamed = match.groups()
-            sizes = [int(size or 1) for size in (block_b, block_h, block_k, slices, groups, warps)]
-            loops.append(TimeLoop(_problem(row, "H200"), Plan(exchange, True, not streamed, *sizes), float(row["us"])))
+        if row["kernels"] == "before":
+            continue
+        if not (match := pattern.match(row["plan"])):
+            raise ValueError(f"{path}: cannot read the plan {row['plan']!r}")
+        exchange: Any
+        exchange, *texts, streamed = match.groups()
+        block_b, block_h, block_k, slices, warps, splits, groups = (int(text or 1) for text in texts)
+        plan = Plan(exchange, True, not streamed, block_b, block_h, block_k, slices, groups, warps, splits)
+        loops.append(TimeLoop(_problem(row, "H200"), plan, float(row["us"])))
     return loops
 
 

@@ -18,7 +18,7 @@ from triton_lstm.perf.step.timeline import Loop
 from triton_lstm.planning.devices import GPUS
 from triton_lstm.planning.plan import EXCHANGES, Plan
 from triton_lstm.planning.problem import Problem
-from triton_lstm.planning.space import candidates, make_plan
+from triton_lstm.planning.space import candidates
 
 T, B = 1024, 16
 

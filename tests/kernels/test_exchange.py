@@ -188,7 +188,7 @@ def test_the_sentinel_is_never_stored(dtype):
     source = torch.tensor([1.5, float("nan"), float("-inf"), 0.0], dtype=dtype)
     source.view(bits)[3] = exchange.SENTINEL[size]
     stored = torch.zeros(4, dtype=dtype)
-    copy_kernel[(1,)](source, stored, 4, Layer.of("flag", dtype, 4, 1, "ieee", 0, False))
+    copy_kernel[(1,)](source, stored, 4, Layer.of("flag", dtype, 4, 1, "ieee", 0, False, "cuda"))
     assert torch.equal(stored[:3].view(bits), source[:3].view(bits))
     assert stored[3].isnan()
     assert stored.view(bits)[3] != exchange.SENTINEL[size]

@@ -24,7 +24,9 @@ def _nothing_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "constants", [FLAG.tile, launch.Layer.of("flag", torch.float16, 32, 1, "ieee", 0, False)], ids=["tile", "layer"]
+    "constants",
+    [FLAG.tile, launch.Layer.of("flag", torch.float16, 32, 1, "ieee", 0, False, "cuda")],
+    ids=["tile", "layer"],
 )
 def test_every_constant_is_in_the_keys_of_tritons_caches(constants):
     """Compiled kernels are kept by hash and equality in memory, by text on disk."""

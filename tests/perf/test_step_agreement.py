@@ -48,6 +48,7 @@ def test_problems_with_few_loops_do_not_count():
 
 
 def test_a_fit_finds_the_constants_that_made_the_times():
+    pytest.importorskip("scipy")
     made = dataclasses.replace(FITTED, step=2.0, sliced=0.05, cell=0.8)
     several = [problem for problem in problems() if not problem.backward][:12]
     times = [TimeLoop(problem, plan, cost(problem, plan, made).us) for problem in several for plan in plans(problem)]
@@ -58,9 +59,16 @@ def test_a_fit_finds_the_constants_that_made_the_times():
 
 def test_what_is_written_is_read(tmp_path, capsys):
     made = [TimeLoop(PROBLEM, plan, 1.5 + k, k) for k, plan in enumerate(PLANS)]
-    write(tmp_path / "loops.csv", ["sm_100: there is no model", *made])
-    assert read_modelled(tmp_path / "loops.csv") == made
+    path = tmp_path / "new" / "loops.csv"
+    assert read_modelled(path) == []
+    with pytest.raises(ValueError, match="no kernel could be modelled"):
+        write(path, ["sm_100: there is no model"])
+    write(path, ["sm_100: there is no model", *made])
+    assert read_modelled(path) == made
     assert "there is no model" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("warps", "wraps"))
+    with pytest.raises(ValueError, match="has no warps in some row; delete it"):
+        read_modelled(path)
 
 
 def test_plans_to_compile():

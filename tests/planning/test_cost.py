@@ -75,9 +75,12 @@ class TestCost:
         assert self.of(exchange="flag", **many).us > self.of(exchange="barrier", **many).us
 
     def test_programs_that_share_a_processor_wait_together(self):
-        c = self.of(groups=4)
-        busy = c.us - c.exchange
-        assert c.sharing == 2 and c.us < 2 * (c.exchange + busy)
+        alone, shared = self.of(groups=2), self.of(groups=4)
+        assert (alone.sharing, shared.sharing, alone.rounds, shared.rounds) == (1, 2, 1, 1)
+        busy = shared.product + shared.cell
+        both = max(shared.exchange + busy, 2 * shared.exclusive * busy)
+        assert shared.us == pytest.approx(2 * (shared.rows + shared.weights) + both)
+        assert alone.us < shared.us < 2 * alone.us
 
     def test_weights_beyond_the_cache_come_from_memory(self):
         plan = dataclasses.replace(self.PLAN, resident=False)

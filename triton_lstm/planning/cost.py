@@ -22,33 +22,33 @@ SLOWER_THAN_L2 = 3.0  # device memory
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """us, where nothing else is said."""
+    """us, where nothing else is said. Fitted, but for `parts`."""
 
-    step: float = 0.747  # a trip through L2 and the latencies of a step with four warps
-    alone: float = 0.000232  # the same without the trip
-    alone_backward: float = 0.331
-    warp: float = 0.0839  # for each warp above four
-    barrier: float = 0.151  # of a counter
-    flag: float = 0.0105  # instead of it, for each program of a batch tile: all look at the same lines of L2
-    port: float = 0.00252  # for each KiB that programs on a processor read
-    l2: float = 0.0513  # for each MiB that all read at a time
-    parts: float = 1.5  # of the exchange of parts, without the words; fitted 0.93, but nothing of it has been measured
+    step: float = 0.755  # a trip through L2 and the latencies of a step with four warps
+    alone: float = 0.000165  # of a program that is alone; its product and cell account for nearly all
+    alone_backward: float = 0.532
+    warp: float = 0.0724  # for each warp above four
+    barrier: float = 0.119  # of a counter
+    flag: float = 0.00954  # instead of it, for each program of a batch tile: all look at the same lines of L2
+    port: float = 0.0122  # for each KiB that programs on a processor read
+    l2: float = 0.023  # for each MiB that all read at a time
+    parts: float = 2.0  # of the exchange of parts, without the words: modelled 1.0, but nothing of it has been measured
     mma: float = 0.0235  # without slices, for every 32 bytes of a row
-    mma_tile: float = 0.00579  # for each of a warp's m16n8 products with them
-    chunk: float = 0.0467  # without slices, for each chunk of rows that is waited for before the next one is loaded
-    streamed_chunk: float = 0.127  # likewise, for each chunk of rows and streamed weights
-    wgmma: float = 0.0312  # as mma, on Hopper's asynchronous tensor cores
-    wgmma_tile: float = 0.00492  # for each 8 columns
-    sliced: float = 0.0182  # with slices, for each m16n8 product over 32 bytes in a warp
-    shuffled: float = 0.12  # for each chunk of rows that is no whole fragments of the tensor cores
-    scattered: float = 0.105  # for each 1024 weights that are read one by one from shared memory
-    stream: float = 0.015  # for each KiB of streamed weights, without reading it
-    stream_sliced: float = 0.00599  # the same with slices
-    stream_sliced_backward: float = 0.0171
-    cell: float = 0.248  # for each unit and row in a thread
-    cell_backward: float = 0.3
-    exact: float = 0.147  # more, where the elements have 32 bits
-    shared: float = 0.511  # of a program's work, how much no other program on its processor can do at the same time
+    mma_tile: float = 0.00408  # for each of a warp's m16n8 products with them, as often as four warps share a scheduler
+    chunk: float = 0.01  # without slices, for each chunk of rows that is waited for before the next one is loaded
+    streamed_chunk: float = 0.0829  # likewise, for each chunk of rows and streamed weights
+    wgmma: float = 0.0175  # as mma, on Hopper's asynchronous tensor cores
+    wgmma_tile: float = 0.00455  # for each 8 columns
+    sliced: float = 0.0139  # with slices, for each m16n8 product over 32 bytes in a warp
+    shuffled: float = 0.122  # for each chunk of rows that is no whole fragments of the tensor cores
+    scattered: float = 0.0763  # for each 1024 weights that are read one by one from shared memory
+    stream: float = 0.0112  # for each KiB of streamed weights, without reading it
+    stream_sliced: float = 0.00153  # the same with slices
+    stream_sliced_backward: float = 0.0147
+    cell: float = 0.268  # for each unit and row in a thread
+    cell_backward: float = 0.257
+    exact: float = 0.14  # more, where the elements have 32 bits
+    exclusive: float = 0.507  # of a program's work, how much no other program on its processor can do at the same time
 
 
 FITTED = Constants()
@@ -58,11 +58,12 @@ FITTED = Constants()
 class Cost:
     """Expected us per step of one batch tile, by part, and how the tiles share the device.
 
-    exchange: latencies of a step, waiting for the other programs' rows among them. rows: reading them. parts: sending
-    and reading parts of sums, where programs split them. weights: reading W_hh, where it is not resident. product: the
-    recurrent product. cell: the gates. launch: where every step is launched separately. sharing: programs per
-    processor, which wait together. alone: the part of its work that a program cannot do while another one does it.
-    rounds: tiles processed in sequence.
+    exchange: latencies of a step, waiting for the other programs' rows and sums among them. rows: reading them. parts:
+    writing and reading parts of sums, where programs split them. weights: reading W_hh, where it is not resident.
+    product: the recurrent product. cell: the gates. launch: where every step is launched separately.
+
+    sharing: programs per processor, which wait together and read one after the other. exclusive: of a program's product
+    and cell, the share that no other one can do at the same time. rounds: tiles processed in sequence.
     """
 
     exchange: float
@@ -73,15 +74,15 @@ class Cost:
     cell: float
     launch: float
     sharing: int
-    alone: float
+    exclusive: float
     rounds: int
 
     @property
     def us(self) -> float:
         """Of a step of the whole batch."""
-        busy = self.parts + self.product + self.cell
-        read = self.sharing * (self.rows + self.weights)
-        return self.launch + self.rounds * (read + max(self.exchange + busy, self.alone * self.sharing * busy))
+        busy = self.product + self.cell
+        read = self.sharing * (self.rows + self.parts + self.weights)
+        return self.launch + self.rounds * (read + max(self.exchange + busy, self.exclusive * self.sharing * busy))
 
     def __str__(self) -> str:
         names = ("exchange", "rows", "parts", "weights", "product", "cell", "launch")
@@ -107,11 +108,11 @@ def cost(problem: Problem, plan: Plan, constants: Constants = FITTED) -> Cost:
         exchange += k.flag * programs if plan.exchange == "flag" else k.barrier
         rows = _reading_us(read, at_a_time, k)
     if plan.splits > 1:  # each word is written and read
-        parts = k.parts + _reading_us(2 * WORD_BYTES * plan.block_b * plan.block_h, at_a_time, k)
+        exchange += k.parts
+        parts = _reading_us(2 * WORD_BYTES * plan.block_b * plan.block_h, at_a_time, k)
     if not plan.resident:
-        beyond_l2 = 4 * problem.H**2 * stored > device.l2_bytes
         read = 4 * plan.block_h * problem.H * stored
-        weights = _reading_us(read, at_a_time, k) * (SLOWER_THAN_L2 if beyond_l2 else 1.0)
+        weights = _reading_us(read, at_a_time, k) * (SLOWER_THAN_L2 if beyond_l2(problem) else 1.0)
     cell = (k.cell_backward if problem.backward else k.cell) + (k.exact if stored == 4 else 0.0)
     return Cost(
         exchange=exchange,
@@ -122,9 +123,14 @@ def cost(problem: Problem, plan: Plan, constants: Constants = FITTED) -> Cost:
         cell=cell * plan.block_b * plan.block_h / plan.splits / (32 * plan.warps),
         launch=0.0 if plan.one_launch else LAUNCH_US,
         sharing=sharing,
-        alone=k.shared,
+        exclusive=k.exclusive,
         rounds=-(-problem.B // (plan.block_b * groups)),
     )
+
+
+def beyond_l2(problem: Problem) -> bool:
+    """Whether weights that are read in every step come from device memory."""
+    return 4 * problem.H**2 * problem.stored_itemsize > problem.device.l2_bytes
 
 
 def _reading_us(read: int, programs: int, k: Constants) -> float:
