@@ -152,7 +152,7 @@ def held(problem: Problem, plan: Plan) -> Held:
 
 
 def _spills(problem: Problem, plan: Plan) -> str | None:
-    """What takes more of a thread's registers than is known to be well."""
+    """What takes more of a thread's registers than is known to fit."""
     if plan.exchange == "none":
         weights = 4 * plan.block_h**2 * problem.itemsize * plan.block_b // 16
         return "it holds all weights" if weights > 16 * KIB * plan.warps else None
