@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
@@ -120,15 +121,13 @@ def main() -> None:
     parser.add_argument("--stored", action="store_true", help="compares with the modelled times of an earlier run")
     parser.add_argument("--fit", action="store_true", help="prints fitted constants; nothing is changed")
     args = parser.parse_args()
+    if args.fit and importlib.util.find_spec("scipy") is None:
+        parser.error("--fit needs scipy: pip install scipy")
     os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones have no machine code
     try:
-        if args.fit:
-            import scipy  # noqa: F401
         if not args.stored:
             _model_all(read_modelled())
         measured, modelled = read_measured(), read_modelled()
-    except ImportError:
-        parser.error("--fit needs scipy: pip install scipy")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print("How the cost model orders the plans of a problem:")

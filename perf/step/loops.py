@@ -68,7 +68,7 @@ def plans(problem: Problem) -> list[Plan]:
     most = DEAREST * cost(problem, every[0]).us
     others = [plan for plan in every if cost(problem, plan).us < most]
     by_chance = random.Random(0).sample(others, min(OTHERS, len(others)))
-    planned = [plan for plan in (make_plan(problem),) if plan in every]
+    planned = [make_plan(problem)] if make_plan(problem) in every else []
     return [*dict.fromkeys([*planned, *list(cheapest.values())[:CHEAP], *by_chance])]
 
 

@@ -10,6 +10,7 @@ from triton_lstm.perf.step.issue import Operation, issue, mean_by_reason
 from triton_lstm.perf.step.machine_code import Instruction
 from triton_lstm.perf.step.path import Path, Piece, polled, product, store
 from triton_lstm.perf.step.waiting import Attempt
+from triton_lstm.planning.cost import beyond_l2
 from triton_lstm.planning.limits import directions_at_once
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
@@ -55,7 +56,7 @@ class Loop:
             backward=problem.backward,
             polls=plan.block_h // plan.splits * problem.stored_itemsize,
             barrier=plan.exchange == "barrier",
-            from_memory=4 * problem.H**2 * problem.stored_itemsize > problem.device.l2_bytes,
+            from_memory=beyond_l2(problem),
             splits=plan.splits,
         )
 

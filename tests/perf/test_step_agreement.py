@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from triton_lstm.perf.step import agreement as module
 from triton_lstm.perf.step import loops as stored
 from triton_lstm.perf.step.agreement import agreement, fit, table
 from triton_lstm.perf.step.loops import TimeLoop, plans, problems, read_measured, read_modelled, write
@@ -99,6 +100,19 @@ def test_command():
     command = [sys.executable, "-m", "triton_lstm.perf.step.agreement", "--stored"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "NVIDIA H100" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("text, wrong", [("gpu,dtype\nH100,bf16\n", "delete it"), (None, "needs scipy")])
+def test_what_cannot_be_compared_is_said(text, wrong, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "loops.csv"
+    if text:
+        path.write_text(text)
+    monkeypatch.setattr(module, "read_modelled", lambda: read_modelled(path))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["agreement", "--stored", *([] if text else ["--fit"])])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert wrong in capsys.readouterr().err
 
 
 def test_measured_loops_are_of_the_present_kernels():
