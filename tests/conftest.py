@@ -71,6 +71,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Outcomes(config.getoption("--csv")))
 
 
+@pytest.fixture(autouse=True)
+def same_interpreter() -> Iterator[None]:
+    """No test changes how kernels run for the tests after it in the same process."""
+    before = os.environ.get("TRITON_INTERPRET")
+    yield
+    assert os.environ.get("TRITON_INTERPRET") == before, "a test changed TRITON_INTERPRET: use monkeypatch.setenv"
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """The device of the kernels. Skips, with the reason, if they cannot run, as with some versions of NumPy."""

@@ -123,7 +123,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.fit and importlib.util.find_spec("scipy") is None:
         parser.error("--fit needs scipy: pip install scipy")
-    os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones have no machine code
     try:
         if not args.stored:
             _model_all(read_modelled())
@@ -138,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported: interpreted ones have no machine code
     main()
