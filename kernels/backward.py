@@ -12,9 +12,9 @@ import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_backward
-from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.inline import here
 from triton_lstm.kernels.launch import launch
-from triton_lstm.kernels.order import here
 from triton_lstm.kernels.parts import add_parts
 from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
@@ -38,7 +38,7 @@ def lstm_backward_kernel(
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
     parts_ptr,  # see parts.py, zero; or None
-    signals_ptr,  # (1 + D * batch tiles,) int32, zero: whether a wait gave up, and the barrier's counters; or None
+    signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
     step_end,
     first_direction,
@@ -100,7 +100,7 @@ def lstm_backward_kernel(
     gave_up = 0
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
-        counter_ptr = signals_ptr + 1 + direction * tiles + tile if LAYER.EXCHANGE == "barrier" else None
+        counter_ptr = counter_at(signals_ptr, direction * tiles + tile) if LAYER.EXCHANGE != "none" else None
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & mask_h[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
@@ -218,8 +218,8 @@ def lstm_backward_kernel(
                 tl.store(dgates + H, da_f.to(dtype), mask=mask_t)
                 tl.store(dgates + 2 * H, da_g.to(dtype), mask=mask_t)
                 tl.store(dgates + 3 * H, da_o.to(dtype), mask=mask_t)
-            if LAYER.EXCHANGE == "barrier":
-                arrive(counter_ptr)
+            if LAYER.EXCHANGE != "none":
+                arrive(counter_ptr, LAYER)
             if LAYER.EXCHANGE == "none":
                 if PACKED or H != BLOCK_H:  # padding may hold inf * 0 = NaN, which must not enter the product
                     da_i = tl.where(mask_t, da_i, 0.0)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_forward
-from triton_lstm.kernels.exchange import arrive, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import accumulator, launch
 from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.steps import rows_of
@@ -33,7 +33,7 @@ def lstm_forward_kernel(
     c_all_ptr,  # (N, D, H) accumulator dtype, or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
-    signals_ptr,  # (1 + D * batch tiles,) int32, zero: whether a wait gave up, and the barrier's counters; or None
+    signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
     step_end,
     first_direction,
@@ -82,7 +82,7 @@ def lstm_forward_kernel(
     gave_up = 0
     for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         row = tl.cast(tile, tl.int64) * BLOCK_B
-        counter_ptr = signals_ptr + 1 + direction * tiles + tile if LAYER.EXCHANGE == "barrier" else None
+        counter_ptr = counter_at(signals_ptr, direction * tiles + tile) if LAYER.EXCHANGE != "none" else None
         mask_b = row + offs_b < B
         mask = mask_b[:, None] & (offs_h < H)[None, :]
         offs = offs_b[:, None] * (D * H) + offs_h[None, :]
@@ -164,8 +164,8 @@ def lstm_forward_kernel(
                 store_unlike_sentinel(y, h_new, mask_t, LAYER)
             else:
                 tl.store(y, h_new.to(dtype), mask=mask_t)
-            if LAYER.EXCHANGE == "barrier":
-                arrive(counter_ptr)
+            if LAYER.EXCHANGE != "none":
+                arrive(counter_ptr, LAYER)
             if LAYER.EXCHANGE == "none":
                 if PACKED:
                     h = tl.where(mask_t, h_new.to(dtype), h)

@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.errors import OutOfResources
 
-from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL, make_ready
+from triton_lstm.kernels.exchange import COPIES, INT_TYPE, LINE, SENTINEL, make_ready
 from triton_lstm.kernels.parts import parts_for
 from triton_lstm.planning.devices import INTERPRETER, Device
 from triton_lstm.planning.limits import REGISTERS, directions_at_once
@@ -129,7 +129,7 @@ class Layer:
             EXCHANGE=exchange,
             PRECISION=precision,
             ACC=_TRITON_TYPE[accumulator(dtype)],
-            SENTINEL=SENTINEL[dtype.itemsize],
+            SENTINEL=SENTINEL,
             INT=INT_TYPE[dtype.itemsize][1],
             SPIN_LIMIT=limit,
             BACKEND=backend,
@@ -153,10 +153,10 @@ def sizes_of(exchanged: torch.Tensor, arguments: dict[str, Any]) -> tuple[int, i
 
 
 def signals_for(exchange: str, limit: int, D: int, B: int, block_b: int, device: torch.device) -> torch.Tensor | None:
-    """Whether a wait gave up, and the barrier's counters, one for each batch tile and direction; or None."""
-    if exchange != "barrier" and not limit:
+    """Whether a wait gave up, and the counters of arrivals, one for each batch tile and direction; or None."""
+    if exchange == "none" and not limit:
         return None
-    return torch.empty(1 + D * -(-B // block_b), dtype=torch.int32, device=device)
+    return torch.empty(1 + COPIES.value * D * -(-B // block_b), LINE.value, dtype=torch.int32, device=device)
 
 
 class Prepared(NamedTuple):
@@ -227,7 +227,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
                     f"{plan} needs more than {device} has ({shortage}); its weights are streamed.", stacklevel=2
                 )
                 _launch_steps(kernel[grid], smaller, grid, T, arguments | dict(TILE=smaller.tile), device)
-    if limit and signals is not None and signals[0]:
+    if limit and signals is not None and signals[0, 0]:
         raise RuntimeError(
             f"a program waited for another one's rows or sums more than TRITON_LSTM_SPIN_LIMIT={limit} times and gave "
             f"up; the results are not complete. Plan: {plan}"

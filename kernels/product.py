@@ -8,6 +8,7 @@ LAYER is a Layer of launch.py, TILE a plan's Tile.
 import triton
 import triton.language as tl
 
+from triton_lstm.kernels.inline import present, waits_by_thread
 from triton_lstm.planning.plan import Tile
 
 
@@ -101,31 +102,47 @@ def _load(ptrs, mask, LAYER: tl.constexpr):
 
 
 @triton.jit
-def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """Chunk k of the A operand, whose first `live` rows are there.
-
-    (BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES); 0 outside, which is never the sentinel.
-    """
+def _rows_at(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Pointers to chunk k of the A operand, whose first `live` rows are there, and their mask."""
     K: tl.constexpr = LAYER.K // TILE.SPLITS
-    BLOCK_B: tl.constexpr = TILE.BLOCK_B
-    SLICES: tl.constexpr = TILE.SLICES
-    BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
-    FRAGMENTS: tl.constexpr = fills_fragments(BITS, TILE)
-    if FRAGMENTS:
-        row, term = _in_fragments(k, BLOCK_B, BITS, TILE)
+    if fills_fragments(ptr.dtype.element_ty.primitive_bitwidth, TILE):
+        row, term = _in_fragments(k, TILE.BLOCK_B, ptr.dtype.element_ty.primitive_bitwidth, TILE)
     else:
-        row = tl.arange(0, BLOCK_B)[:, None]
+        row = tl.arange(0, TILE.BLOCK_B)[:, None]
         term = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
     mask = row < live
     if K % TILE.BLOCK_K:
         mask = mask & (term < K)
-    a = _load(ptr + row * (LAYER.D * LAYER.K) + term, mask, LAYER)
-    if FRAGMENTS:
-        return _from_fragments(a, BLOCK_B, TILE)
+    return ptr + row * (LAYER.D * LAYER.K) + term, mask
+
+
+@triton.jit
+def _as_operand(a, TILE: tl.constexpr):
+    """(BLOCK_B, BLOCK_K), or (SLICES, BLOCK_B, BLOCK_K/SLICES), of elements at `_rows_at`."""
+    SLICES: tl.constexpr = TILE.SLICES
+    if fills_fragments(a.dtype.primitive_bitwidth, TILE):
+        return _from_fragments(a, TILE.BLOCK_B, TILE)
     elif SLICES > 1:
-        return tl.permute(tl.reshape(a, (BLOCK_B, SLICES, TILE.BLOCK_K // SLICES)), (1, 0, 2))
+        return tl.permute(tl.reshape(a, (TILE.BLOCK_B, SLICES, TILE.BLOCK_K // SLICES)), (1, 0, 2))
     else:
         return a
+
+
+@triton.jit
+def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Chunk k of the A operand as `tl.dot` wants it; 0, which is never the sentinel, outside of the `live` rows."""
+    ptrs, mask = _rows_at(ptr, live, k, LAYER, TILE)
+    return _as_operand(_load(ptrs, mask, LAYER), TILE)
+
+
+@triton.jit
+def load_present_rows(ptr, live, k, there, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """The same; each thread waits for what is not there yet, unless all is known to be `there`."""
+    if LAYER.EXCHANGE == "flag" and waits_by_thread(LAYER):
+        ptrs, mask = _rows_at(ptr, live, k, LAYER, TILE)
+        return _as_operand(present(_load(ptrs, mask, LAYER), ptrs, there, LAYER, TILE), TILE)
+    else:
+        return load_rows(ptr, live, k, LAYER, TILE)
 
 
 @triton.jit
@@ -155,14 +172,15 @@ def _add_slices(acc, LAYER: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """rows @ weights, (GATES, BLOCK_B, BLOCK_H)."""
+def multiply(rows_ptr, live, weights, w_ptr, first_unit, there, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """rows @ weights, (GATES, BLOCK_B, BLOCK_H). there: as for `load_present_rows`."""
     SLICES: tl.constexpr = TILE.SLICES
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     N: tl.constexpr = LAYER.GATES * TILE.BLOCK_H
     BITS: tl.constexpr = rows_ptr.dtype.element_ty.primitive_bitwidth
     K: tl.constexpr = LAYER.K // TILE.SPLITS
     CHUNKS: tl.constexpr = (K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
+    PRESENT: tl.constexpr = LAYER.EXCHANGE == "flag" and waits_by_thread(LAYER)
     if SLICES > 1:
         acc = tl.zeros((SLICES, BLOCK_B, N), LAYER.ACC)
     else:
@@ -176,14 +194,19 @@ def multiply(rows_ptr, live, weights, w_ptr, first_unit, LAYER: tl.constexpr, TI
         rows = ()
         for k in tl.static_range(CHUNKS + AHEAD):
             if k >= AHEAD:
-                acc = tl.dot(
-                    rows[k - AHEAD], weights[k - AHEAD], acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC
-                )
+                a = rows[k - AHEAD]
+                if PRESENT:  # not right after the load, which would be waited for alone
+                    a = _as_operand(present(a[0], a[1], there, LAYER, TILE), TILE)
+                acc = tl.dot(a, weights[k - AHEAD], acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
             if k < CHUNKS:
-                rows = rows + (load_rows(rows_ptr, live, k, LAYER, TILE),)
+                if PRESENT:
+                    ptrs, mask = _rows_at(rows_ptr, live, k, LAYER, TILE)
+                    rows = rows + ((_load(ptrs, mask, LAYER), ptrs),)
+                else:
+                    rows = rows + (load_rows(rows_ptr, live, k, LAYER, TILE),)
     else:
         for k in range(CHUNKS):
-            a = load_rows(rows_ptr, live, k, LAYER, TILE)
+            a = load_present_rows(rows_ptr, live, k, there, LAYER, TILE)
             w = load_weights(w_ptr, first_unit, k, K, LAYER, TILE)
             acc = tl.dot(a, w, acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
     return _add_slices(acc, LAYER, TILE)

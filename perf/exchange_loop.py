@@ -9,19 +9,19 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_lstm.kernels.exchange import arrive, await_rows, fill_with_sentinel, missing, wait
+from triton_lstm.kernels.exchange import COPIES, LINE, arrive, await_rows, make_ready
 from triton_lstm.kernels.launch import Layer
+from triton_lstm.kernels.product import load_present_rows
 from triton_lstm.planning.plan import Exchange, Tile
 
 WARPS = 8
 ROWS = COLUMNS = 16  # of one program: a batch tile of 16 rows, one tensor-core tile; 16 hidden units
-SPINS = 1 << 20  # polls of a wait before it gives up
 
 
 @triton.jit(do_not_specialize=["step_begin", "step_end"])
 def exchange_kernel(
     buffer_ptr,  # (T, ROWS, W)
-    counter_ptr,  # (1,) int32, zero
+    counter_ptr,  # (COPIES, LINE) int32, zero
     late_ptr,  # (1,) int32, zero
     step_begin,
     step_end,
@@ -33,24 +33,18 @@ def exchange_kernel(
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     offs_b = tl.arange(0, BLOCK_B)
     mine = offs_b[:, None] * W + tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
-    late = 0  # 1 after a wait has timed out; later ones are skipped
+    late = 0  # 1 after rows that were not complete
     for t in range(step_begin, step_end):
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
         if t > 0:
             before_ptr = rows_ptr - BLOCK_B * W
-            if LAYER.EXCHANGE == "flag":
-                n = late * (LAYER.SPIN_LIMIT - 1)
-                await_rows(before_ptr, n, LAYER, TILE)
-                while n < LAYER.SPIN_LIMIT:
-                    late = missing(before_ptr, BLOCK_B, LAYER, TILE)
-                    n = tl.where(late != 0, n + 1, LAYER.SPIN_LIMIT)
-            else:
-                late |= wait(counter_ptr, tl.num_programs(0) * t, late, LAYER)
-                late |= missing(before_ptr, BLOCK_B, LAYER, TILE)
+            await_rows(before_ptr, BLOCK_B, counter_ptr, tl.num_programs(0) * t, 0, LAYER, TILE)
+            for k in range((W + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+                bits = load_present_rows(before_ptr, BLOCK_B, k, False, LAYER, TILE).to(LAYER.INT, bitcast=True)
+                late |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
         # The stored value depends on the loaded ones: no step can begin before the previous one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
-        if LAYER.EXCHANGE == "barrier":
-            arrive(counter_ptr)
+        arrive(counter_ptr, LAYER)
     if late != 0:
         tl.store(late_ptr, 1)
 
@@ -59,8 +53,8 @@ def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
     """The kernel's compile-time constants."""
     width = programs * COLUMNS
     return dict(
-        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", SPINS, backward=False, backend="cuda"),
-        TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1, 1),
+        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", 0, backward=False, backend="cuda"),
+        TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1, 1, WARPS),
     )
 
 
@@ -73,12 +67,11 @@ class ExchangeLoop:
     def __init__(self, programs: int, steps: int, kind: Exchange, device: torch.device, one_launch: bool) -> None:
         self.programs, self.steps, self.kind, self.one_launch = programs, steps, kind, one_launch
         self.buffer = torch.empty(steps, ROWS, programs * COLUMNS, dtype=torch.bfloat16, device=device)
-        self.counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self.counter = torch.zeros(COPIES.value, LINE.value, dtype=torch.int32, device=device)
         self.late = torch.zeros(1, dtype=torch.int32, device=device)
 
     def prepare(self) -> None:
-        fill_with_sentinel(self.buffer)
-        self.counter.zero_()
+        make_ready("flag", self.buffer, self.counter)  # the sentinel shows what was not complete to the barrier as well
 
     def run(self) -> None:
         self.prepare()
@@ -98,5 +91,5 @@ class ExchangeLoop:
             exchange_kernel[self.programs,](step_begin=t, step_end=t + 1, **arguments)
 
     def complete(self) -> bool:
-        """Whether every value arrived and no wait timed out."""
+        """Whether every value arrived and no row was incomplete."""
         return bool((self.buffer == 1).all()) and not self.late.item()

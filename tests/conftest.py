@@ -71,12 +71,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Outcomes(config.getoption("--csv")))
 
 
-@pytest.fixture(autouse=True)
-def same_interpreter() -> Iterator[None]:
+INTERPRETED = os.environ.get("TRITON_INTERPRET")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
     """No test changes how kernels run for the tests after it in the same process."""
-    before = os.environ.get("TRITON_INTERPRET")
     yield
-    assert os.environ.get("TRITON_INTERPRET") == before, "a test changed TRITON_INTERPRET: use monkeypatch.setenv"
+    found = os.environ.get("TRITON_INTERPRET")
+    if found != INTERPRETED:
+        os.environ["TRITON_INTERPRET"] = INTERPRETED or "0"
+        raise AssertionError(f"TRITON_INTERPRET is {found} after this test: use monkeypatch.setenv")
 
 
 @pytest.fixture(scope="session")

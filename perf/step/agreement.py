@@ -26,7 +26,7 @@ from triton_lstm.planning.limits import why_not
 
 FEWEST = 5  # loops of a problem that is looked at
 FOLDS = 5
-MEASURED_COUNTS = 16.0  # in the fit's sum of squares, as much as so many modelled ones
+MEASURED_COUNTS = 8.0  # in the fit's sum of squares, as much as so many modelled ones
 REMAINS = 0.03  # how much a constant stays as it is where no loop depends on it
 OUTLIER = 0.3  # from there on an error (of the logarithm, weighted) counts less than its square
 
@@ -59,12 +59,15 @@ def agreement(loops: Sequence[TimeLoop], predicted: Sequence[float] | np.ndarray
 
 
 def table(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop], constants: Constants = FITTED) -> pd.DataFrame:
-    """`agreement` for measured loops, and for modelled ones that a plan may choose: all of them, and by GPU."""
-    allowed = [loop for loop in modelled if why_not(loop.problem, loop.plan) is None]
-    groups = {"measured": list(measured), "modelled": allowed}
-    for loop in allowed:
+    """`agreement` for measured and modelled loops that a plan may choose: all of them, and modelled ones by GPU."""
+    groups = {"measured": _allowed(measured), "modelled": _allowed(modelled)}
+    for loop in groups["modelled"]:
         groups.setdefault(loop.problem.device.name, []).append(loop)
     return pd.DataFrame({name: agreement(group, _us(group, constants)) for name, group in groups.items()}).T
+
+
+def _allowed(loops: Sequence[TimeLoop]) -> list[TimeLoop]:
+    return [loop for loop in loops if why_not(loop.problem, loop.plan) is None]
 
 
 def _us(loops: Sequence[TimeLoop], constants: Constants) -> np.ndarray:
@@ -72,11 +75,12 @@ def _us(loops: Sequence[TimeLoop], constants: Constants) -> np.ndarray:
 
 
 def fit(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> Constants:
-    """The constants with the least error of the logarithm of all times, of kernels that do not spill; `parts` stays."""
+    """The constants with the least error of the logarithm of all times, of kernels that do not spill."""
     from scipy.optimize import least_squares
 
-    loops = [*measured, *(loop for loop in modelled if not loop.local)]
-    weights = np.sqrt([MEASURED_COUNTS if k < len(measured) else 1.0 for k in range(len(loops))])
+    real = _allowed(measured)  # of the others it is not known whether they spill
+    loops = [*real, *(loop for loop in modelled if not loop.local)]
+    weights = np.sqrt([MEASURED_COUNTS if k < len(real) else 1.0 for k in range(len(loops))])
     times, start = np.log([loop.us for loop in loops]), np.log(dataclasses.astuple(FITTED))
 
     def errors(logarithms: np.ndarray) -> np.ndarray:
@@ -84,8 +88,7 @@ def fit(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> Constants
         return np.concatenate([weights * (np.log(predicted) - times), REMAINS * (logarithms - start)])
 
     found = least_squares(errors, start, loss="soft_l1", f_scale=OUTLIER)
-    fitted = Constants(*(float(f"{value:.3g}") for value in np.exp(found.x)))
-    return dataclasses.replace(fitted, parts=FITTED.parts)
+    return Constants(*(float(f"{value:.3g}") for value in np.exp(found.x)))
 
 
 def held_out(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> pd.DataFrame:
@@ -98,9 +101,7 @@ def held_out(measured: Sequence[TimeLoop], modelled: Sequence[TimeLoop]) -> pd.D
         groups = {"measured": measured, "modelled": modelled}
         constants = fit(*([loop for loop in group if folds[loop.problem] != k] for group in groups.values()))
         for name, group in groups.items():
-            left_out = [loop for loop in group if folds[loop.problem] == k]
-            if name == "modelled":
-                left_out = [loop for loop in left_out if why_not(loop.problem, loop.plan) is None]
+            left_out = _allowed([loop for loop in group if folds[loop.problem] == k])
             predicted[name] += zip(left_out, _us(left_out, constants), strict=True)
     return pd.DataFrame({name: agreement(*zip(*pairs, strict=True)) for name, pairs in predicted.items()}).T
 

@@ -53,7 +53,7 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
     sizes = problem.H, problem.directions
     layer = Layer.of(plan.exchange, dtype, *sizes, precision, variant.limit, problem.backward, device.backend)
     values: dict[str, Any] = dict(LAYER=layer, TILE=plan.tile)
-    if not variant.limit and plan.exchange != "barrier":
+    if not variant.limit and plan.exchange == "none":
         values["signals_ptr"] = None
     if plan.splits == 1:
         values["parts_ptr"] = None

@@ -28,7 +28,7 @@ PRECISIONS = ("bf16", "tf32")
 HIDDEN = (32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 128, 256, 1024)
 USUAL = ((128, 16), (128, 64), (256, 64), (512, 64), (512, 256), (768, 16), (768, 256), (1024, 64), (1024, 256))  # H, B
-PROBLEMS, CHEAP, OTHERS = 96, 8, 7  # of each problem the cheapest plans, each of another shape, and any others
+PROBLEMS, CHEAP, OTHERS = 48, 6, 5  # of each problem the cheapest plans, each of another shape, and any others
 DEAREST = 5.0  # of all plans that are looked at, by the cost model, times the cheapest
 MOST_SUMS = 128  # in a thread: more are sure to spill
 
@@ -125,7 +125,7 @@ def read_measured(path: Path = MEASURED) -> list[TimeLoop]:
     pattern = re.compile(r"(\w+) (\d+)x(\d+)/(\d+):(\d+) w(\d+)(?: split (\d+))?(?: x(\d+))?( streamed)?$")
     loops = []
     for row in _rows(path):
-        if row["kernels"] == "before":
+        if row["kernels"] != "now":
             continue
         if not (match := pattern.match(row["plan"])):
             raise ValueError(f"{path}: cannot read the plan {row['plan']!r}")

@@ -57,8 +57,6 @@ def _exchanges(device: Device, constants: Constants) -> Iterator[Compared]:
             exchange, programs = next(e for e in EXCHANGES if e == kind), int(text)
             code = disassemble(compile_exchange(device, programs, exchange).asm["cubin"])[2]
             chunks = max(1, programs * COLUMNS // 1024)
-            loop = Loop(
-                WARPS, programs, chunks=chunks, polls=4, barrier=exchange == "barrier"
-            )  # all rows, side by side
+            loop = Loop(WARPS, programs, chunks=chunks)
             step = model_step(code, loop, constants)
             yield Compared(row["case"], float(row["us_per_step"]), step.us(step.waiting))

@@ -9,7 +9,7 @@ from triton_lstm.perf.step.constants import H100, Constants
 from triton_lstm.perf.step.machine_code import Instruction, parse
 from triton_lstm.perf.step.path import Path, Piece, find_path
 from triton_lstm.perf.step.timeline import Loop, Timeline
-from triton_lstm.perf.step.waiting import Durations, Failure, Wait, wait_for_each_other
+from triton_lstm.perf.step.waiting import Durations, Wait, wait_for_each_other
 
 VAIN = 2  # looks in vain after which a step's durations only grow by the loop's period
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
@@ -23,8 +23,8 @@ class NoModelError(ValueError):
 class Step:
     """The model's answer, of one batch tile. cycles: with every row there. waiting, looks: of programs that wait.
 
-    phases: `cycles` by phase and by what warps wait for. instructions, barriers, local: of a step that succeeds at
-    once; local ones access spilled registers. rounds: tiles in turn.
+    phases: `cycles` by phase and by what warps wait for. instructions, barriers, local: of a step in
+    time; local ones access spilled registers. rounds: tiles in turn.
     """
 
     cycles: float
@@ -75,11 +75,9 @@ class _Model:
     def step(self) -> Step:
         kinds = [operation.instruction.kind for operation in self.plain.trace]
         waiting, looks = self.plain.cycles, 0.0
-        if self.loop.programs > 1:
-            gates = 4 if self.loop.backward else 1
-            waited = wait_for_each_other(
-                self.durations(), self.loop.programs, self.constants, gates=gates, splits=self.loop.splits
-            )
+        durations = self.durations()
+        if self.loop.programs > 1 and durations:
+            waited = wait_for_each_other(durations, self.loop.programs, self.constants, splits=self.loop.splits)
             waiting, looks = max(waited.cycles, waiting), waited.looks
         return Step(
             cycles=self.plain.cycles,
@@ -93,34 +91,23 @@ class _Model:
             constants=self.constants,
         )
 
-    def durations(self) -> Durations:
+    def durations(self) -> Durations | None:
+        """None where nothing is waited for."""
         line, pieces = self.plain, self.path.pieces
-        attempt = (line.kinds("attempt") or [len(pieces) - 1])[0]
-        first = [k for k in line.kinds("look") if k < attempt]
-        second = [k for k in line.kinds("look") if k > attempt]
-        failure = self._failure(attempt) if self.path.failures else None
+        multiplied = (line.kinds("product") or [len(pieces) - 1])[0]
+        first = [k for k in line.kinds("look") if k < multiplied]
+        second = [k for k in line.kinds("look") if k > multiplied]
+        if not first:
+            return None
         parts = None
         if second:
             twice = self._timeline(_repeat(pieces, second[0], 2))
             period = twice.look(second[0] + 1) - twice.look(second[0])
-            parts = Wait(line.look(second[0]) - line.parts(attempt, second[0]), period)
-        begin = line.piece(attempt)
-        if not first:
-            return Durations(begin, (line.attempt(attempt, begin),), None, parts, failure)
+            parts = Wait(line.look(second[0]) - line.parts(multiplied, second[0]), period)
         lines = [line] + [self._timeline(_repeat(pieces, first[0], n + 1)) for n in range(1, VAIN + 1)]
         looks = [each.look(first[0] + n) for n, each in enumerate(lines)]
-        attempts = tuple(each.attempt(attempt + n, looks[n]) for n, each in enumerate(lines))
-        return Durations(begin, attempts, Wait(looks[0], (looks[-1] - looks[0]) / VAIN), parts, failure)
-
-    def _failure(self, attempt: int) -> Failure:
-        """Of a step whose first attempt fails, and the second does not."""
-        path = self.path
-        kind = "quick" if "quick" in path.failures else "missing"
-        again = path.again[kind]
-        line = self._timeline([*path.pieces[:attempt], path.failures[kind], *again, *path.pieces[attempt + 1 :]])
-        then = next(k for k in line.kinds("attempt") if k > attempt)
-        next_begin = line.piece(then)
-        return Failure(next_begin - line.piece(attempt), line.attempt(then, next_begin))
+        rests = tuple(each.rest(multiplied + n, looks[n]) for n, each in enumerate(lines))
+        return Durations(Wait(looks[0], (looks[-1] - looks[0]) / VAIN), rests, parts)
 
 
 def _repeat(pieces: Sequence[Piece], k: int, times: int) -> list[Piece]:

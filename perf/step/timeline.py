@@ -9,17 +9,16 @@ from triton_lstm.perf.step.constants import Constants
 from triton_lstm.perf.step.issue import Operation, issue, mean_by_reason
 from triton_lstm.perf.step.machine_code import Instruction
 from triton_lstm.perf.step.path import Path, Piece, polled, product, store
-from triton_lstm.perf.step.waiting import Attempt
+from triton_lstm.perf.step.waiting import Rest
 from triton_lstm.planning.cost import beyond_l2
 from triton_lstm.planning.limits import directions_at_once
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 
-PHASES = ("before the wait", "wait", "loads and product", "sums and check", "second wait", "gates to store", "rest")
+PHASES = ("before the wait", "wait", "loads and product", "sums", "second wait", "gates to store", "rest")
 WARM_UP = 2  # steps until warps have found their rhythm
 LANES = 32
 INSTRUCTIONS = 8  # of 16 bytes, in a line of the instruction cache
-STORED = 6  # forward, of this many stores the first is of h; the gates and c follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +26,8 @@ class Loop:
     """What a time loop's machine code does not say.
 
     warps: of a program. programs: that exchange rows. sharing: programs on a processor. rounds: tiles that a program
-    takes in turn. chunks: of the recurrent sum. backward: rows have the gradients of four gates. polls: bytes from one
-    program's element to the next one's. barrier: programs announce rows by a counter. from_memory: weights that are
-    streamed do not fit L2. splits: how many programs, neighbours, add up the parts of one sum.
+    takes in turn. chunks: of the recurrent sum. from_memory: weights that are streamed do not fit L2. splits: how many
+    programs, neighbours, add up the parts of one sum.
     """
 
     warps: int
@@ -37,9 +35,6 @@ class Loop:
     sharing: int = 1
     rounds: int = 1
     chunks: int = 1
-    backward: bool = False
-    polls: int = 32
-    barrier: bool = False
     from_memory: bool = False
     splits: int = 1
 
@@ -53,9 +48,6 @@ class Loop:
             sharing=-(-at_once // problem.device.processors),
             rounds=-(-problem.B // (plan.block_b * plan.groups)),
             chunks=plan.sum_length(problem) // plan.block_k,
-            backward=problem.backward,
-            polls=plan.block_h // plan.splits * problem.stored_itemsize,
-            barrier=plan.exchange == "barrier",
             from_memory=beyond_l2(problem),
             splits=plan.splits,
         )
@@ -73,7 +65,7 @@ class Timeline:
             self.starts.append(len(self.trace))
             looked = self._looked(multiplied) if piece.kind == "look" else None
             self.trace += [self._operation(k, looked) for k in piece.instructions]
-            multiplied |= piece.kind == "attempt"
+            multiplied |= piece.kind == "product"
         self.starts.append(len(self.trace))
         self.begin = WARM_UP * len(self.trace)
         trace = self.trace * (WARM_UP + 1) + self.trace[:1]  # the next step's begin is this one's end
@@ -81,12 +73,8 @@ class Timeline:
         self.cycles = self.at(len(self.trace))
 
     def _looked(self, multiplied: bool) -> float:
-        """Bytes of a warp's look, where it is at one element of each: of a sum's parts, the counter or rows."""
-        if multiplied:
-            return self.constants.sector * self.loop.splits
-        if self.loop.barrier:
-            return self.constants.sector
-        return LANES * min(self.constants.sector, self.loop.polls)
+        """Bytes of a warp's look, at the counter or at one word of each of a sum's parts."""
+        return self.constants.sector * (self.loop.splits if multiplied else 1)
 
     def _operation(self, k: int, looked: float | None) -> Operation:
         """looked: in a wait, bytes of a look at single elements."""
@@ -118,32 +106,21 @@ class Timeline:
         """When a look is on its way; of several loads the first one, which may already see too little."""
         return self.at(self.places(piece, polled)[0])
 
-    def parts(self, attempt: int, look: int) -> float:
-        """When the last store from an attempt to a look issues."""
-        stores = [k for piece in range(attempt, look) for k in self.places(piece, store)]
+    def parts(self, piece: int, look: int) -> float:
+        """When the last store from the product to a look issues."""
+        stores = [k for piece in range(piece, look) for k in self.places(piece, store)]
         return self.at(stores[-1]) if stores else self.piece(look)
 
-    def attempt(self, piece: int, origin: float) -> Attempt:
+    def rest(self, piece: int, origin: float) -> Rest:
         """The product and what follows, from a time on."""
-        last = max(self.places(piece, product), default=len(self.trace))
-        loads = [self.at(k) - origin for k in self.places(piece, polled) if k < last]
-        chunks = min(self.loop.chunks, len(loads))
         second = next((k for k in self.kinds("look") if k > piece), None)
-        rows = self._row_stores(self.starts[piece if second is None else second])
-        return Attempt(
-            loads=tuple(loads[k * len(loads) // chunks] for k in range(chunks)),
-            rows=(self.at(rows[-1]) if rows else self.cycles) - origin,
+        begin = self.starts[piece if second is None else second]
+        told = next((k for k in range(begin, len(self.trace)) if self.trace[k].instruction.kind == "atomic"), None)
+        return Rest(
+            rows=(self.cycles if told is None else self.at(told)) - origin,
             end=self.cycles - origin,
             parts=None if second is None else self.parts(piece, second) - origin,
         )
-
-    def _row_stores(self, begin: int) -> list[int]:
-        """From a place on, where rows are stored for other programs, or announced to them."""
-        kinds = [operation.instruction.kind for operation in self.trace]
-        if self.loop.barrier and "atomic" in kinds[begin:]:
-            return [begin + kinds[begin:].index("atomic")]
-        stores = [k for k in range(begin, len(kinds)) if kinds[k] == "store"]
-        return stores if self.loop.backward else stores[: -(-len(stores) // STORED)]
 
     def reasons(self) -> dict[str, dict[str, float]]:
         """Cycles by phase, and by what warps wait for in it; mean over warps."""
@@ -154,18 +131,18 @@ class Timeline:
         }
 
     def _phase_ends(self) -> list[int]:
-        attempt = (self.kinds("attempt") or [len(self.pieces) - 1])[0]
-        end = self.starts[attempt + 1]
-        loads, products = self.places(attempt, polled), self.places(attempt, product)
-        before = waited = loads[0] if loads else self.starts[attempt]
+        multiplied = (self.kinds("product") or [len(self.pieces) - 1])[0]
+        end = self.starts[multiplied + 1]
+        loads, products = self.places(multiplied, polled), self.places(multiplied, product)
+        before = waited = loads[0] if loads else self.starts[multiplied]
         for look in self.kinds("look"):
-            if look < attempt:
+            if look < multiplied:
                 before, waited = min(before, self.places(look, polled)[0] + 1), self.starts[look + 1]
-        multiplied = products[-1] + 1 if products else waited
-        added = max([self.starts[look + 1] for look in self.kinds("look") if look > attempt], default=end)
+        summed = products[-1] + 1 if products else waited
+        added = max([self.starts[look + 1] for look in self.kinds("look") if look > multiplied], default=end)
         stores = [k for k, operation in enumerate(self.trace) if store(operation.instruction)]
         stored = next((k + 1 for k in stores if k >= added), len(self.trace))
-        if any(multiplied <= k < end for k in stores) and added == end:  # the product is not checked
-            stored = next(k + 1 for k in stores if k >= multiplied)
-            end = added = multiplied
-        return [before, waited, multiplied, end, added, stored, len(self.trace)]
+        if any(summed <= k < end for k in stores) and added == end:
+            stored = next(k + 1 for k in stores if k >= summed)
+            end = added = summed
+        return [before, waited, summed, end, added, stored, len(self.trace)]

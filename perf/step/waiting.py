@@ -25,75 +25,48 @@ class Wait:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-    """One run of the product. loads: of the chunks of rows, from its begin. rest: from its begin to its stores of
-    `rows`, the step's `end` and, with sums over several programs, the stores of `parts`."""
+class Rest:
+    """What follows a look. rows: until other programs are told of the step's rows. end: until its end. parts: until the
+    stores of `parts`, with sums over several programs."""
 
-    loads: tuple[float, ...]
     rows: float
     end: float
     parts: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """What a failed attempt costs. length: from its begin until the next attempt, a look for what is missing included.
-    again: that attempt."""
-
-    length: float
-    again: Attempt
-
-
-@dataclasses.dataclass(frozen=True)
 class Durations:
-    """Of one program's step. begin: of the first attempt, from the step's begin if there is no wait.
+    """Of one program's step.
 
-    wait: before the product. attempts: the first one, from the last look's issue or `begin`, after 0, 1, .. looks in
-    vain. parts: the wait for other programs' parts of the sum; its first look is counted from the stores of parts.
+    wait: for rows. rests: after the last look's issue, with 0, 1, .. looks in vain. parts: the wait for other programs'
+    parts of the sum; its first look is counted from the stores of parts.
     """
 
-    begin: float
-    attempts: tuple[Attempt, ...]
-    wait: Wait | None = None
+    wait: Wait
+    rests: tuple[Rest, ...]
     parts: Wait | None = None
-    failure: Failure | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Waited:
-    """cycles, looks: mean of a step. looks of waits, or attempts where there is no wait."""
+    """Mean of a step."""
 
     cycles: float
     looks: float
 
 
-def wait_for_each_other(
-    durations: Durations, programs: int, constants: Constants, *, gates: int = 1, splits: int = 1
-) -> Waited:
-    """Lets `programs` programs exchange rows.
-
-    gates: how many times a row holds every program's units: 4 where it has the gradients of all gates.
-    splits: how many programs, neighbours, add up the parts of one sum; each reads another split of the rows.
-    """
-    return _World(durations, programs, constants, gates, splits).run()
-
-
-def holders(programs: int, gates: int, chunks: int, splits: int = 1) -> np.ndarray:
-    """Which programs write something of which chunk of what a program reads: [chunk, reader, writer]."""
-    written = (np.arange(gates)[:, None] * programs + np.arange(programs)) * (chunks * splits) // (gates * programs)
-    read = np.arange(chunks)[:, None] + np.arange(programs) % splits * chunks
-    return (written == read[:, :, None, None]).any(2)
+def wait_for_each_other(durations: Durations, programs: int, constants: Constants, *, splits: int = 1) -> Waited:
+    """Lets `programs` programs exchange rows. splits: how many of them, neighbours, add up the parts of one sum."""
+    return _World(durations, programs, constants, splits).run()
 
 
 class _World:
-    def __init__(self, durations: Durations, programs: int, constants: Constants, gates: int, splits: int) -> None:
+    def __init__(self, durations: Durations, programs: int, constants: Constants, splits: int) -> None:
         self.d, self.n, self.c = durations, programs, constants
         self.random = random.Random(0)
         far = [[self.random.uniform(0, constants.seen_spread) for _ in range(programs)] for _ in range(programs)]
         self.seen = constants.seen + np.array(far)  # [reader, writer]
         self.arrives = constants.l2 / 2  # from a load's issue until it is at L2
-        chunks = max(len(durations.attempts[0].loads), 1)
-        self.holds = holders(programs, gates, chunks, splits)
         self.group = np.arange(programs) // splits
         self.looks = 0.0
 
@@ -113,22 +86,15 @@ class _World:
         d = self.d
         there = stored[None, :] + self.seen  # when a reader sees a writer's rows
         noise = np.array([self.random.gauss(0, self.c.jitter) for _ in range(self.n)])
-        at = begin + noise + (d.wait.first if d.wait else d.begin)
-        vain = np.zeros(self.n, int)
-        if d.wait:
-            vain = self._in_vain(at, there.max(1), d.wait.period)
-            self.looks += vain.sum() + self.n
-            at = at + vain * d.wait.period
-        else:
-            self.looks += self.n
-        needed = np.array([np.where(holds, there, -math.inf).max(1) for holds in self.holds])  # [chunk, reader]
-        done = [
-            self._attempts(at[p], d.attempts[min(vain[p], len(d.attempts) - 1)], needed[:, p]) for p in range(self.n)
-        ]
-        rows = np.array([time + attempt.rows for time, attempt in done])
-        end = np.array([time + attempt.end for time, attempt in done])
+        at = begin + noise + d.wait.first
+        vain = self._in_vain(at, there.max(1), d.wait.period)
+        self.looks += vain.sum() + self.n
+        at = at + vain * d.wait.period
+        rests = [d.rests[min(n, len(d.rests) - 1)] for n in vain]
+        rows = at + np.array([rest.rows for rest in rests])
+        end = at + np.array([rest.end for rest in rests])
         if d.parts:
-            parts = np.array([time + (attempt.parts or 0.0) for time, attempt in done])
+            parts = at + np.array([rest.parts or 0.0 for rest in rests])
             of_group = np.where(self.group[:, None] == self.group[None, :], parts[None, :] + self.seen, -math.inf)
             vain = self._in_vain(parts + d.parts.first, of_group.max(1), d.parts.period)
             self.looks += vain.sum() + self.n
@@ -139,17 +105,3 @@ class _World:
         """How many looks see too little, the first of which is at `first`."""
         late = np.where(np.isfinite(there), there - first - self.arrives, 0.0)
         return np.ceil(np.maximum(late, 0.0) / period).astype(int)
-
-    def _attempts(self, time: float, attempt: Attempt, needed: np.ndarray) -> tuple[float, Attempt]:
-        """The attempt that succeeds and when it begins, where the first one begins at `time`."""
-        failure = self.d.failure
-        while failure and not self._see(time, attempt.loads, needed):
-            time, attempt = time + failure.length, failure.again
-            self.looks += 1
-        return time, attempt
-
-    def _see(self, time: float, loads: tuple[float, ...], needed: np.ndarray) -> bool:
-        if not loads:
-            return True
-        chunks = np.arange(len(needed)) * len(loads) // len(needed)
-        return all(time + loads[k] + self.arrives >= there for k, there in zip(chunks, needed, strict=True))

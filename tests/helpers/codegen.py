@@ -129,7 +129,7 @@ def report(kernel: Kernel) -> Row:
         "triton": triton.__version__,
     }
     row |= exchanged(made, "dgates_ptr" if kernel.backward else "y_ptr")
-    row |= {"least_bytes": least_bytes(kernel)} | word_bytes(kernel)
+    row |= row_bytes(kernel) | word_bytes(kernel)
     if device.backend == "hip":
         asm = made.asm["amdgcn"]
         registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
@@ -139,6 +139,7 @@ def report(kernel: Kernel) -> Row:
     instructions = parse(code)
     of_step = step_instructions(instructions)
     step = [instruction.text for instruction in of_step]
+    again = row["element"] if row["again"] else None
     row |= {
         "registers": registers,
         "stack": stack,
@@ -149,7 +150,7 @@ def report(kernel: Kernel) -> Row:
         "tensor_core": count(r"MMA", step),
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
-        "polls": " ".join(sorted(width(read) for read in row["reads"] if "volatile" in read and read != row["awaits"])),
+        "polls": " ".join(sorted(width(r) for r in row["reads"] if "volatile" in r and r != again)),
         "poll_bytes": kernel.problem.poll_bytes,
         "whole": sum(i.width for i in of_step if i.kind == "load" and "STRONG.SYS" in i.name and i.width >= 8),
     }
@@ -166,15 +167,22 @@ def report(kernel: Kernel) -> Row:
     return row | {"problems": problems(row)}
 
 
-def least_bytes(kernel: Kernel) -> int:
+def row_bytes(kernel: Kernel) -> Row:
     """What each thread has to load of the exchanged rows, in the text: the product's chunks, or one if they are in a
-    loop, and one more to look for what is missing."""
+    loop; of the flag exchange all of them again, or with a limit one chunk more, to look for what is missing."""
     plan, itemsize = kernel.plan, DTYPES[kernel.dtype].itemsize
+    element = f"ld.volatile.global.b{8 * itemsize}"
     if plan.exchange == "none":
-        return 0
+        return {"least_bytes": 0, "again": 0, "element": element}
     chunks = plan.sum_length(kernel.problem) // plan.block_k if plan.resident else 1
-    chunks += plan.exchange == "flag"
-    return chunks * plan.block_b * plan.block_k * itemsize // (plan.warps * GPUS[kernel.gpu].warp_size)
+    chunk = plan.block_b * plan.block_k * itemsize // (plan.warps * GPUS[kernel.gpu].warp_size)
+    again = 0
+    if plan.exchange == "flag" and kernel.limit:
+        chunks += 1
+    elif plan.exchange == "flag":
+        again = chunks * chunk
+    distinct = kernel.problem.poll_bytes > itemsize
+    return {"least_bytes": chunks * chunk + again, "again": again if distinct else 0, "element": element}
 
 
 def word_bytes(kernel: Kernel) -> Row:
@@ -236,7 +244,9 @@ def report_exchange(gpu: str, programs: int, exchange: Exchange) -> Row:
     _, stack, _ = disassemble(made.asm["cubin"])
     row = {"arch": GPUS[gpu].arch, "exchange": exchange, "stack": stack}
     chunk = values["TILE"].BLOCK_B * values["TILE"].BLOCK_K * 2 // (32 * WARPS)  # bytes of bf16 a thread
-    row |= exchanged(made, "buffer_ptr", "counter_ptr") | {"least_bytes": chunk, "told": 0, "read": 0}
+    again = chunk if exchange == "flag" else 0
+    row |= exchanged(made, "buffer_ptr", "counter_ptr")
+    row |= {"least_bytes": chunk + again, "again": again, "element": "ld.volatile.global.b16", "told": 0, "read": 0}
     return row | {"problems": unordered(row)}
 
 
@@ -255,7 +265,7 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
-    looked_at = ["reads", "awaits", "least_bytes", "counter", "words", "told", "read", "whole", "order"]
+    looked_at = ["reads", "least_bytes", "again", "element", "counter", "words", "told", "read", "whole", "order"]
     frame = frame.drop(columns=["arithmetic", *looked_at])
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 LOADS = {"flag": "ld.volatile.global.", "barrier": "ld.global.cg.", "none": "no load"}  # of the rows
-NVIDIA = r"(ld|atom)\.global\.gpu\.acquire\.", r"(atom|red)\.global\.gpu\.release\.add\."  # once each on the counter
-AMD = r"atom\.agent\.acquire$", r"atom\.agent\.release$"
+AMD = r"atom\.agent\.acquire$", r"atom\.agent\.release$"  # once each on the counter
+NVIDIA = r"ld\.{0}\.gpu\.global\.|(ld|atom)\.global\.gpu\.{0}\.(?!add)", r"(atom|red)\.global\.gpu\.{1}\.add\."
+ORDERING = {"barrier": ("acquire", "release"), "flag": ("relaxed", "relaxed")}
+BY_THREAD = r"ld\.(acquire|relaxed)\.gpu\.global\."  # every thread looks at the counter
 SIGNAL = "st.global.b32"  # that a wait gave up, in the counters' tensor
 TOLD, READ = r"st\.global\.(v2\.)?b64$", r"ld\.volatile\.global\.(v2\.)?b64$"  # words of parts.py, each seen at once
 
@@ -26,7 +28,7 @@ BARRIER = Access("barrier")
 
 def ptx_accesses(ptx: str, arguments: list[str]) -> list[Access]:
     """Every barrier and access to global memory, in the order of the text. arguments: the kernel's, at run time."""
-    instructions = re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*);", ptx, re.MULTILINE)
+    instructions = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)\s+(.*);", ptx, re.MULTILINE)
     held: dict[str, frozenset[str]] = {}  # by a register of 64 bits: the pointers that its value is made from
     before = None
     while held != before:  # a loop carries pointers back to instructions above
@@ -63,15 +65,18 @@ def amd_accesses(llir: str) -> list[Access]:
 
 
 def order(accesses: list[Access], rows: str, counter: str) -> str:
-    """How the exchanged `rows` are ordered, a letter each: Acquire and reLease of the counter, Barrier, Read, Write.
+    """How the exchanged `rows` are ordered, a letter each: Acquire and reLease of the counter, or a look at it and an
+    arrival that order nothing; Barrier, Read, Write.
 
     On AMD all that is loaded and stored: what follows `wait` are the rows, and what comes before `arrive` too.
     """
     letters = {"acquire": "A", "release": "L", "barrier": "B", "ld": "R", "st": "W"}
+    letters_of_counter = {"acquire": "A", "release": "L", "ld": "A", "add": "L", "atom": "A"}
     found = ""
     for opcode, pointers in accesses:
         if opcode != SIGNAL if counter in pointers else rows in (pointers or {rows}):
-            found += next((letter for word, letter in letters.items() if word in re.split(r"[.]", opcode)), "?")
+            known = letters_of_counter if counter in pointers else letters
+            found += next((letter for word, letter in known.items() if word in re.split(r"[.]", opcode)), "?")
     return found
 
 
@@ -88,7 +93,6 @@ def exchanged(compiled: Any, rows: str, counter: str = "signals_ptr") -> Row:
     reads = Counter(a.opcode for a in loads if rows in (a.pointers or {rows}))
     return {
         "reads": reads,
-        "awaits": min(reads, key=lambda read: poll_bytes(width(read))) if len(reads) > 1 else "",
         "counter": [a.opcode for a in found if counter in a.pointers and a.opcode != SIGNAL],
         "words": Counter(a.opcode for a in found if "parts_ptr" in a.pointers),
         "order": order(found, rows, counter),
@@ -99,8 +103,9 @@ def unordered(row: Row) -> list[str]:
     """What would let a program take rows, or words of parts, for complete that are not: every load, atomic and barrier
     is looked at.
 
-    row["least_bytes"]: what each thread has to load of rows. row["told"], row["read"]: bytes of words that it stores
-    and loads.
+    row["least_bytes"]: what each thread has to load of rows. row["again"]: and of them again, where they are missing,
+    by loads of an row["element"]; 0 where the others load no more at a time.
+    row["told"], row["read"]: bytes of words that it stores and loads.
     """
     wrong = []
     exchange, amd, reads = row["exchange"], row["arch"].startswith("gfx"), row["reads"]
@@ -108,18 +113,25 @@ def unordered(row: Row) -> list[str]:
     seen = moved(reads)
     if not amd and (not all(read.startswith(wanted) for read in reads) or seen < row["least_bytes"]):
         wrong.append(f"rows are loaded by {dict(reads)}, wanted: {row['least_bytes']} bytes a thread by {wanted}")
+    again = moved(reads, row["element"] + "$")
+    if row["again"] and again != row["again"]:
+        wrong.append(f"{again} bytes a thread are loaded again where they are missing, wanted: {row['again']}")
     words = {pattern: moved(row["words"], pattern) for pattern in (TOLD, READ)}
     whole = all(re.match(f"{TOLD}|{READ}", access) for access in row["words"])
     if not whole or list(words.values()) != [row["told"], row["read"]]:
         wanted = f"{row['told']} bytes a thread told and {row['read']} read, in whole words"
         wrong.append(f"parts are told and read by {dict(row['words'])}, wanted: {wanted}")
-    once = [sum(bool(re.match(wanted, used)) for used in row["counter"]) for wanted in (AMD if amd else NVIDIA)]
-    if (once, len(row["counter"])) != (([1, 1], 2) if exchange == "barrier" else ([0, 0], 0)):
+    looked, arrived = AMD if amd else (pattern.format(*ORDERING.get(exchange, "??")) for pattern in NVIDIA)
+    once = [sum(bool(re.match(wanted, used)) for used in row["counter"]) for wanted in (looked, arrived)]
+    right = (once, len(row["counter"])) == (([0, 0], 0) if exchange == "none" else ([1, 1], 2))
+    if not right:
         wrong.append(f"the counter is used by {row['counter']}")
     order = 2 * row["order"]  # a loop, which the compiler may begin anywhere
-    if exchange == "barrier" and not re.search("WB+L", order):
+    if exchange != "none" and not re.search("WB+L", order):
         wrong.append("no barrier of all warps between the rows' stores and `arrive`")
-    if exchange == "barrier" and not re.search("ABB+R", order):  # the first hands out what one thread saw
+    # The first barrier hands out what one thread saw
+    after = "AB*R" if any(re.match(BY_THREAD, used) for used in row["counter"]) else "ABB+R"
+    if exchange == "barrier" and not re.search(after, order):
         wrong.append("no barrier of all warps between `wait` and the rows' loads")
     return wrong
 

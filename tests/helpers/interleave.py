@@ -126,12 +126,8 @@ def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]
             setattr(InterpreterBuilder, name, method)
 
 
-def without_the_wait(kind: str, monkeypatch: Any) -> None:
+def without_the_wait(monkeypatch: Any) -> None:
     """Tells the readers of an exchange that everything has arrived."""
     from triton_lstm.kernels import exchange
 
-    if kind == "barrier":
-        monkeypatch.setattr(exchange, "wait", lambda *_: 0)
-    else:
-        monkeypatch.setattr(exchange, "await_rows", lambda *_: None)
-        monkeypatch.setattr(exchange, "has_nan", lambda *_: 0)
+    monkeypatch.setattr(exchange, "await_rows", lambda *_: 0)

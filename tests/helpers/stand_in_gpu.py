@@ -24,7 +24,7 @@ from triton.compiler import compiler
 
 from triton_lstm.core.packing import starts_and_lengths
 from triton_lstm.kernels import device_facts, lstm_backward, lstm_backward_kernel, lstm_forward, lstm_forward_kernel
-from triton_lstm.kernels.exchange import INT_TYPE, SENTINEL
+from triton_lstm.kernels.exchange import COPIES, INT_TYPE, LINE, SENTINEL
 from triton_lstm.kernels.parts import parts_for
 from triton_lstm.planning.devices import GPUS, Device
 from triton_lstm.planning.plan import Plan
@@ -169,8 +169,8 @@ def call(plan: Plan, backward: bool, T: int, B: int, H: int, D: int, packed: boo
     fresh = Fresh()
     tensors = (run_backward if backward else run_forward)(plan, gates, w_hh, c0, index, fresh)
     signals = None
-    if plan.exchange == "barrier" or spin_limit():
-        signals = fresh.only(1 + D * -(-B // plan.block_b), dtype=torch.int32)
+    if plan.exchange != "none" or spin_limit():
+        signals = fresh.only(1 + COPIES.value * D * -(-B // plan.block_b), LINE.value, dtype=torch.int32)
     parts = parts_for(plan, D, B, H, torch.device("meta"))
     if parts is not None:
         parts = fresh.only(*parts.shape, dtype=torch.int64)
@@ -180,7 +180,7 @@ def call(plan: Plan, backward: bool, T: int, B: int, H: int, D: int, packed: boo
 def ready(exchange: str, exchanged: torch.Tensor, *zeroed: torch.Tensor | None) -> bool:
     """Whether what programs wait for is as it has to be before the first step. Nothing ran, so it still is."""
     size = exchanged.element_size()
-    unwritten = (exchanged.view(INT_TYPE[size][0]) == SENTINEL[size]).all()
+    unwritten = (exchanged.view(INT_TYPE[size][0]) == SENTINEL).all()
     return bool(exchange != "flag" or unwritten) and not any(tensor.any() for tensor in zeroed if tensor is not None)
 
 

@@ -13,7 +13,7 @@ from triton_lstm.tuning.choice import forget
 from triton_lstm.tuning.table_file import Key, LayerTime, Tuned, update
 
 H200 = GPUS["H200"]
-PLAN = Plan("flag", True, True, 16, 32, 128, 1, 1, 8)
+PLAN = Plan("barrier", True, True, 16, 32, 128, 1, 1, 8)
 KEY = Key(False, "bf16", 512, 64)
 ENTRY = Tuned(KEY, PLAN, 1.25, 1.5)
 LAYER = LayerTime("inference", "bf16", 512, 64, 2.0, 3.0)

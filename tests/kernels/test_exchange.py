@@ -14,6 +14,7 @@ if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here; `make gpu-stress` tries their exchange", allow_module_level=True)
 pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
 
+from greenlet import getcurrent
 from interleave import DeadlockError, concurrent_programs, without_the_wait
 
 from triton_lstm.kernels import exchange
@@ -88,15 +89,15 @@ def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
     monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan(kind))
     correct = dict(forward_seed=0, backward_seed=0)
     assert mismatch(run(module, x, cotangents, **correct), expected) < 1e-5
-    without_the_wait(kind, monkeypatch)
+    without_the_wait(monkeypatch)
     wrong = [mismatch(run(module, x, cotangents, seed, seed), expected) > 1e-2 for seed in range(6)]
     assert sum(wrong) >= 2, f"only {sum(wrong)} of 6 orders were wrong"
 
 
-@pytest.mark.parametrize("missed", ["has_nan", "await_rows"])
+@pytest.mark.parametrize("missed", ["wait", "missing", None])
 @pytest.mark.parametrize("passes", ["forward", "backward"])
-def test_an_element_that_is_there_promises_nothing_of_the_others(passes, missed, monkeypatch):
-    """The wait for one element of every program is not enough; the look at the product is, alone."""
+def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
+    """Every program arrives before its last store of a step: the look at the rows is enough, also alone."""
     module, twin, x, cotangents = problem(3, 33)
     expected = run(twin, x, cotangents)
     alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
@@ -104,12 +105,24 @@ def test_an_element_that_is_there_promises_nothing_of_the_others(passes, missed,
         "triton_lstm.operator.layer.plan_for",
         lambda *_, backward: plan("flag") if backward == (passes == "backward") else alone,
     )
-    monkeypatch.setattr(exchange, missed, lambda *_: 0)
-    wrong = []
-    for seed in range(10):  # in which a program is held up in the middle of a store
-        got = run(module, x, cotangents, **{f"{passes}_seed": seed}, switches=0.1)
-        wrong.append(mismatch(got, expected) > 1e-2)
-    assert any(wrong) if missed == "has_nan" else not any(wrong)
+    store, arrive, stores = exchange.store_unlike_sentinel, exchange.arrive, {}
+
+    def keep(*args):
+        program = getcurrent()
+        if program in stores:
+            store(*stores[program])
+        stores[program] = args
+
+    def arrive_first(*args):
+        arrive(*args)
+        store(*stores.pop(getcurrent()))
+
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", keep)
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.arrive", arrive_first)
+    if missed:
+        monkeypatch.setattr(exchange, missed, lambda *_: 0)
+    wrong = [mismatch(run(module, x, cotangents, **{f"{passes}_seed": seed}), expected) > 1e-2 for seed in range(10)]
+    assert any(wrong) if missed == "missing" else not any(wrong)
 
 
 @pytest.mark.parametrize("kind", ["flag", "barrier"])
@@ -120,14 +133,13 @@ def test_the_bare_exchange_of_the_benchmarks(kind, monkeypatch):
         with concurrent_programs(seed):
             loop.run()
         assert loop.complete()
-    if kind == "barrier":  # told that everything has arrived, its programs see what has not
-        monkeypatch.setattr(exchange_loop, "wait", lambda *_: 0)
-        seen = []
-        for seed in range(6):
-            with concurrent_programs(seed):
-                loop.run()
-            seen.append(loop.complete())
-        assert not all(seen)
+    monkeypatch.setattr(exchange_loop, "await_rows", lambda *_: 0)  # told that all is there, programs see what is not
+    seen = []
+    for seed in range(6):
+        with concurrent_programs(seed):
+            loop.run()
+        seen.append(loop.complete())
+    assert not all(seen)
 
 
 @pytest.mark.parametrize("variant", ["", "both directions", "packed", "split sums"])
@@ -140,7 +152,7 @@ def test_the_stress_run_counts_what_differs(kind, variant, monkeypatch):
 
     assert wrong(seed=0) == 0
     if kind != "none":
-        without_the_wait(kind, monkeypatch)
+        without_the_wait(monkeypatch)
         assert sum(wrong(seed) for seed in range(3)) > 0
 
 
@@ -186,28 +198,29 @@ def test_the_sentinel_is_never_stored(dtype):
     size = dtype.itemsize
     bits = exchange.INT_TYPE[size][0]
     source = torch.tensor([1.5, float("nan"), float("-inf"), 0.0], dtype=dtype)
-    source.view(bits)[3] = exchange.SENTINEL[size]
+    source.view(bits)[3] = exchange.SENTINEL
     stored = torch.zeros(4, dtype=dtype)
     copy_kernel[(1,)](source, stored, 4, Layer.of("flag", dtype, 4, 1, "ieee", 0, False, "cuda"))
     assert torch.equal(stored[:3].view(bits), source[:3].view(bits))
     assert stored[3].isnan()
-    assert stored.view(bits)[3] != exchange.SENTINEL[size]
+    assert stored.view(bits)[3] != exchange.SENTINEL
 
 
 def test_nobody_waits_for_h0(monkeypatch):
     """An initial state that holds the sentinel's bits is data."""
     module, _, x, _ = problem(1, 32)
     h0 = torch.zeros(1, 1, 32)
-    h0.view(torch.int32)[0, 0, 3] = exchange.SENTINEL[4]
+    h0.view(torch.int32)[0, 0, 3] = exchange.SENTINEL
     monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan("flag"))
     with torch.no_grad(), concurrent_programs(0):
         assert module(x, (h0, torch.zeros(1, 1, 32)))[0].isnan().all()
 
 
-def test_a_deadlock_is_seen(monkeypatch):
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
+def test_a_deadlock_is_seen(kind, monkeypatch):
     """Without `arrive` everybody waits for ever, and the scheduler says so."""
     module, _, x, cotangents = problem(1, 32)
-    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan("barrier"))
+    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan(kind))
     monkeypatch.setattr("triton_lstm.kernels.forward.arrive", lambda *_: None)
     with pytest.raises(DeadlockError):
         run(module, x, cotangents, forward_seed=0)
@@ -230,27 +243,15 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", str(LIMIT))
     run(module, x, cotangents)  # in time
     looks, arrivals = [], []
-    arrives = "arrive" if kind == "barrier" else "store_unlike_sentinel"
-    shipped, has_nan = getattr(exchange, arrives), exchange.has_nan
-    each = 4 if (kind, passes) == ("flag", "backward") else 1  # gates are stored one by one
 
     def forgetful(*args):
-        if len(arrivals) // each not in (0, 2):
-            shipped(*args)
+        if len(arrivals) not in (0, 2):
+            exchange.arrive(*args)
         arrivals.append(args)
 
-    def look(product):
-        found = has_nan(product)
-        if found.handle.data.any():
-            looks.append(found)
-        return found
-
-    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.{arrives}", forgetful)
-    if kind == "flag":
-        monkeypatch.setattr(exchange, "has_nan", look)
-    else:
-        atomic = InterpreterBuilder.create_atomic_rmw
-        monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", lambda *a: looks.append(a) or atomic(*a))
+    atomic = InterpreterBuilder.create_atomic_rmw
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.arrive", forgetful)
+    monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", lambda *a: looks.append(a) or atomic(*a))
     says = pytest.raises(RuntimeError, match=f"TRITON_LSTM_SPIN_LIMIT={LIMIT} times")
     if passes == "forward":
         with says:
@@ -259,11 +260,19 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
         y, (h_n, c_n) = module(x)
         with says:
             torch.autograd.backward([y, h_n, c_n], cotangents)
-    assert len(arrivals) == T * TILES * each
-    if kind == "flag":  # the first tile's second step, and once at each of its later ones: the product is a NaN
-        assert len(looks) == LIMIT + T - 2
-    else:  # every step's, the first tile's second one LIMIT times, and the arrivals themselves
-        assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
+    assert len(arrivals) == T * TILES
+    # Every step's, the first tile's second one LIMIT times, and the arrivals themselves
+    assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_rows_that_never_come_are_no_hang_under_a_limit(passes, monkeypatch):
+    module, _, x, cotangents = problem(B=3, H=16)
+    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan("flag"))
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "7")
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", lambda *_: None)
+    with pytest.raises(RuntimeError, match="TRITON_LSTM_SPIN_LIMIT=7 times"):
+        run(module, x, cotangents)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 5])
@@ -276,39 +285,10 @@ def test_an_honest_nan_is_no_timeout(limit, monkeypatch):
     torch.testing.assert_close(got[0], expected[0], equal_nan=True)
 
 
-@pytest.mark.parametrize("passes", ["forward", "backward"])
-def test_rows_that_come_just_before_the_tile_is_looked_at_are_multiplied_again(passes, monkeypatch):
-    """The last product was still without them: seen complete, the tile has to be multiplied once more."""
-    module, twin, x, cotangents = problem(3, 16)
-    expected = run(twin, x, cotangents)
-    alone = Plan("none", True, True, 4, 16, 16, 1, 1, 4)
-    monkeypatch.setattr(
-        "triton_lstm.operator.layer.plan_for",
-        lambda *_, backward: plan("flag") if backward == (passes == "backward") else alone,
-    )
-    each = 4 if passes == "backward" else 1  # gates are stored one by one
-    store, missing, stores, lost = exchange.store_unlike_sentinel, exchange.missing, [], []
-
-    def late(*args):
-        stores.append(args)
-        (lost.append if len(stores) <= each else lambda args: store(*args))(args)
-
-    def look(*args):
-        while lost:
-            store(*lost.pop())
-        return missing(*args)
-
-    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", late)
-    monkeypatch.setattr(exchange, "await_rows", lambda *_: None)
-    monkeypatch.setattr(exchange, "missing", look)
-    assert mismatch(run(module, x, cotangents), expected) < 1e-5
-    assert len(stores) > each and not lost
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_sentinels(dtype):
     buffer = torch.zeros(7, dtype=dtype)
     exchange.fill_with_sentinel(buffer)
     size = dtype.itemsize
     assert buffer.isnan().all()
-    assert (buffer.clone().view(exchange.INT_TYPE[size][0]) == exchange.SENTINEL[size]).all()
+    assert (buffer.clone().view(exchange.INT_TYPE[size][0]) == exchange.SENTINEL).all()

@@ -37,7 +37,7 @@ def test_a_plan_and_its_parts(module, capsys):
 
 def test_how_the_flag_exchange_polls(capsys):
     explain(triton_lstm.LSTM(512, 64, dtype=torch.bfloat16), X, gpu="A100")
-    assert "rows are polled 16 bytes a load" in capsys.readouterr().out
+    assert "rows are loaded, and again if they are missing, 16 bytes at a time" in capsys.readouterr().out
 
 
 def test_what_is_tuned_and_measured(module, folder, capsys):

@@ -13,7 +13,6 @@ from triton_lstm.perf.step.loops import TimeLoop, plans, problems, read_measured
 from triton_lstm.planning.cost import FITTED, cost
 from triton_lstm.planning.devices import GPUS
 from triton_lstm.planning.limits import why_not
-from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 
 PROBLEM = Problem(GPUS["H100"], "bf16", 64, 512, False)
@@ -76,7 +75,7 @@ def test_plans_to_compile():
     """Some that are expected to spill as well, else nobody would know if they did not."""
     assert len(problems()) == len(set(problems())) > stored.PROBLEMS
     every = [(problem, plan) for problem in problems() for plan in plans(problem)]
-    assert len(every) == len(set(every)) > 1200
+    assert len(every) == len(set(every)) > 700
     assert any(why_not(*of) for of in every) and any(why_not(*of) is None for of in every)
 
 
@@ -91,9 +90,9 @@ def test_no_plan_that_is_chosen_spills(modelled):
 def test_the_order_of_stored_loops(modelled):
     """Close below what perf/README.md says."""
     found = table(read_measured(), modelled)
-    assert found.loc["measured", "problems"] == 16 and found.loc["modelled", "problems"] > 80
-    assert (found.loc[["measured", "modelled"], "spearman"] > [0.7, 0.85]).all(), found.to_string()
-    assert (found.loc[["measured", "modelled"], "loss"] < [0.03, 0.10]).all(), found.to_string()
+    assert found.loc["measured", "problems"] == 36 and found.loc["modelled", "problems"] > 60
+    assert (found.loc[["measured", "modelled"], "spearman"] > [0.85, 0.85]).all(), found.to_string()
+    assert (found.loc[["measured", "modelled"], "loss"] < [0.04, 0.05]).all(), found.to_string()
 
 
 def test_command():
@@ -117,5 +116,5 @@ def test_what_cannot_be_compared_is_said(text, wrong, tmp_path, monkeypatch, cap
 
 def test_measured_loops_are_of_the_present_kernels():
     found = read_measured()
-    assert len(found) == 146 and all(loop.problem.device == GPUS["H200"] for loop in found)
-    assert TimeLoop(found[0].problem, Plan("flag", True, True, 16, 8, 256, 1, 1, 4), 2.963) in found
+    assert len(found) == 520 and all(loop.problem.device == GPUS["H200"] for loop in found)
+    assert any(loop.plan.splits > 1 for loop in found) and any(not loop.plan.resident for loop in found)

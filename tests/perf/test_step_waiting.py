@@ -5,23 +5,23 @@ import dataclasses
 import pytest
 
 from triton_lstm.perf.step.constants import H100
-from triton_lstm.perf.step.waiting import Attempt, Durations, Failure, Wait, holders, wait_for_each_other
+from triton_lstm.perf.step.waiting import Durations, Rest, Wait, wait_for_each_other
 
 # A load is at L2 after 100 cycles
 CALM = dataclasses.replace(H100, l2=200, seen=250, seen_spread=0, jitter=0)
 
 
-def waited(durations, programs=3, gates=1, splits=1, **changes):
+def waited(durations, programs=3, splits=1, **changes):
     constants = dataclasses.replace(CALM, **changes)
-    found = wait_for_each_other(durations, programs, constants, gates=gates, splits=splits)
+    found = wait_for_each_other(durations, programs, constants, splits=splits)
     return found.cycles, found.looks
 
 
 class TestWait:
     """Rows are stored 500 cycles after the last look, the step ends at 600, the next one looks after 100."""
 
-    FIRST = Attempt(loads=(), rows=500, end=600)
-    DURATIONS = Durations(begin=100, attempts=(FIRST,), wait=Wait(first=100, period=300))
+    FIRST = Rest(rows=500, end=600)
+    DURATIONS = Durations(Wait(first=100, period=300), (FIRST,))
 
     def test_rows_that_are_there(self):
         """The look is on its way 200 cycles after the stores, and at L2 after 300."""
@@ -35,7 +35,7 @@ class TestWait:
     def test_what_was_ready_meanwhile(self):
         """After a look in vain the rest of the step is shorter, because its inputs have come."""
         shorter = dataclasses.replace(self.FIRST, rows=400, end=500)
-        durations = dataclasses.replace(self.DURATIONS, attempts=(self.FIRST, shorter))
+        durations = dataclasses.replace(self.DURATIONS, rests=(self.FIRST, shorter))
         assert waited(durations, seen=301) == (pytest.approx(900), 2)
 
     def test_distance_counts(self):
@@ -45,44 +45,12 @@ class TestWait:
         assert (cycles, looks) == waited(self.DURATIONS, programs=16, seen=280, seen_spread=60)  # the same every time
 
 
-class TestRetry:
-    """Without a wait: rows are loaded at the step's begin, which is when the step before stored its own."""
-
-    FIRST = Attempt(loads=(0,), rows=500, end=500)
-    AGAIN = Attempt(loads=(0,), rows=300, end=300)
-    MISSING = Durations(0, (FIRST,), failure=Failure(length=400, again=AGAIN))
-
-    def test_rows_that_are_there(self):
-        assert waited(self.MISSING, seen=100) == (pytest.approx(500), 1)
-
-    def test_a_failure(self):
-        """Stored at 0 and seen at 250, the attempt saw 100; the next one sees 500, and stores at 400 + 300."""
-        assert waited(self.MISSING) == (pytest.approx(700), 2)
-
-    def test_two_failures(self):
-        assert waited(self.MISSING, seen=550) == (pytest.approx(1100), 3)
-
-    def test_attempts_that_only_try_again(self):
-        """Every 150 cycles, seeing 100, 250, 400."""
-        durations = dataclasses.replace(self.MISSING, failure=Failure(150, self.AGAIN))
-        assert waited(durations) == (pytest.approx(150 + 300), 2)
-        assert waited(durations, seen=251) == (pytest.approx(300 + 300), 3)
-
-    def test_each_chunk_needs_its_own_programs(self):
-        """The second chunk is loaded 200 cycles later: it is there, the first one is not."""
-        late = dataclasses.replace(self.MISSING, attempts=(dataclasses.replace(self.FIRST, loads=(0, 200)),))
-        later = dataclasses.replace(self.MISSING, attempts=(dataclasses.replace(self.FIRST, loads=(150, 200)),))
-        assert waited(late, programs=2) == (pytest.approx(700), 2)
-        assert waited(later, programs=2) == (pytest.approx(500), 1)
-
-
 class TestParts:
     """A second wait: parts of the sum are stored 400 cycles after the first look, and looked for 50 cycles later."""
 
     DURATIONS = Durations(
-        begin=0,
-        attempts=(Attempt(loads=(), rows=700, end=700, parts=400),),
         wait=Wait(first=200, period=300),
+        rests=(Rest(rows=700, end=700, parts=400),),
         parts=Wait(first=50, period=200),
     )
 
@@ -101,20 +69,3 @@ class TestParts:
 
     def test_parts_that_are_there(self):
         assert waited(self.DURATIONS, splits=3, seen=150) == (pytest.approx(200 + 700), 2)
-
-
-def test_who_writes_a_chunk():
-    """Forward each chunk has its own programs; with four gates a row has all programs four times."""
-    first, second = [True, True, False, False], [False, False, True, True]
-    assert holders(4, 1, 2).tolist() == [[first] * 4, [second] * 4]
-    assert holders(2, 4, 4).all() and holders(4, 4, 2).all()
-    assert holders(2, 4, 8)[:, 0].tolist() == [[True, False], [False, True]] * 4
-
-
-def test_who_writes_a_split():
-    """Programs read the splits in turn: of four gates one each, or a half of one."""
-    first, second = [True, True, False, False], [False, False, True, True]
-    assert holders(4, 1, 1, splits=2).tolist() == [[first, second, first, second]]
-    assert holders(4, 4, 1, splits=4).all()
-    assert holders(4, 4, 2, splits=4).tolist() == [[first] * 4, [second] * 4]
-    assert holders(8, 4, 1, splits=8)[0].tolist() == [[True] * 4 + [False] * 4, [False] * 4 + [True] * 4] * 4

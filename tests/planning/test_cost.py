@@ -70,7 +70,7 @@ class TestCost:
             dict(backward=True),  # four times the rows
         ):
             assert self.of(**changes).us > base, changes
-        few, many = dict(block_h=128), dict(block_h=8)  # of the programs, all look at each other's flags
+        few, many = dict(block_b=16), dict(block_b=64)  # rows to look at, which takes longer than to release them
         assert self.of(exchange="flag", **few).us < self.of(exchange="barrier", **few).us
         assert self.of(exchange="flag", **many).us > self.of(exchange="barrier", **many).us
 

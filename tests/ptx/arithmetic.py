@@ -143,6 +143,11 @@ def unary(function: Callable[[Array], Array], *forms: str) -> Family:
 def extreme(plain: Callable[..., Array], with_nan: Callable[..., Array], whole: Callable[..., Array]) -> Family:
     def family(d: Decoder, o: Operands) -> Run:
         kind = d.parts[-1]
+        if kind in ("u16x2", "s16x2"):  # of both halves of a register
+            d.only(kind)
+            halves = typed(kind.removesuffix("x2"), whole)
+            split = lambda x: np.ascontiguousarray(x).view(np.uint16).reshape(-1, 2)  # noqa: E731
+            return d.compute(lambda a, b: halves(split(a), split(b)).view(np.uint32).ravel(), o, 4, 4, 4)
         size = size_of(kind)
         d.require(kind in FLOATS + INTEGERS)
         d.only(kind, *(("NaN",) if kind in FLOATS else ()))

@@ -90,8 +90,10 @@ def test_a_split_sum_of_several_tiles_and_both_directions(takes):
     like_nn_lstm(12, T=4, B=20, bidirectional=True)
 
 
-def test_the_look_and_the_product_have_the_same_threads(takes):
+@pytest.mark.parametrize("limit", ["0", "1000000"])
+def test_the_look_and_the_product_have_the_same_threads(limit, takes, monkeypatch):
     """Another thread than the one that saw a row complete may still see the sentinel: it must be no other."""
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", limit)
     takes(SLICES)
     for seed in (1, 30):  # where it was another one, these gave NaN
         with gpu(EMULATED, schedule=Schedule(seed, weak=True)):
@@ -170,15 +172,15 @@ def test_nan_in_the_data_passes_through(takes):
     torch.manual_seed(0)
     module, x = triton_lstm.LSTM(4, 32, backend="triton", dtype=torch.bfloat16), torch.randn(3, 3, 4).bfloat16()
     h0, c0 = torch.zeros(2, 1, 3, 32).bfloat16()
-    h0.view(torch.int16)[0, 1, 5] = SENTINEL[2]
+    h0.view(torch.int16)[0, 1, 5] = SENTINEL
     x[1, 2, 0] = torch.nan
     y = module(x, (h0, c0))[0]
     assert y[:, 0].isfinite().all() and y[:, 1].isnan().all() and y[1:, 2].isnan().all() and y[0, 2].isfinite().all()
 
 
 def test_without_the_fill_a_row_is_read_that_nobody_wrote(takes, monkeypatch):
-    monkeypatch.setattr("triton_lstm.kernels.launch.make_ready", lambda *_: None)
+    monkeypatch.setattr("triton_lstm.kernels.launch.make_ready", lambda kind, buffer, signals, parts: signals.zero_())
     takes(FLAG)
-    found = r"(?s)reads what nobody wrote, element .* of y_ptr: exchange\.py:.*Fewer decisions that fail, too: seed \d+"
+    found = r"(?s)reads what nobody wrote, element .* of y_ptr: product\.py:.*Fewer decisions that fail, too: seed \d+"
     with pytest.raises(Fault, match=found):
         triton_lstm.LSTM(4, 32, backend="triton")(torch.randn(2, 2, 4))

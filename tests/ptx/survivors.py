@@ -45,26 +45,10 @@ REASONS = [
         "touches a byte that another one touched since the barrier before: these are redundant",
     ),
     Reason(
-        "a sum is not looked at for NaN|a choice turned around|or becomes and|max of a warp becomes min",
-        "`setp.nan|recurrent_product: `selp|_elementwise_max: `or|^max: `redux",
-        "A row that is not complete makes NaN of all its sums, and its other columns are looked at, too; a look too "
-        "many does no harm",
-    ),
-    Reason(
-        "",
-        "await_rows",
-        "What the wait sees decides when the product is made for the first time, and nothing else",
-    ),
-    Reason(
         "words of one step",
         "",
         "Only a schedule shows it in which a program is held up, from when the parts are there until it has read them, "
         "for a whole step of the others; with looks at all parts from the beginning, seeds showed it",
-    ),
-    Reason(
-        "accepted without a second product",
-        "",
-        "A NaN that four products have had is nearly always an honest one: no schedule has a row come in between",
     ),
     Reason(
         "the sentinel may be stored",
@@ -82,14 +66,19 @@ REASONS = [
         "Only a schedule shows it in which just these elements are late; in other kernels one of the seeds is such",
     ),
     Reason(
+        "wait_group taken out",
+        "multiply",
+        "The next chunk's products come after a chunk's, and read other shared memory: only the last wait is needed",
+    ),
+    Reason(
+        "",
+        "await_count: `ld.relaxed",
+        "The count decides when rows are looked at for the first time, and nothing else",
+    ),
+    Reason(
         "wgmma.fence taken out",
         "multiply",
         "Between a chunk's products and the next one's nothing else touches the sums; the first fence is noticed",
-    ),
-    Reason(
-        "no barrier after wait",
-        "",
-        "The counter's value reaches all threads through shared memory, whose barriers order the rows' loads, too",
     ),
     Reason(
         "a global (load|store) for all",

@@ -94,6 +94,9 @@ min.NaN.f16x2     7e003c00 3c003800 -> 7fff3800
 max.bf16x2        7fc0bf80 3f80c000 -> 3f80bf80
 max.NaN.bf16      8000 0000 -> 0000
 min.s32           80000000 00000001 -> 80000000
+min.u16x2         ffff0001 fffe7fff -> fffe0001   of both halves
+min.s16x2         80000001 00017fff -> 80000001
+max.u16x2         ffff0001 fffe7fff -> ffff7fff
 min.u32           80000000 00000001 -> 00000001
 max.s16           ffff 0001 -> 0001
 max.u16           ffff 0001 -> ffff

@@ -124,7 +124,7 @@ sqrt.rz.f32 %r0, %r1                rcp.rn.approx.f32 %r0, %r1       sqrt.f32 %r
 div.full.f64 %rd0, %rd1, %rd2          fma.f32 %r0, %r1, %r2, %r3      div.f32 %r0, %r1, %r2
 neg.rn.f32 %r0, %r1                 tanh.approx.f32 %r0, %r1        lg2.approx.f32 %r0, %r1
 min.ftz.f32 %r0, %r1, %r2           min.xorsign.abs.f32 %r0, %r1, %r2   min.relu.s32 %r0, %r1, %r2
-max.NaN.s32 %r0, %r1, %r2           min.s32 %r0, %r1, %r2, %r3      min.s16x2 %r0, %r1, %r2
+max.NaN.s32 %r0, %r1, %r2           min.s32 %r0, %r1, %r2, %r3      min.u8x4 %r0, %r1, %r2
 and.s32 %r0, %r1, %r2               not.b32 %r0, %r1, %r2           cnot.b32 %r0, %r1
 lop3.b32 %r0, %r1, %r2, %r3, 128    shl.s32 %r0, %r1, 1             shl.b32 %r0, %r1, %rd2
 shr.bf16 %rs0, %rs1, 1   shr.b8 %rs0, %rs1, 1                  shf.l.wrap.b32 %r0, %r1, %r2, 3 bfe.u16 %rs0, %rs1, 1, 2

@@ -85,7 +85,7 @@ def test_each_config_is_checked_before_it_is_timed(monkeypatch):
 
 
 def _nobody_waits(kind):
-    """make_ready without what one exchange waits for: a buffer of zeros, or a counter that has arrived long ago."""
+    """make_ready without what one exchange waits for: a counter that has arrived long ago, and a buffer of zeros."""
 
     def make_ready(exchange, buffer, counter, parts=None):
         if exchange == "flag" != kind:
@@ -93,7 +93,7 @@ def _nobody_waits(kind):
         elif exchange == "flag":
             buffer.zero_()
         if counter is not None:
-            counter.fill_(1 << 20 if kind == "barrier" else 0)
+            counter.fill_(1 << 20 if exchange == kind else 0)
         if parts is not None:
             parts.zero_()
 

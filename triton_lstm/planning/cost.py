@@ -22,32 +22,33 @@ SLOWER_THAN_L2 = 3.0  # device memory
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """us, where nothing else is said. Fitted, but for `parts`."""
+    """us, where nothing else is said."""
 
-    step: float = 0.755  # a trip through L2 and the latencies of a step with four warps
-    alone: float = 0.000165  # of a program that is alone; its product and cell account for nearly all
-    alone_backward: float = 0.532
-    warp: float = 0.0724  # for each warp above four
-    barrier: float = 0.119  # of a counter
-    flag: float = 0.00954  # instead of it, for each program of a batch tile: all look at the same lines of L2
-    port: float = 0.0122  # for each KiB that programs on a processor read
-    l2: float = 0.023  # for each MiB that all read at a time
-    parts: float = 2.0  # of the exchange of parts, without the words: modelled 1.0, but nothing of it has been measured
-    mma: float = 0.0235  # without slices, for every 32 bytes of a row
-    mma_tile: float = 0.00408  # for each of a warp's m16n8 products with them, as often as four warps share a scheduler
-    chunk: float = 0.01  # without slices, for each chunk of rows that is waited for before the next one is loaded
-    streamed_chunk: float = 0.0829  # likewise, for each chunk of rows and streamed weights
-    wgmma: float = 0.0175  # as mma, on Hopper's asynchronous tensor cores
-    wgmma_tile: float = 0.00455  # for each 8 columns
-    sliced: float = 0.0139  # with slices, for each m16n8 product over 32 bytes in a warp
-    shuffled: float = 0.122  # for each chunk of rows that is no whole fragments of the tensor cores
-    scattered: float = 0.0763  # for each 1024 weights that are read one by one from shared memory
-    stream: float = 0.0112  # for each KiB of streamed weights, without reading it
-    stream_sliced: float = 0.00153  # the same with slices
-    stream_sliced_backward: float = 0.0147
-    cell: float = 0.268  # for each unit and row in a thread
-    cell_backward: float = 0.257
-    exact: float = 0.14  # more, where the elements have 32 bits
+    step: float = 0.682  # a trip through L2 and the latencies of a step with four warps
+    alone: float = 0.00016  # of a program that is alone; its product and cell account for nearly all
+    alone_backward: float = 0.556
+    warp: float = 0.0546  # for each warp above four
+    poll: float = 0.0019  # for each program of a batch tile and four of its warps, which all look at its counter
+    release: float = 0.322  # until what is stored is released, by the barrier
+    look: float = 0.0362  # instead of that, for each KiB of rows that a warp looks at
+    port: float = 0.0103  # for each KiB that programs on a processor read
+    l2: float = 0.0379  # for each MiB that all read at a time
+    parts: float = 1.04  # of the exchange of parts, without the words
+    mma: float = 0.0189  # without slices, for every 32 bytes of a row
+    mma_tile: float = 0.00455  # for each of a warp's m16n8 products with them, as often as four warps share a scheduler
+    chunk: float = 0.0193  # without slices, for each chunk of rows that is waited for before the next one is loaded
+    streamed_chunk: float = 0.0619  # likewise, for each chunk of rows and streamed weights
+    wgmma: float = 0.0224  # as mma, on Hopper's asynchronous tensor cores
+    wgmma_tile: float = 0.00129  # for each 8 columns
+    sliced: float = 0.00726  # with slices, for each m16n8 product over 32 bytes in a warp
+    shuffled: float = 0.131  # for each chunk of rows that is no whole fragments of the tensor cores
+    scattered: float = 0.0857  # for each 1024 weights that are read one by one from shared memory
+    stream: float = 0.0069  # for each KiB of streamed weights, without reading it
+    stream_sliced: float = 7.67e-06  # the same with slices
+    stream_sliced_backward: float = 0.0105
+    cell: float = 0.196  # for each unit and row in a thread
+    cell_backward: float = 0.142
+    exact: float = 0.0665  # more, where the elements have 32 bits
     exclusive: float = 0.507  # of a program's work, how much no other program on its processor can do at the same time
 
 
@@ -105,7 +106,8 @@ def cost(problem: Problem, plan: Plan, constants: Constants = FITTED) -> Cost:
         exchange = k.step
         read = plan.block_b * plan.sum_length(problem) * stored
         exchange += k.warp * (plan.warps - 4)
-        exchange += k.flag * programs if plan.exchange == "flag" else k.barrier
+        exchange += k.poll * programs * plan.warps / 4
+        exchange += k.release if plan.exchange == "barrier" else k.look * read / KIB / plan.warps
         rows = _reading_us(read, at_a_time, k)
     if plan.splits > 1:  # each word is written and read
         exchange += k.parts

@@ -69,9 +69,10 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def why_impossible(problem: Problem, plan: Plan) -> str | None:
     """The reason why a plan cannot run at all, not even slowly."""
     device = problem.device
-    if (plan.exchange == "flag" or plan.splits > 1) and device.backend == "hip":
-        needing = "flag exchange" if plan.exchange == "flag" else "exchange of split sums"
-        return f"the {needing} needs volatile loads, which the compiler for AMD drops"
+    if plan.exchange == "flag" and device.backend == "hip":
+        return "the flag exchange needs NVIDIA's PTX"
+    if plan.splits > 1 and device.backend == "hip":
+        return "the exchange of split sums needs volatile loads, which the compiler for AMD drops"
     if plan.exchange == "none" and plan.block_h < problem.H:
         return f"one program of {plan.block_h} units cannot hold a layer of {problem.H}"
     if plan.exchange == "none" and not (plan.resident and plan.slices == 1 and plan.block_k == plan.block_h):
@@ -105,29 +106,31 @@ def loads_too_little(problem: Problem, plan: Plan) -> str | None:
 
 
 class Held(NamedTuple):
-    """Registers of a thread, in sums, a chunk of rows, a chunk of weights (or all that stay), and all rows."""
+    """Registers of a thread, in sums, a chunk of rows, a chunk of weights (or all that stay), and all rows; and its
+    units of a row."""
 
     sums: float
     rows: float
     weights: float
     all_rows: float
+    units: float
 
 
 # Up to here no kernel of perf/results/modelled_loops.csv spills: by product, resident weights, and direction. These are
 # of bf16 and TF32 on four GPUs; other dtypes are taken to need as much by their size.
 _MOST = {
-    ("mma", True, False): Held(32, 256, 0, 256),
-    ("mma", True, True): Held(32, 64, 0, 512),
-    ("mma", False, False): Held(32, 128, 64, 0),
-    ("mma", False, True): Held(8, 512, 64, 0),
-    ("wgmma", True, False): Held(32, 512, 0, 96),
-    ("wgmma", True, True): Held(64, 512, 0, 96),
-    ("wgmma", False, False): Held(128, 512, 32, 0),
-    ("wgmma", False, True): Held(16, 256, 16, 0),
-    ("sliced", True, False): Held(64, 32, 128, 192),
-    ("sliced", True, True): Held(64, 32, 0, 2048),
-    ("sliced", False, False): Held(32, 64, 64, 0),
-    ("sliced", False, True): Held(32, 32, 64, 0),
+    ("mma", True, False): Held(32, 256, 0, 256, 64),
+    ("mma", True, True): Held(32, 64, 0, 512, 64),
+    ("mma", False, False): Held(32, 128, 64, 0, 64),
+    ("mma", False, True): Held(8, 512, 64, 0, 64),
+    ("wgmma", True, False): Held(32, 512, 0, 96, 64),
+    ("wgmma", True, True): Held(64, 128, 0, 128, 64),
+    ("wgmma", False, False): Held(128, 512, 32, 0, 64),
+    ("wgmma", False, True): Held(16, 256, 16, 0, 64),
+    ("sliced", True, False): Held(64, 32, 128, 192, 64),
+    ("sliced", True, True): Held(64, 32, 0, 2048, 8),
+    ("sliced", False, False): Held(32, 64, 64, 0, 64),
+    ("sliced", False, True): Held(32, 32, 64, 0, 64),
 }
 
 
@@ -148,6 +151,7 @@ def held(problem: Problem, plan: Plan) -> Held:
         rows=size * plan.block_b * plan.block_k / (32 * plan.slices),  # as if each warp had all rows of its slice
         weights=weights,
         all_rows=size * plan.block_b * terms / threads if plan.resident else 0.0,
+        units=plan.block_b * plan.block_h / plan.splits / threads,
     )
 
 
@@ -158,9 +162,13 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
         return "it holds all weights" if weights > 16 * KIB * plan.warps else None
     if problem.itemsize == 8 and (plan.warps < 8 or plan.block_b > 16):
         return "three products with fewer than 8 warps or more than 16 rows"
+    registers = held(problem, plan)
+    big = registers.sums > 16 and registers.all_rows > 256
+    if plan.exchange == "flag" and (big or registers.sums + registers.weights > 160):
+        return "it keeps the addresses of rows, to load them again"
     kind = "wgmma" if plan.uses_wgmma(problem.device) else "sliced" if plan.slices > 1 else "mma"
     most = _MOST[kind, plan.resident, problem.backward]
-    for name, number, limit in zip(Held._fields, held(problem, plan), most, strict=True):
+    for name, number, limit in zip(Held._fields, registers, most, strict=True):
         if number > limit:
             return f"{number:.0f} in {name.replace('_', ' ')}"
     return None

@@ -23,6 +23,7 @@ class Tile:
     BLOCK_K: int
     SLICES: int
     SPLITS: int
+    WARPS: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Plan:
 
     @functools.cached_property
     def tile(self) -> Tile:
-        return Tile(self.resident, self.block_b, self.block_h, self.block_k, self.slices, self.splits)
+        return Tile(self.resident, self.block_b, self.block_h, self.block_k, self.slices, self.splits, self.warps)
 
     def grid(self, hidden_size: int) -> tuple[int, int]:
         return (-(-hidden_size // self.block_h) * self.splits, self.groups)
