@@ -112,7 +112,7 @@ THERE := $(if $(filter command,$(origin TO)),,gpu-there)
 TO = $(eval TO := $(shell $(GPU_PYTHON) -m triton_lstm.cli.machine $(OUT)))$(TO)
 LOG = 2>&1 | tee $(TO)/$@.log
 SANITIZER = timeout --kill-after=10 $(LIMIT) env PYTHONPATH=$(CURDIR) PYTHONUNBUFFERED=1 \
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_LSTM_SPIN_LIMIT=10000000 compute-sanitizer --error-exitcode 9
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9
 TABLE = $(shell $(GPU_PYTHON) -m triton_lstm.cli.machine --table)
 SHAPES := --hidden 128,256,512,768,1024 --batch 16,64,256 --dtype bf16,fp16,tf32
 # The most important tests first; half of the cores are for gpu-warm; one process if pytest-xdist is missing

@@ -6,18 +6,18 @@ stores, `wait` before the next one's loads.
 
 barrier  `arrive` releases what was stored before it, and `wait` acquires it: the loads see it.
 flag     The data is the flag. The buffer starts full of a NaN that no store makes; what is loaded and still is that NaN
-         is loaded again. The counter promises nothing, so it waits for no store, which takes a trip through L2: it only
-         says when it is worth looking.
+         is loaded again. The counter promises nothing, so that nobody waits until stores are seen, which takes a trip
+         through L2: it only says when it is worth looking.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from triton_lstm.kernels.inline import await_count, waits_by_thread
+from triton_lstm.kernels.inline import await_count, looks_by_thread, waits_by_thread
 from triton_lstm.kernels.product import load_rows, multiply
 
-SENTINEL = -1  # all bits set: a NaN that no conversion makes, as a signed integer of any size
+SENTINEL = -1  # all bits set, a NaN that no conversion makes but 32-bit arithmetic may; as an integer of any size
 # All warps of all programs look at a counter, more than a line of L2 can bear: it has copies, each in a line of its own
 COPIES, LINE = tl.constexpr(4), tl.constexpr(32)
 INT_TYPE = {2: (torch.int16, tl.int16), 4: (torch.int32, tl.int32), 8: (torch.int64, tl.int64)}
@@ -100,7 +100,7 @@ def await_rows(rows_ptr, live, counter_ptr, target, gave_up, LAYER: tl.constexpr
     gave_up: 1 after a wait that ran out of SPIN_LIMIT, and nothing is waited for any more; else 0. As what is returned.
     """
     late = wait(counter_ptr, target, gave_up, LAYER)
-    if LAYER.EXCHANGE == "flag" and not waits_by_thread(LAYER):
+    if LAYER.EXCHANGE == "flag" and not looks_by_thread(LAYER):
         LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
         n = tl.where(target == 0, LAST, (gave_up | late) * (LAST - 1))
         absent = 0

@@ -20,6 +20,12 @@ def waits_by_thread(layer: Any) -> bool:
     return COMPILED.value and layer.BACKEND == "cuda" and not layer.SPIN_LIMIT
 
 
+@triton.constexpr_function
+def looks_by_thread(layer: Any) -> bool:
+    """Whether each thread looks whether what it has loaded is there."""
+    return COMPILED.value and layer.BACKEND == "cuda" and not layer.SPIN_LIMIT and layer.EXCHANGE == "flag"
+
+
 @triton.jit
 def here(x, LAYER: tl.constexpr):
     """x, which was loaded before other things that take time, to be looked at from here on.
@@ -101,6 +107,8 @@ def present(x, ptrs, there, LAYER: tl.constexpr, TILE: tl.constexpr):
     BITS: tl.constexpr = x.dtype.primitive_bitwidth
     WORDS: tl.constexpr = _words(BITS, TILE)
     tl.static_assert(LAYER.SENTINEL == -1, "the sentinel has all bits set")
+    ENOUGH: tl.constexpr = TILE.BLOCK_B * TILE.BLOCK_K * BITS >= 32 * 32 * TILE.WARPS
+    tl.static_assert(ENOUGH, "a thread has a register of rows")
     UPPER: tl.constexpr = -0x7FFF8000 if BITS == 16 else -0x80000000  # the upper bit of each element
     waits = tl.zeros(x.shape, tl.int32) + tl.where(there, 0, UPPER).to(tl.int32)
     bits = tl.inline_asm_elementwise(

@@ -94,7 +94,7 @@ class Layer:
 
     H, D: hidden units, directions of time. K: terms of the recurrent product's sum; GATES: its columns for each unit.
     EXCHANGE: the plan's. PRECISION: of `tl.dot`. ACC: the accumulator's type. SENTINEL, INT: see exchange.py.
-    SPIN_LIMIT: looks, and products after them, before a wait gives up; 0: no limit. BACKEND: the device's.
+    SPIN_LIMIT: looks before a wait gives up; 0: no limit. BACKEND: the device's.
     """
 
     H: int

@@ -29,8 +29,8 @@ def parts_for(plan: Plan, D: int, B: int, hidden_size: int, device: torch.device
 
 @triton.jit
 def await_parts(own, number, n, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """Waits for one word of every split, the last of its part; `n` looks are spent. As `await_rows` of exchange.py: it
-    promises nothing of the other words, of which a look has many, and each warp looks by itself."""
+    """Waits for one word of every split, the last of its part; `n` looks are spent. It promises nothing of the other
+    words, of which a look has many, and each warp looks by itself, so nothing that it sees may leave this function."""
     SIZE: tl.constexpr = TILE.BLOCK_B * TILE.BLOCK_H // TILE.SPLITS
     LAST: tl.constexpr = LAYER.SPIN_LIMIT if LAYER.SPIN_LIMIT else 1
     word = own + tl.arange(0, 32) % TILE.SPLITS * SIZE + SIZE - 1

@@ -8,7 +8,7 @@ LAYER is a Layer of launch.py, TILE a plan's Tile.
 import triton
 import triton.language as tl
 
-from triton_lstm.kernels.inline import present, waits_by_thread
+from triton_lstm.kernels.inline import looks_by_thread, present
 from triton_lstm.planning.plan import Tile
 
 
@@ -138,7 +138,7 @@ def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
 @triton.jit
 def load_present_rows(ptr, live, k, there, LAYER: tl.constexpr, TILE: tl.constexpr):
     """The same; each thread waits for what is not there yet, unless all is known to be `there`."""
-    if LAYER.EXCHANGE == "flag" and waits_by_thread(LAYER):
+    if looks_by_thread(LAYER):
         ptrs, mask = _rows_at(ptr, live, k, LAYER, TILE)
         return _as_operand(present(_load(ptrs, mask, LAYER), ptrs, there, LAYER, TILE), TILE)
     else:
@@ -180,7 +180,7 @@ def multiply(rows_ptr, live, weights, w_ptr, first_unit, there, LAYER: tl.conste
     BITS: tl.constexpr = rows_ptr.dtype.element_ty.primitive_bitwidth
     K: tl.constexpr = LAYER.K // TILE.SPLITS
     CHUNKS: tl.constexpr = (K + TILE.BLOCK_K - 1) // TILE.BLOCK_K
-    PRESENT: tl.constexpr = LAYER.EXCHANGE == "flag" and waits_by_thread(LAYER)
+    PRESENT: tl.constexpr = looks_by_thread(LAYER)
     if SLICES > 1:
         acc = tl.zeros((SLICES, BLOCK_B, N), LAYER.ACC)
     else:

@@ -1,4 +1,4 @@
-"""One exchange of h per step and nothing else: the cost of the time loop without its arithmetic.
+"""One exchange of h per step, and a maximum of what was read: the cost of the time loop without its arithmetic.
 
 Uses the same device functions as the LSTM's kernels.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from triton_lstm.kernels.exchange import COPIES, LINE, arrive, await_rows, make_ready
-from triton_lstm.kernels.launch import Layer
+from triton_lstm.kernels.launch import Layer, device_facts
 from triton_lstm.kernels.product import load_present_rows
 from triton_lstm.planning.plan import Exchange, Tile
 
@@ -33,15 +33,15 @@ def exchange_kernel(
     BLOCK_H: tl.constexpr = TILE.BLOCK_H
     offs_b = tl.arange(0, BLOCK_B)
     mine = offs_b[:, None] * W + tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
-    late = 0  # 1 after rows that were not complete
+    late = 0  # 1 after a wait that gave up, or rows that were not complete
     for t in range(step_begin, step_end):
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
-        if t > 0:
-            before_ptr = rows_ptr - BLOCK_B * W
-            await_rows(before_ptr, BLOCK_B, counter_ptr, tl.num_programs(0) * t, 0, LAYER, TILE)
-            for k in range((W + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-                bits = load_present_rows(before_ptr, BLOCK_B, k, False, LAYER, TILE).to(LAYER.INT, bitcast=True)
-                late |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
+        before_ptr = rows_ptr - BLOCK_B * W
+        live = tl.where(t > 0, BLOCK_B, 0)
+        late |= await_rows(before_ptr, live, counter_ptr, tl.num_programs(0) * t, late, LAYER, TILE)
+        for k in range((W + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
+            bits = load_present_rows(before_ptr, live, k, False, LAYER, TILE).to(LAYER.INT, bitcast=True)
+            late |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
         # The stored value depends on the loaded ones: no step can begin before the previous one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)
         arrive(counter_ptr, LAYER)
@@ -49,11 +49,11 @@ def exchange_kernel(
         tl.store(late_ptr, 1)
 
 
-def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
-    """The kernel's compile-time constants."""
+def exchange_constants(programs: int, exchange: Exchange, backend: str, limit: int = 0) -> dict[str, Any]:
+    """The kernel's compile-time constants. backend: the device's. limit: of every wait's looks; 0: none."""
     width = programs * COLUMNS
     return dict(
-        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", 0, backward=False, backend="cuda"),
+        LAYER=Layer.of(exchange, torch.bfloat16, width, 1, "ieee", limit, backward=False, backend=backend),
         TILE=Tile(False, ROWS, COLUMNS, min(1024, triton.next_power_of_2(width)), 1, 1, WARPS),
     )
 
@@ -61,11 +61,15 @@ def exchange_constants(programs: int, exchange: Exchange) -> dict[str, Any]:
 class ExchangeLoop:
     """`programs` programs that exchange (16, 16) bf16 values each, `steps` times.
 
-    one_launch: all steps in one cooperative launch; otherwise (in the interpreter) one launch per step.
+    one_launch: all steps in one cooperative launch; otherwise (in the interpreter) one launch per step. limit: of every
+    wait's looks, which then has other code; 0: none.
     """
 
-    def __init__(self, programs: int, steps: int, kind: Exchange, device: torch.device, one_launch: bool) -> None:
-        self.programs, self.steps, self.kind, self.one_launch = programs, steps, kind, one_launch
+    def __init__(
+        self, programs: int, steps: int, kind: Exchange, device: torch.device, one_launch: bool, limit: int = 0
+    ) -> None:
+        self.programs, self.steps, self.one_launch = programs, steps, one_launch
+        self.constants = exchange_constants(programs, kind, device_facts(device).backend, limit)
         self.buffer = torch.empty(steps, ROWS, programs * COLUMNS, dtype=torch.bfloat16, device=device)
         self.counter = torch.zeros(COPIES.value, LINE.value, dtype=torch.int32, device=device)
         self.late = torch.zeros(1, dtype=torch.int32, device=device)
@@ -79,7 +83,7 @@ class ExchangeLoop:
             buffer_ptr=self.buffer,
             counter_ptr=self.counter,
             late_ptr=self.late,
-            **exchange_constants(self.programs, self.kind),
+            **self.constants,
             num_warps=WARPS,
         )
         if self.one_launch:
@@ -91,5 +95,5 @@ class ExchangeLoop:
             exchange_kernel[self.programs,](step_begin=t, step_end=t + 1, **arguments)
 
     def complete(self) -> bool:
-        """Whether every value arrived and no row was incomplete."""
+        """Whether every value arrived and no wait gave up."""
         return bool((self.buffer == 1).all()) and not self.late.item()

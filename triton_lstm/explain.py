@@ -148,7 +148,7 @@ def _plan(problem: Problem, model: Model | None) -> list[str]:
         times = f"{tuned.us:.2f} us a step at H={tuned.key.H}, B={tuned.key.B}{before}"
         lines.append(f"  tuned ({of}): {times}; {tuned.measured}")
     if plan.exchange == "flag":
-        lines.append(f"  rows are loaded, and again if they are missing, {problem.poll_bytes} bytes at a time")
+        lines.append(f"  rows are loaded {problem.load_bytes} bytes at a time, missing ones again by element")
     if problem.directions == 2:
         both = directions_at_once(problem, plan) == 2
         lines.append(

@@ -35,8 +35,7 @@ ENVIRONMENT = {
     "TRITON_LSTM_SPIN_LIMIT": Variable(
         "an integer below 2**31",
         "0: no limit",
-        "how often a program looks for other programs' rows or sums, and then multiplies without all of them, before "
-        "it gives up",
+        "how often a program looks at a counter, or for other programs' rows or sums, before it gives up",
     ),
     "TRITON_INTERPRET": Variable(
         "0, 1", "0", "Triton's own, read when triton is imported; 1: the kernels run on the CPU, in its interpreter"
@@ -188,7 +187,7 @@ def wants_tuning(device: torch.device) -> bool:
 
 
 def spin_limit() -> int:
-    """How often a program polls before it gives up: TRITON_LSTM_SPIN_LIMIT, or 0 for no limit."""
+    """How often a program looks before it gives up: TRITON_LSTM_SPIN_LIMIT, or 0 for no limit."""
     text = os.environ.get("TRITON_LSTM_SPIN_LIMIT")
     if not text:
         return 0

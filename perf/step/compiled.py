@@ -95,7 +95,7 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
 
 def compile_exchange(device: Device, programs: int, exchange: Exchange) -> Any:
     """The benchmarks' bare exchange."""
-    values = exchange_constants(programs, exchange)
+    values = exchange_constants(programs, exchange, device.backend)
     signature = {
         name: "constexpr" if name in values else "i32" if not name.endswith("_ptr") else "*i32"
         for name in exchange_kernel.arg_names

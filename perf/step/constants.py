@@ -54,7 +54,5 @@ class Constants:
 
 
 H100 = Constants()
-# What brings the model near this project's measured times: chosen by hand, see perf/README.md. What it stands for is a
-# guess: a time for each line of instructions, all processors reading L2 at once, a counter that many look at, programs
-# that are out of step.
+# What brings the model near this project's measured times: chosen by hand; perf/README.md says what it may stand for
 FITTED = dataclasses.replace(H100, mhz=1980.0, port=24.0, seen=650.0, jitter=200.0, fetch=20.0)

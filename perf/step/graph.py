@@ -63,13 +63,13 @@ class Graph:
         """A loop's blocks that are in no inner loop."""
         return sorted(loop.blocks.difference(*(other.blocks for other in self.inner(loop))))
 
-    def reachable(self, begin: Block, within: Iterable[Block], edges: Iterable[tuple[Block, Block]] = ()) -> set[Block]:
-        """What can be reached from a block, going forward only, or also along some `edges` backwards."""
-        allowed, also, found, todo = set(within), set(edges), {begin}, [begin]
+    def reachable(self, begin: Block, within: Iterable[Block]) -> set[Block]:
+        """What can be reached from a block, going forward only."""
+        allowed, found, todo = set(within), {begin}, [begin]
         while todo:
             block = todo.pop()
             for successor in self.after[block]:
-                forward = (block, successor) not in self.back or (block, successor) in also
+                forward = (block, successor) not in self.back
                 if forward and successor in allowed and successor not in found:
                     found.add(successor)
                     todo.append(successor)

@@ -23,8 +23,8 @@ class NoModelError(ValueError):
 class Step:
     """The model's answer, of one batch tile. cycles: with every row there. waiting, looks: of programs that wait.
 
-    phases: `cycles` by phase and by what warps wait for. instructions, barriers, local: of a step in
-    time; local ones access spilled registers. rounds: tiles in turn.
+    phases: `cycles` by phase and by what warps wait for. instructions, barriers, local: of a step in time;
+    local ones access spilled registers. rounds: tiles in turn.
     """
 
     cycles: float

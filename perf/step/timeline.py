@@ -77,7 +77,7 @@ class Timeline:
         return self.constants.sector * (self.loop.splits if multiplied else 1)
 
     def _operation(self, k: int, looked: float | None) -> Operation:
-        """looked: in a wait, bytes of a look at single elements."""
+        """looked: in a wait, bytes of a look at a counter or at single words."""
         instruction = self.path.code[k]
         line = k // INSTRUCTIONS
         if instruction.kind != "load":

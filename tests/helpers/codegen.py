@@ -38,6 +38,7 @@ TARGETS = ("A100", "RTX 3090", "H100", "B200", "RTX 5090", "MI300X")
 HIDDEN = (32, 48, 64, 96, 128, 192, 256, 384, 512, 650, 768, 1024, 1536, 2048)
 BATCHES = (16, 32, 64, 256, 1024)
 SLOWER = 1.02
+_AMD = {name: re.compile(rf"\.vgpr_{name}: +(\d+)") for name in ("count", "spill_count")}
 # Their counts tell whether sums are fused alike
 ARITHMETIC = {"FMUL": "FMUL2?", "FFMA": "FFMA2?", "MUFU": "MUFU", "MMA": "[A-Z]*MMA", "FADD": "FADD2?"}
 
@@ -132,7 +133,7 @@ def report(kernel: Kernel) -> Row:
     row |= row_bytes(kernel) | word_bytes(kernel)
     if device.backend == "hip":
         asm = made.asm["amdgcn"]
-        registers, spilled = (int(re.search(rf"\.vgpr_{name}: +(\d+)", asm)[1]) for name in ("count", "spill_count"))
+        registers, spilled = (int(pattern.search(asm)[1]) for pattern in _AMD.values())
         row |= {"registers": registers, "stack": 4 * spilled}
         return row | {"problems": problems(row)}
     registers, stack, code = disassemble(made.asm["cubin"])
@@ -151,7 +152,7 @@ def report(kernel: Kernel) -> Row:
         "wgmma": count(r"HGMMA", step),
         "wgmma_planned": plan.uses_wgmma(device),
         "polls": " ".join(sorted(width(r) for r in row["reads"] if "volatile" in r and r != again)),
-        "poll_bytes": kernel.problem.poll_bytes,
+        "poll_bytes": kernel.problem.load_bytes,
         "whole": sum(i.width for i in of_step if i.kind == "load" and "STRONG.SYS" in i.name and i.width >= 8),
     }
     try:
@@ -181,7 +182,7 @@ def row_bytes(kernel: Kernel) -> Row:
         chunks += 1
     elif plan.exchange == "flag":
         again = chunks * chunk
-    distinct = kernel.problem.poll_bytes > itemsize
+    distinct = kernel.problem.load_bytes > itemsize
     return {"least_bytes": chunks * chunk + again, "again": again if distinct else 0, "element": element}
 
 
@@ -204,7 +205,7 @@ def problems(row: Row) -> list[str]:
         wrong.append(f"shared memory {row['shared']}, there {row['shared_device']}")
     wrong += unordered(row)
     if amd:
-        return wrong + ["the flag exchange on AMD, which drops `volatile`"] * (row["exchange"] == "flag")
+        return wrong + ["the flag exchange on AMD, which has no PTX"] * (row["exchange"] == "flag")
     if row["local_in_loop"]:
         wrong.append(
             f"{row['local_in_loop']} local-memory instructions in the time loop, {row['stack']} bytes of stack"
@@ -239,13 +240,14 @@ def slower(row: Row, before: Mapping[str, str]) -> list[str]:
 
 def report_exchange(gpu: str, programs: int, exchange: Exchange) -> Row:
     """The benchmarks' bare exchange."""
-    values = exchange_constants(programs, exchange)
+    values = exchange_constants(programs, exchange, GPUS[gpu].backend)
     made = compiled.compile_exchange(GPUS[gpu], programs, exchange)
-    _, stack, _ = disassemble(made.asm["cubin"])
+    hip = GPUS[gpu].backend == "hip"
+    stack = int(_AMD["spill_count"].search(made.asm["amdgcn"])[1]) if hip else disassemble(made.asm["cubin"])[1]
     row = {"arch": GPUS[gpu].arch, "exchange": exchange, "stack": stack}
     chunk = values["TILE"].BLOCK_B * values["TILE"].BLOCK_K * 2 // (32 * WARPS)  # bytes of bf16 a thread
     again = chunk if exchange == "flag" else 0
-    row |= exchanged(made, "buffer_ptr", "counter_ptr")
+    row |= exchanged(made, "buffer_ptr", "signals_ptr" if hip else "counter_ptr")  # as `amd_accesses` names it
     row |= {"least_bytes": chunk + again, "again": again, "element": "ld.volatile.global.b16", "told": 0, "read": 0}
     return row | {"problems": unordered(row)}
 

@@ -84,7 +84,7 @@ def exchanged(compiled: Any, rows: str, counter: str = "signals_ptr") -> Row:
     """How a kernel reads its argument `rows`, through which programs see each other's, and what orders that.
 
     reads: how often each instruction loads from it, or from nobody knows where; none on AMD. counter: the instructions
-    on the barrier's counter. words: those on the parts of sums. order: see there.
+    on the counter of arrivals. words: those on the parts of sums. order: see there.
     """
     arguments = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     nvidia = "ptx" in compiled.asm

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from triton.compiler import ASTSource
 
-from triton_lstm.perf.step.compiled import compile_kernel, target
+from triton_lstm.perf.exchange_loop import WARPS
+from triton_lstm.perf.step.compiled import compile_exchange, compile_kernel, target
 from triton_lstm.perf.step.machine_code import disassemble, parse
 from triton_lstm.perf.step.model import model_step
 from triton_lstm.perf.step.path import find_path, polled, product, store
@@ -108,6 +109,7 @@ def main():
         for name, plan in plans.items():
             report(f"{name}-{direction}", compile_kernel(problem, plan), Loop.of(problem, plan))
     for exchange in EXCHANGES:
+        report(f"bare-{exchange}", compile_exchange(GPUS["H100"], 32, exchange), Loop(warps=WARPS, programs=32))
         plan = Plan(exchange, True, True, 16, 32, 256, 1, groups=1, warps=4, splits=4)
         report(f"split-{exchange}", compile_kernel(problem, plan), Loop.of(problem, plan))
 

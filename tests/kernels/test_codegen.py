@@ -70,6 +70,7 @@ RELEASE = "atom.global.gpu.release.add.u32"
 EXCHANGES = [
     dict(gpu=g, programs=n, exchange=e) for g in ("A100", "H100") for n in (2, 32, 128) for e in ("flag", "barrier")
 ]
+EXCHANGES += [dict(gpu="MI300X", programs=32, exchange="barrier")]
 
 
 def name(case):

@@ -38,7 +38,7 @@ def test_the_exchange_needs_every_program(device):
         assert not loop.complete()
 
 
-def test_an_exchange_that_times_out_during_timing_has_no_time(device, monkeypatch):
+def test_an_exchange_that_goes_wrong_while_it_is_timed_has_no_time(device, monkeypatch):
     class Tired(floor.ExchangeLoop):
         runs = 0
 

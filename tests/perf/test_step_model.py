@@ -104,6 +104,16 @@ def test_a_program_that_is_alone(direction, reports):
     assert report["us"] < 1.5  # it waits for all that it has loaded together: for one after the other, 1.8 us backward
 
 
+@compiles
+@pytest.mark.parametrize("exchange", ["flag", "barrier"])
+def test_the_bare_exchange(exchange, reports):
+    """A look at the counter, then the rows: 16 bytes a load, all of 16 rows of 512."""
+    pieces = reports[f"bare-{exchange}"]["pieces"]
+    assert [piece["polled"] for piece in pieces if piece["kind"] == "look"] == [1]
+    assert sum(piece["polled"] for piece in pieces if piece["kind"] != "look") == 16 * 512 * 2 // (8 * 32 * 16)
+    assert 0.3 < reports[f"bare-{exchange}"]["us_waiting"] < 1.5
+
+
 def test_a_step_by_hand():
     """All is done when the input comes, 600 cycles after its load; then FADD, STG, ATOMG and BRA."""
     step = model_step(code(*WAITING), Loop(warps=1), ROUND)

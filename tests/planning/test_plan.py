@@ -98,8 +98,8 @@ def test_wgmma_is_planned_where_many_rows_make_it_pay():
 
 
 @pytest.mark.parametrize("hidden_size, bytes_", [(768, 16), (650, 4), (33, 2), (130, 4), (36, 8)])
-def test_poll_bytes(hidden_size, bytes_):
-    assert Problem(H200, "bf16", 16, hidden_size, False).poll_bytes == bytes_
+def test_load_bytes(hidden_size, bytes_):
+    assert Problem(H200, "bf16", 16, hidden_size, False).load_bytes == bytes_
 
 
 @given(

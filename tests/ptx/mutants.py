@@ -190,7 +190,7 @@ TEXT = [
     Mutation(PRODUCT, "a shuffle's distance", r"^(shfl\.sync\.bfly.*, )(\d+)(, 31, -1;)", other_bit),
     Mutation(PRODUCT, "a shuffle within half a warp", r"^(shfl\.sync.*), 31, -1;", r"\1, 0x100f, -1;"),
     Mutation(PRODUCT, "a shuffle of some lanes", r"^(shfl\.sync.*), -1;", r"\1, 0x0000ffff;"),
-    Mutation(PRODUCT, "max of a warp becomes min", r"^redux\.sync\.max", "redux.sync.min"),
+    Mutation(PRODUCT, "min of a warp becomes max", r"^redux\.sync\.min", "redux.sync.max"),
     # Branches and what decides them
     Mutation(CONTROL, "a branch turned around", r"^@(%\w+ bra)", r"@!\1"),
     Mutation(CONTROL, "a branch never taken", r"^@!?%\w+ bra.*", ""),

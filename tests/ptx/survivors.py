@@ -53,7 +53,7 @@ REASONS = [
     Reason(
         "the sentinel may be stored",
         "",
-        "The sentinel is a signalling NaN, which no instruction makes: a choice that only the interpreter needs",
+        "What is stored comes from an instruction whose NaN is the canonical one: no value of these tests is another",
     ),
     Reason(
         "the rows' loads may be cached",

@@ -198,7 +198,7 @@ def _cooperative(device: torch.device) -> Finding:
     from triton_lstm.perf.exchange_loop import ExchangeLoop
 
     programs = device_facts(device).processors
-    loop = ExchangeLoop(programs, 100, "barrier", device, one_launch=True)
+    loop = ExchangeLoop(programs, 100, "barrier", device, one_launch=True, limit=1 << 20)
     try:
         loop.run()
     except (RuntimeError, AssertionError) as refusal:

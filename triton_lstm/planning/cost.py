@@ -28,7 +28,7 @@ class Constants:
     alone: float = 0.00016  # of a program that is alone; its product and cell account for nearly all
     alone_backward: float = 0.556
     warp: float = 0.0546  # for each warp above four
-    poll: float = 0.0019  # for each program of a batch tile and four of its warps, which all look at its counter
+    poll: float = 0.0019  # for each program of a batch tile, times its warps over four: all look at one counter
     release: float = 0.322  # until what is stored is released, by the barrier
     look: float = 0.0362  # instead of that, for each KiB of rows that a warp looks at
     port: float = 0.0103  # for each KiB that programs on a processor read

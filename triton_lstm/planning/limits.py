@@ -86,6 +86,9 @@ def why_impossible(problem: Problem, plan: Plan) -> str | None:
         return "a part of a sum is a float32"
     if plan.splits > 1 and problem.row_length * problem.stored_itemsize % (16 * plan.splits):
         return f"a row of {problem.row_length} gradients has no {plan.splits} parts of whole 16 bytes"
+    elements = plan.block_b * plan.block_k * problem.stored_itemsize
+    if plan.exchange == "flag" and device.backend == "cuda" and elements < 4 * device.warp_size * plan.warps:
+        return f"a chunk of {plan.block_k} has less than a register of rows for each thread to look at"
     shared = shared_bytes(problem, plan)
     if shared > device.shared_bytes:
         return f"it needs {shared / KIB:.0f} KiB of shared memory, a program has {device.shared_bytes / KIB:.0f} KiB"
@@ -100,14 +103,14 @@ def why_impossible(problem: Problem, plan: Plan) -> str | None:
 def loads_too_little(problem: Problem, plan: Plan) -> str | None:
     threads = problem.device.warp_size * plan.warps
     polled = plan.block_b * plan.block_k * problem.stored_itemsize // threads
-    if plan.exchange != "none" and polled < problem.poll_bytes:
+    if plan.exchange != "none" and polled < problem.load_bytes:
         return f"a chunk of {plan.block_k} has less than 16 bytes for each thread to load"
     return None
 
 
 class Held(NamedTuple):
-    """Registers of a thread, in sums, a chunk of rows, a chunk of weights (or all that stay), and all rows; and its
-    units of a row."""
+    """Registers of a thread, in sums, a chunk of rows, a chunk of weights (or all that stay), and all rows; and its own
+    rows times units."""
 
     sums: float
     rows: float
@@ -163,8 +166,8 @@ def _spills(problem: Problem, plan: Plan) -> str | None:
     if problem.itemsize == 8 and (plan.warps < 8 or plan.block_b > 16):
         return "three products with fewer than 8 warps or more than 16 rows"
     registers = held(problem, plan)
-    big = registers.sums > 16 and registers.all_rows > 256
-    if plan.exchange == "flag" and (big or registers.sums + registers.weights > 160):
+    most_sums = 32 if registers.all_rows <= 256 and registers.weights <= 128 else 16
+    if plan.exchange == "flag" and registers.sums > most_sums:
         return "it keeps the addresses of rows, to load them again"
     kind = "wgmma" if plan.uses_wgmma(problem.device) else "sliced" if plan.slices > 1 else "mma"
     most = _MOST[kind, plan.resident, problem.backward]

@@ -44,7 +44,7 @@ class Problem(NamedTuple):
         return 1 if self.backward else 4
 
     @property
-    def poll_bytes(self) -> int:
-        """Bytes that a thread polls per load: 16, or fewer where rows are not aligned to 16 bytes."""
+    def load_bytes(self) -> int:
+        """Bytes of rows that a thread loads at a time: 16, or fewer where rows are not aligned to 16 bytes."""
         row = self.stored_itemsize * self.row_length
         return min(16, row & -row)
