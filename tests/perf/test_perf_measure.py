@@ -19,9 +19,11 @@ from triton_lstm.perf.bench import all_combinations, calls_of_ours, run
 from triton_lstm.perf.cases import MODES, Case
 from triton_lstm.perf.check import make_problem
 from triton_lstm.perf.clock import host_times_ms, times_after_ms
+from triton_lstm.perf.floor import floor_names
 from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import BASELINE
 from triton_lstm.perf.watchdog import watched
+from triton_lstm.planning.devices import GPUS
 
 pytestmark = pytest.mark.usefixtures("short_floors")
 
@@ -51,6 +53,12 @@ def test_an_exchange_that_goes_wrong_while_it_is_timed_has_no_time(device, monke
     monkeypatch.setattr(floor, "ExchangeLoop", Tired)
     row = floor.measure_floor("exchange-flag-2", device)
     assert row["status"] == "wrong" and "us_per_step" not in row and Tired.runs > 1
+
+
+def test_amd_has_no_flag_exchange_to_measure(monkeypatch):
+    monkeypatch.setattr(floor, "device_facts", lambda device: GPUS["MI300X"])
+    exchanges = [name for name in floor_names(torch.device("cuda")) if name.startswith("exchange-")]
+    assert exchanges and all(name.startswith("exchange-barrier-") for name in exchanges)
 
 
 def test_every_floor_without_a_gpu(device):

@@ -104,3 +104,11 @@ def test_a_chunk_that_gives_each_thread_just_one_load():
     assert why_not(PROBLEM, plan) is None
     assert "a chunk of 32 has less" in why_not(PROBLEM, dataclasses.replace(plan, block_k=32))
     assert why_not(PROBLEM._replace(H=514), dataclasses.replace(plan, block_k=32)) is None  # 4 bytes a load there
+
+
+def test_a_thread_has_a_register_of_rows_to_look_at():
+    """16 rows of 16 in bf16 are 4 bytes for each of 128 threads, and 2 for each of 256."""
+    plan = Plan("flag", True, True, 16, 16, 16, 1, 1, 4)
+    assert why_impossible(PROBLEM, plan) is None
+    assert "less than a register of rows" in why_impossible(PROBLEM, dataclasses.replace(plan, warps=8))
+    assert why_impossible(PROBLEM, dataclasses.replace(plan, warps=8, exchange="barrier")) is None

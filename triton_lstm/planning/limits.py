@@ -86,8 +86,8 @@ def why_impossible(problem: Problem, plan: Plan) -> str | None:
         return "a part of a sum is a float32"
     if plan.splits > 1 and problem.row_length * problem.stored_itemsize % (16 * plan.splits):
         return f"a row of {problem.row_length} gradients has no {plan.splits} parts of whole 16 bytes"
-    elements = plan.block_b * plan.block_k * problem.stored_itemsize
-    if plan.exchange == "flag" and device.backend == "cuda" and elements < 4 * device.warp_size * plan.warps:
+    chunk_bytes = plan.block_b * plan.block_k * problem.stored_itemsize
+    if plan.exchange == "flag" and device.backend == "cuda" and chunk_bytes < 4 * device.warp_size * plan.warps:
         return f"a chunk of {plan.block_k} has less than a register of rows for each thread to look at"
     shared = shared_bytes(problem, plan)
     if shared > device.shared_bytes:
