@@ -17,7 +17,7 @@ from triton_lstm.kernels.inline import here
 from triton_lstm.kernels.launch import launch
 from triton_lstm.kernels.parts import add_parts
 from triton_lstm.kernels.product import load_weights
-from triton_lstm.kernels.steps import rows_of
+from triton_lstm.kernels.steps import as_bits, begin_segment, load_resets, rows_of
 from triton_lstm.kernels.totals import keep_totals
 from triton_lstm.planning.plan import Plan
 
@@ -37,6 +37,7 @@ def lstm_backward_kernel(
     totals_ptr,  # (N, D, 2, H) accumulator dtype, out: dL/dh and dL/dc of every step; or sums, see totals.py; or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
+    resets_ptr,  # (N,) uint8: 1 where a row begins a segment; not looked at in first steps; None: nowhere
     parts_ptr,  # see parts.py, zero; or None
     signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
@@ -114,6 +115,10 @@ def lstm_backward_kernel(
         length = T
         if PACKED:
             length = tl.load(lengths_ptr + row)
+        segments = None  # which rows of dgates[t+1] count as zeros
+        if resets_ptr is not None and LAYER.EXCHANGE != "none":
+            bound = tl.where(direction == 0, length - step_begin, step_begin)
+            segments = as_bits(load_resets(resets_ptr, starts_ptr, bound, length, row, B, BLOCK_B))
         for step in range(step_begin, tl.minimum(step_end, length) if PACKED else step_end):
             # Against the forward pass's time: t_next was handled before, t_prev holds the c that t started from
             t = length - 1 - tl.cast(step, tl.int64)
@@ -132,6 +137,8 @@ def lstm_backward_kernel(
                 mask_t = mask & (row + offs_b < count)[:, None]
                 begun = tl.where(step > 0, tl.minimum(count, count_next), 0)
                 live = begun - row
+            if resets_ptr is not None:  # before t, of the forward pass's steps
+                resets = load_resets(resets_ptr, starts_ptr, tl.maximum(t, t_prev), length, row, B, BLOCK_B)
             # What is loaded here is looked at after the wait: before it, that would wait for device memory as well
             gates = gates_ptr + (start + row) * (4 * D * H) + offs_gates
             i = tl.load(gates, mask=mask_t, other=0.0)
@@ -165,6 +172,7 @@ def lstm_backward_kernel(
                 dh, late = recurrent_product(
                     dgates_ptr + (start_next + row) * (4 * D * H) + first_term,
                     live,
+                    segments,
                     weights,
                     w_hh_ptr,
                     first_column,
@@ -192,6 +200,9 @@ def lstm_backward_kernel(
             c, c_prev = here(c, LAYER), here(c_prev, LAYER)
             if PACKED and c0_ptr is not None:
                 c_prev += here(c_first, LAYER)
+            if resets_ptr is not None:
+                segments = as_bits(resets)
+                c_prev = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, c_prev)
             i, f = here(i, LAYER).to(LAYER.ACC), here(f, LAYER).to(LAYER.ACC)
             g, o = here(g, LAYER).to(LAYER.ACC), here(o, LAYER).to(LAYER.ACC)
             da_i, da_f, da_g, da_o, dc_t, dc_before = cell_backward(i, f, g, o, c, c_prev, dh_t, dc_t, EXACT)
@@ -207,6 +218,8 @@ def lstm_backward_kernel(
                 da_g += d_g * (1.0 - g * g)
                 da_o += d_o * o * (1.0 - o)
             dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
+            if resets_ptr is not None:
+                dc = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, dc)
             dgates = dgates_ptr + (start + row) * (4 * D * H) + offs_gates
             if LAYER.EXCHANGE == "flag":
                 store_unlike_sentinel(dgates, da_i, mask_t, LAYER)
@@ -230,6 +243,8 @@ def lstm_backward_kernel(
                 dh = tl.dot(da_f.to(dtype), weights[1], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
                 dh = tl.dot(da_g.to(dtype), weights[2], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
                 dh = tl.dot(da_o.to(dtype), weights[3], dh, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
+                if resets_ptr is not None:
+                    dh = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, dh)
         tl.store(dc_ptr + row * H + offs_state, dc, mask=mask)
     if LAYER.SPIN_LIMIT:
         if gave_up != 0:
@@ -246,6 +261,7 @@ def lstm_backward(
     c_all: torch.Tensor,
     starts: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
     *,
     dact: torch.Tensor | None = None,
     dc_all: torch.Tensor | None = None,
@@ -286,6 +302,7 @@ def lstm_backward(
         totals_ptr=totals if sums is None else sums,
         starts_ptr=starts,
         lengths_ptr=lengths,
+        resets_ptr=None if resets is None else resets.view(torch.uint8),
         DC_N=dc_n is not None,
         TOTALS="sums" if sums is not None else "elements" if totals is not None else "",
     )

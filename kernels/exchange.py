@@ -16,6 +16,7 @@ import triton.language as tl
 
 from triton_lstm.kernels.inline import await_count, looks_by_thread, waits_by_thread
 from triton_lstm.kernels.product import load_rows, multiply
+from triton_lstm.kernels.steps import all_begin
 
 SENTINEL = -1  # all bits set, a NaN that no conversion makes but 32-bit arithmetic may; as an integer of any size
 # All warps of all programs look at a counter, more than a line of L2 can bear: it has copies, each in a line of its own
@@ -82,21 +83,21 @@ def wait(counter_ptr, target, gave_up, LAYER: tl.constexpr):
 
 
 @triton.jit
-def missing(rows_ptr, live, LAYER: tl.constexpr, TILE: tl.constexpr):
+def missing(rows_ptr, live, segments, LAYER: tl.constexpr, TILE: tl.constexpr):
     """1 if an element of the A operand is still the sentinel, else 0."""
     found = 0
     for k in range((LAYER.K // TILE.SPLITS + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
         # In the product's own layout: another thread may still see the sentinel that this one no longer sees
-        bits = load_rows(rows_ptr, live, k, LAYER, TILE).to(LAYER.INT, bitcast=True)
+        bits = load_rows(rows_ptr, live, segments, k, LAYER, TILE).to(LAYER.INT, bitcast=True)
         found |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
     return found
 
 
 @triton.jit
-def await_rows(rows_ptr, live, counter_ptr, target, gave_up, LAYER: tl.constexpr, TILE: tl.constexpr):
+def await_rows(rows_ptr, live, segments, counter_ptr, target, gave_up, LAYER: tl.constexpr, TILE: tl.constexpr):
     """Waits until the rows are complete, or likely to be where `present` looks again. Returns whether it gave up.
 
-    target: how many arrivals complete the rows; 0 means that they were there before the launch.
+    target: how many arrivals complete the rows; 0 means that they were there before the launch, or that all are zero.
     gave_up: 1 after a wait that ran out of SPIN_LIMIT, and nothing is waited for any more; else 0. As what is returned.
     """
     late = wait(counter_ptr, target, gave_up, LAYER)
@@ -105,7 +106,7 @@ def await_rows(rows_ptr, live, counter_ptr, target, gave_up, LAYER: tl.constexpr
         n = tl.where(target == 0, LAST, (gave_up | late) * (LAST - 1))
         absent = 0
         while n < LAST:
-            absent = missing(rows_ptr, live, LAYER, TILE)
+            absent = missing(rows_ptr, live, segments, LAYER, TILE)
             n = tl.where(absent != 0, n + (1 if LAYER.SPIN_LIMIT else 0), LAST)
         late |= absent
     return late
@@ -115,6 +116,7 @@ def await_rows(rows_ptr, live, counter_ptr, target, gave_up, LAYER: tl.constexpr
 def recurrent_product(
     rows_ptr,
     live,
+    segments,
     weights,
     w_ptr,
     first_unit,
@@ -126,7 +128,10 @@ def recurrent_product(
 ):
     """rows @ weights, (GATES, BLOCK_B, BLOCK_H), of complete rows; and whether the wait for them gave up.
 
-    rows_ptr, w_ptr: of the program's split of the sum. target, gave_up: see `await_rows`.
+    rows_ptr, w_ptr: of the program's split of the sum. live: how many rows there are. segments: which of them begin a
+    segment, and count as zeros (see steps.py), or None; nobody waits where all do. target, gave_up: see `await_rows`.
     """
-    late = await_rows(rows_ptr, live, counter_ptr, target, gave_up, LAYER, TILE)
-    return multiply(rows_ptr, live, weights, w_ptr, first_unit, target == 0, LAYER, TILE), late
+    if segments is not None:
+        target = tl.where(all_begin(segments, live, TILE.BLOCK_B), 0, target)
+    late = await_rows(rows_ptr, live, segments, counter_ptr, target, gave_up, LAYER, TILE)
+    return multiply(rows_ptr, live, segments, weights, w_ptr, first_unit, target == 0, LAYER, TILE), late

@@ -15,7 +15,7 @@ from triton_lstm.kernels.cell import cell_forward
 from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import accumulator, launch
 from triton_lstm.kernels.product import load_weights
-from triton_lstm.kernels.steps import rows_of
+from triton_lstm.kernels.steps import as_bits, begin_segment, load_resets, rows_of
 from triton_lstm.planning.plan import Plan
 
 
@@ -33,6 +33,7 @@ def lstm_forward_kernel(
     c_all_ptr,  # (N, D, H) accumulator dtype, or None
     starts_ptr,  # (T + 2,) int64, the first of the N rows of each step; None: B rows each
     lengths_ptr,  # (B,) int32, steps of each row of the batch, longest first; None: T each
+    resets_ptr,  # (N,) uint8: 1 where a row begins a segment; not looked at in first steps; None: nowhere
     signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
     step_end,
@@ -104,6 +105,10 @@ def lstm_forward_kernel(
         length = T
         if PACKED:
             length = tl.load(lengths_ptr + row)
+        segments = None  # which rows of h[t-1] count as zeros
+        if resets_ptr is not None and LAYER.EXCHANGE != "none":
+            bound = tl.where(direction == 0, step_begin, length - step_begin)
+            segments = as_bits(load_resets(resets_ptr, starts_ptr, bound, length, row, B, BLOCK_B))
         for step in range(step_begin, tl.minimum(step_end, length) if PACKED else step_end):
             t = tl.cast(step, tl.int64)
             t_prev = t - 1
@@ -124,6 +129,9 @@ def lstm_forward_kernel(
             x_f = tl.load(xg + H, mask=mask_t, other=0.0)
             x_g = tl.load(xg + 2 * H, mask=mask_t, other=0.0)
             x_o = tl.load(xg + 3 * H, mask=mask_t, other=0.0)
+            if resets_ptr is not None:  # the next step's: before a wait nobody has to stop for what was loaded long ago
+                later = tl.maximum(t, 2 * t - t_prev)
+                resets = load_resets(resets_ptr, starts_ptr, later, length, row, B, BLOCK_B)
             if LAYER.EXCHANGE == "none":
                 a = tl.dot(h, weights[0], input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
                 a = tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2))
@@ -135,6 +143,7 @@ def lstm_forward_kernel(
                 a, late = recurrent_product(
                     rows,
                     live,
+                    segments,
                     weights,
                     w_hh_ptr,
                     first_unit,
@@ -181,6 +190,11 @@ def lstm_forward_kernel(
                 tl.store(gates + 3 * H, o.to(dtype), mask=mask_t)
             if c_all_ptr is not None:
                 tl.store(c_all_ptr + (start + row) * (D * H) + offs, c, mask=mask_t)
+            if resets_ptr is not None:
+                segments = as_bits(resets)
+                c = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, c)
+                if LAYER.EXCHANGE == "none":
+                    h = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, h)
         tl.store(c_ptr + row * H + offs_state, c, mask=mask)
         if LAYER.EXCHANGE == "none" and h_n_ptr is not None:
             tl.store(h_n_ptr + row * H + offs_state, h, mask=mask)
@@ -198,6 +212,7 @@ def lstm_forward(
     c0: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
     *,
     plan: Plan,
     save_gates: bool = False,
@@ -211,7 +226,9 @@ def lstm_forward(
             `save_gates` it holds the gates afterwards: each program reads its part of a step before it writes there.
         w_hh: (D*4H, H), of xg's dtype, as h0.
         h0: (D, B, H), or None for zeros, which packed rows always start from.
-        c0: (D, B, H) of the accumulator's dtype, or None for zeros. All are contiguous.
+        c0: (D, B, H) of the accumulator's dtype, or None for zeros.
+        resets: (T, B) or packed (N,) bool: True where a sequence's state is zero before this row; the first step's are
+            not looked at. All are contiguous.
         run: called in the place of `launch`.
 
     Returns:
@@ -240,6 +257,7 @@ def lstm_forward(
         c_all_ptr=c_all,
         starts_ptr=starts,
         lengths_ptr=lengths,
+        resets_ptr=None if resets is None else resets.view(torch.uint8),
     )
     run(lstm_forward_kernel, plan, y, arguments)
     return y, h_n, c if c_n is None else c_n, c_all

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from triton_lstm.kernels.inline import looks_by_thread, present
+from triton_lstm.kernels.steps import begin_segment
 from triton_lstm.planning.plan import Tile
 
 
@@ -102,8 +103,9 @@ def _load(ptrs, mask, LAYER: tl.constexpr):
 
 
 @triton.jit
-def _rows_at(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """Pointers to chunk k of the A operand, whose first `live` rows are there, and their mask."""
+def _rows_at(ptr, live, segments, k, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Pointers to chunk k of the A operand, and their mask: its first `live` rows are there, unless one begins a
+    segment. segments: of `segments_begin`, or None."""
     K: tl.constexpr = LAYER.K // TILE.SPLITS
     if fills_fragments(ptr.dtype.element_ty.primitive_bitwidth, TILE):
         row, term = _in_fragments(k, TILE.BLOCK_B, ptr.dtype.element_ty.primitive_bitwidth, TILE)
@@ -111,6 +113,8 @@ def _rows_at(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
         row = tl.arange(0, TILE.BLOCK_B)[:, None]
         term = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
     mask = row < live
+    if segments is not None:
+        mask = mask & (begin_segment(segments, row) == 0)
     if K % TILE.BLOCK_K:
         mask = mask & (term < K)
     return ptr + row * (LAYER.D * LAYER.K) + term, mask
@@ -129,20 +133,20 @@ def _as_operand(a, TILE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(ptr, live, k, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """Chunk k of the A operand as `tl.dot` wants it; 0, which is never the sentinel, outside of the `live` rows."""
-    ptrs, mask = _rows_at(ptr, live, k, LAYER, TILE)
+def load_rows(ptr, live, segments, k, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """Chunk k of the A operand as `tl.dot` wants it; 0, which is never the sentinel, for rows that are not there."""
+    ptrs, mask = _rows_at(ptr, live, segments, k, LAYER, TILE)
     return _as_operand(_load(ptrs, mask, LAYER), TILE)
 
 
 @triton.jit
-def load_present_rows(ptr, live, k, there, LAYER: tl.constexpr, TILE: tl.constexpr):
+def load_present_rows(ptr, live, segments, k, there, LAYER: tl.constexpr, TILE: tl.constexpr):
     """The same; each thread waits for what is not there yet, unless all is known to be `there`."""
     if looks_by_thread(LAYER):
-        ptrs, mask = _rows_at(ptr, live, k, LAYER, TILE)
+        ptrs, mask = _rows_at(ptr, live, segments, k, LAYER, TILE)
         return _as_operand(present(_load(ptrs, mask, LAYER), ptrs, there, LAYER, TILE), TILE)
     else:
-        return load_rows(ptr, live, k, LAYER, TILE)
+        return load_rows(ptr, live, segments, k, LAYER, TILE)
 
 
 @triton.jit
@@ -172,8 +176,8 @@ def _add_slices(acc, LAYER: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def multiply(rows_ptr, live, weights, w_ptr, first_unit, there, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """rows @ weights, (GATES, BLOCK_B, BLOCK_H). there: as for `load_present_rows`."""
+def multiply(rows_ptr, live, segments, weights, w_ptr, first_unit, there, LAYER: tl.constexpr, TILE: tl.constexpr):
+    """rows @ weights, (GATES, BLOCK_B, BLOCK_H). live, segments: of `_rows_at`; there: as for `load_present_rows`."""
     SLICES: tl.constexpr = TILE.SLICES
     BLOCK_B: tl.constexpr = TILE.BLOCK_B
     N: tl.constexpr = LAYER.GATES * TILE.BLOCK_H
@@ -200,13 +204,13 @@ def multiply(rows_ptr, live, weights, w_ptr, first_unit, there, LAYER: tl.conste
                 acc = tl.dot(a, weights[k - AHEAD], acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
             if k < CHUNKS:
                 if PRESENT:
-                    ptrs, mask = _rows_at(rows_ptr, live, k, LAYER, TILE)
+                    ptrs, mask = _rows_at(rows_ptr, live, segments, k, LAYER, TILE)
                     rows = rows + ((_load(ptrs, mask, LAYER), ptrs),)
                 else:
-                    rows = rows + (load_rows(rows_ptr, live, k, LAYER, TILE),)
+                    rows = rows + (load_rows(rows_ptr, live, segments, k, LAYER, TILE),)
     else:
         for k in range(CHUNKS):
-            a = load_present_rows(rows_ptr, live, k, there, LAYER, TILE)
+            a = load_present_rows(rows_ptr, live, segments, k, there, LAYER, TILE)
             w = load_weights(w_ptr, first_unit, k, K, LAYER, TILE)
             acc = tl.dot(a, w, acc, input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
     return _add_slices(acc, LAYER, TILE)

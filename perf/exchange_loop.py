@@ -38,9 +38,9 @@ def exchange_kernel(
         rows_ptr = buffer_ptr + tl.cast(t, tl.int64) * (BLOCK_B * W)
         before_ptr = rows_ptr - BLOCK_B * W
         live = tl.where(t > 0, BLOCK_B, 0)
-        late |= await_rows(before_ptr, live, counter_ptr, tl.num_programs(0) * t, late, LAYER, TILE)
+        late |= await_rows(before_ptr, live, None, counter_ptr, tl.num_programs(0) * t, late, LAYER, TILE)
         for k in range((W + TILE.BLOCK_K - 1) // TILE.BLOCK_K):
-            bits = load_present_rows(before_ptr, live, k, False, LAYER, TILE).to(LAYER.INT, bitcast=True)
+            bits = load_present_rows(before_ptr, live, None, k, False, LAYER, TILE).to(LAYER.INT, bitcast=True)
             late |= tl.max((bits == LAYER.SENTINEL).to(tl.int32))
         # The stored value depends on the loaded ones: no step can begin before the previous one is complete
         tl.store(rows_ptr + mine, tl.full((BLOCK_B, BLOCK_H), 1.0, tl.float32) + late)

@@ -170,12 +170,8 @@ def why_torch_is_faster(
 
 
 def _cannot_run_on(tensors: Sequence[torch.Tensor], tracing: bool) -> Why | None:
-    if tracing:
+    if tracing or _in_fake_mode():
         return Reason.TRACED.why()
-    if torch._C._len_torch_dispatch_stack():
-        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-        if any(type(m).__name__ in ("FakeTensorMode", "ProxyTorchDispatchMode") for m in modes):
-            return Reason.TRACED.why()
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             if type(tensor).__name__ == "ExpandedWeight":
@@ -185,6 +181,20 @@ def _cannot_run_on(tensors: Sequence[torch.Tensor], tracing: bool) -> Why | None
                 )
             return Reason.SUBCLASS.why(type(tensor).__name__)
     return None
+
+
+def _in_fake_mode() -> bool:
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return any(type(m).__name__ in ("FakeTensorMode", "ProxyTorchDispatchMode") for m in modes)
+
+
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a call must not depend on tensors' values, which are unknown or would become part of a trace."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.jit.is_tracing() or tensor.is_meta or _in_fake_mode()
 
 
 def why_torch(dtype: torch.dtype, device: torch.device, backend: str | None) -> Why | None:

@@ -9,7 +9,9 @@ import torch
 
 from triton_lstm.core.call import LayerStates
 from triton_lstm.core.checks import TENSORS_ONLY, by_layer, check_pair, check_shapes, check_states
-from triton_lstm.dispatch import decide
+from triton_lstm.core.packing import Rows
+from triton_lstm.core.segments import arranged
+from triton_lstm.dispatch import decide, has_no_values
 from triton_lstm.settings import Backend
 from triton_lstm.stack import Options, stack
 
@@ -29,6 +31,8 @@ def lstm(
     batch_first: bool = False,
     *,
     batch_sizes: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | Sequence[int] | None = None,
     recompute: bool = False,
     return_states: Literal[False] = False,
     backend: Backend | None = None,
@@ -48,6 +52,8 @@ def lstm(
     batch_first: bool = False,
     *,
     batch_sizes: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | Sequence[int] | None = None,
     recompute: bool = False,
     return_states: Literal[True],
     backend: Backend | None = None,
@@ -67,6 +73,8 @@ def lstm(
     batch_first: bool = False,
     *,
     batch_sizes: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | Sequence[int] | None = None,
     recompute: bool = False,
     return_states: bool,
     backend: Backend | None = None,
@@ -85,6 +93,8 @@ def lstm(
     batch_first: bool = False,
     *,
     batch_sizes: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | Sequence[int] | None = None,
     recompute: bool = False,
     return_states: bool = False,
     backend: Backend | None = None,
@@ -100,6 +110,8 @@ def lstm(
         has_biases, num_layers, bidirectional, batch_first: as of nn.LSTM.
         dropout: probability for every layer's output but the last one's; only if `train`.
         batch_sizes: a PackedSequence's, (T,) int64 on the CPU; hx and its results are in the order of the packed rows.
+        resets: bool, (T, B), (B, T) with `batch_first` or packed (N,): before which rows the state is zero. See LSTM.
+        cu_seqlens: of documents in a batch of one sequence; in the place of resets. See LSTM.
         recompute: keep only the output and c for the backward pass, which recomputes the gates in one matmul.
         return_states: also return every layer's c and gates.
         backend: "auto", "triton" or "torch"; None reads TRITON_LSTM_BACKEND.
@@ -110,7 +122,8 @@ def lstm(
 
     Raises:
         TypeError: params that are no tensors.
-        ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast.
+        ValueError: an unknown backend; params of a wrong number or shape; dtypes that differ outside of autocast;
+            resets or cu_seqlens that do not fit the input.
         RuntimeError: input, hx or batch_sizes of a wrong shape, T = 0, or backend="triton" where no kernel can run.
 
     Example:
@@ -123,7 +136,8 @@ def lstm(
     if batch_sizes is not None and torch.compiler.is_compiling():
         from triton_lstm.operator.compiled import eagerly
 
-        more: Any = dict(batch_sizes=batch_sizes, recompute=recompute, return_states=return_states, backend=backend)
+        more: Any = dict(batch_sizes=batch_sizes, resets=resets, cu_seqlens=cu_seqlens, recompute=recompute)
+        more |= dict(return_states=return_states, backend=backend)
         arguments = input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
         return eagerly(lstm, *arguments, **more)
     params = list(params)
@@ -136,8 +150,11 @@ def lstm(
     if hx is not None:
         check_pair(hx)
         check_states(input, hx[0], hx[1], *shapes)
-    kernels_only = return_states or batch_sizes is not None
     batch = shapes[0][1]
+    rows = Rows(batch_first, batch_sizes)
+    if resets is not None or cu_seqlens is not None:
+        rows = arranged(input, rows, resets, cu_seqlens, known=not has_no_values(input))
+    kernels_only = return_states or not rows.plain
     route = decide(input, params, hx, backend, batch=batch, has_biases=has_biases, kernels_only=kernels_only)
     states: Any = dict(recompute=recompute, return_states=return_states)
-    return stack(input, hx, params, weights, shapes, options, batch_first, route, batch_sizes=batch_sizes, **states)
+    return stack(input, hx, params, weights, shapes, options, rows, route, **states)

@@ -13,15 +13,17 @@ from triton_lstm.core.checks import (
     by_layer,
     check_lengths,
     check_pair,
+    check_resets,
     check_shapes,
     check_states,
     refuse_opacus,
     tell_opacus,
 )
 from triton_lstm.core.layout import Layout
-from triton_lstm.core.packing import refuse_capture
+from triton_lstm.core.packing import DENSE, Rows, refuse_capture
+from triton_lstm.core.segments import arranged
 from triton_lstm.core.weights import flatten_for_cudnn, weights_of
-from triton_lstm.dispatch import Route, decide
+from triton_lstm.dispatch import Route, decide, has_no_values
 from triton_lstm.operator.hooks import CallHook, begin_call
 from triton_lstm.settings import Backend, chosen_backend, exports_by_tracing
 from triton_lstm.stack import Options, stack
@@ -127,7 +129,16 @@ class LSTM(nn.RNNBase):
         return decide(input, params, hx, self.backend, batch=batch, has_biases=self.bias, kernels_only=kernels_only)
 
     @_typed
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, return_states: bool = False) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        cu_seqlens: Any = None,
+        return_states: bool = False,
+    ) -> Any:
         """Runs the stack.
 
         Args:
@@ -135,6 +146,14 @@ class LSTM(nn.RNNBase):
             hx: (h0 (L*D, B, P or H), c0 (L*D, B, H)), without B if unbatched; zeros if None.
             lengths: how many of the T steps of each sequence of a padded batch count, B numbers from 1 to T in any
                 order: the same as packing, without packing or sorting by hand. After its end a sequence's output is 0.
+            resets: bool, with the input's shape without its features; of a PackedSequence its data's rows. Where it
+                is True, the state of every layer is zero before that step: a segment begins there. Results are those of
+                each segment run alone, in both directions of time, and no gradient crosses from one to another. A
+                direction has h0 and c0 in the segment that it processes first, h_n and c_n from the last one. At the
+                first step True puts zeros in the place of h0 and c0, in the forward direction.
+            cu_seqlens: (documents + 1,) int32, of one sequence of packed documents, a batch of 1: 0, then where each of
+                them ends. Each is a segment; the first one has h0 and c0. On the CPU they run side by side, as a packed
+                batch; on the GPU they are resets, and are not waited for.
             return_states: also return a list with every layer's LayerStates: c and the gates i, f, g, o of all steps.
 
         Returns:
@@ -142,12 +161,15 @@ class LSTM(nn.RNNBase):
 
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts; for a PackedSequence too.
+            TypeError, ValueError: for lengths, resets or cu_seqlens that do not fit the input.
         """
         if lengths is not None or isinstance(input, PackedSequence):
+            if cu_seqlens is not None:
+                raise ValueError(
+                    "cu_seqlens goes with a dense batch of one sequence, and not with packed rows or lengths"
+                )
             run: Any = LSTM._forward_packed if lengths is None else LSTM._forward_padded
-            arguments = (
-                (self, input, hx, return_states) if lengths is None else (self, input, hx, lengths, return_states)
-            )
+            arguments = (self, input, hx, resets, return_states, *(() if lengths is None else (lengths,)))
             if torch.compiler.is_compiling():
                 from triton_lstm.operator.compiled import eagerly
 
@@ -161,6 +183,7 @@ class LSTM(nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input = input.unsqueeze(batch_dim)
+            resets = resets if resets is None else check_resets(resets, input.squeeze(batch_dim)).unsqueeze(batch_dim)
         if hx is not None:
             dims = 3 if batched else 2
             if hx[0].dim() != dims or hx[1].dim() != dims:
@@ -171,7 +194,11 @@ class LSTM(nn.RNNBase):
             hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self._check(input, hx, params, None)
         layout = Layout(batched, self.batch_first) if self._recordings else None
-        output, h_n, c_n, *states = self._run(input, hx, params, None, return_states, layout)
+        rows = DENSE[self.batch_first]
+        if resets is not None or cu_seqlens is not None:
+            known = not (self._recordings or has_no_values(input))  # what is recorded has the stream's steps
+            rows = arranged(input, rows, resets, cu_seqlens, known=known)
+        output, h_n, c_n, *states = self._run(input, hx, params, rows, return_states, layout)
         if not batched:
             if torch.compiler.is_compiling() and output.requires_grad:
                 from triton_lstm.operator.library import fresh
@@ -187,11 +214,13 @@ class LSTM(nn.RNNBase):
     def _slow_forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """nn.Module's, of a traced call: torch.onnx.export(dynamo=False) gives what goes by keyword by position."""
         if exports_by_tracing() and type(self).forward is LSTM.forward:
-            kwargs |= zip(("lengths", "return_states"), inputs[2:], strict=False)
+            kwargs |= zip(("lengths", "resets", "cu_seqlens", "return_states"), inputs[2:], strict=False)
             inputs = inputs[:2]
         return super()._slow_forward(*inputs, **kwargs)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool, padded_to: int | None = None) -> Any:
+    def _forward_packed(
+        self, input: PackedSequence, hx: Any, resets: Any, return_states: bool, padded_to: int | None = None
+    ) -> Any:
         """As forward; the output's rows and the states' are packed as the input's."""
         params = weights_of(self)
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -201,7 +230,8 @@ class LSTM(nn.RNNBase):
         hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         indices = sorted_indices, unsorted_indices
         layout = Layout(True, self.batch_first, batch_sizes, *indices, padded_to) if self._recordings else None
-        output, h_n, c_n, *states = self._run(data, hx, params, batch_sizes, return_states, layout)
+        rows = arranged(data, Rows(self.batch_first, batch_sizes), resets, None, known=True)
+        output, h_n, c_n, *states = self._run(data, hx, params, rows, return_states, layout)
 
         def packed(t: torch.Tensor) -> PackedSequence:
             return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
@@ -209,7 +239,7 @@ class LSTM(nn.RNNBase):
         states = [[PackedLayerStates(*map(packed, layer)) for layer in layers] for layers in states]
         return packed(output), self.permute_hidden((h_n, c_n), unsorted_indices), *states
 
-    def _forward_padded(self, input: Any, hx: Any, lengths: Any, return_states: bool) -> Any:
+    def _forward_padded(self, input: Any, hx: Any, resets: Any, return_states: bool, lengths: Any) -> Any:
         """As forward with lengths: packs, runs and pads again."""
         if isinstance(input, PackedSequence) or input.dim() != 3:
             raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
@@ -220,9 +250,13 @@ class LSTM(nn.RNNBase):
         lengths = check_lengths(lengths, batch, steps)
         if batch == 0:
             run: Any = LSTM.forward
-            return run(self, input, hx, return_states=return_states)
-        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        output, h_c, *states = self._forward_packed(packed, hx, return_states, padded_to=steps)
+            return run(self, input, hx, resets=resets, return_states=return_states)
+
+        def pack(t: torch.Tensor) -> PackedSequence:
+            return pack_padded_sequence(t, lengths, self.batch_first, enforce_sorted=False)
+
+        resets = resets if resets is None else pack(check_resets(resets, input)).data
+        output, h_c, *states = self._forward_packed(pack(input), hx, resets, return_states, padded_to=steps)
 
         def padded(sequence: PackedSequence) -> torch.Tensor:
             return pad_packed_sequence(sequence, self.batch_first, total_length=steps)[0]
@@ -252,11 +286,11 @@ class LSTM(nn.RNNBase):
         input: torch.Tensor,
         hx: Any,
         params: list[torch.Tensor],
-        batch_sizes: torch.Tensor | None,
+        rows: Rows,
         return_states: bool,
         layout: Layout | None,
     ) -> Any:
-        batch_first, kernels_only = self.batch_first, batch_sizes is not None or return_states
+        batch_first, batch_sizes, kernels_only = self.batch_first, rows.batch_sizes, return_states or not rows.plain
         batch = 1 if batch_sizes is not None else input.shape[0 if batch_first else 1]
         route = self._route(input, params, hx, batch, kernels_only)  # first: it rejects what has no dim(), say
         options = Options(self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
@@ -274,9 +308,8 @@ class LSTM(nn.RNNBase):
             weights,
             shapes,
             options,
-            batch_first,
+            rows,
             route,
-            batch_sizes=batch_sizes,
             recompute=self.recompute,
             return_states=return_states,
             hooks=() if layout is None else self._begin_recording(input, layout),

@@ -10,12 +10,13 @@ import torch
 
 from triton_lstm.core.call import LayerStates
 from triton_lstm.core.checks import Group
-from triton_lstm.core.packing import starts_and_lengths
-from triton_lstm.dispatch import Route
+from triton_lstm.core.packing import Rows, starts_and_lengths
+from triton_lstm.core.segments import Segments, refuse_in_onnx, segments_of, without_reset
+from triton_lstm.dispatch import Route, has_no_values
 from triton_lstm.operator.hooks import Hooks, active
 from triton_lstm.operator.projection import one_layer
 from triton_lstm.operator.torch_layer import layer_by_torch
-from triton_lstm.operator.torch_path import hooked_lstm
+from triton_lstm.operator.torch_path import hooked_lstm, lstm_of_segments
 from triton_lstm.settings import exports_by_tracing, wants_gradient
 
 Tensor = torch.Tensor
@@ -31,6 +32,10 @@ class Options(NamedTuple):
     train: bool
     bidirectional: bool
 
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
 
 def stack(
     input: Tensor,
@@ -39,10 +44,9 @@ def stack(
     weights: list[Group],
     shapes: tuple[Shape, Shape],
     options: Options,
-    batch_first: bool,
+    rows: Rows,
     route: Route,
     *,
-    batch_sizes: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
     hooks: Sequence[Hooks] = (),
@@ -51,11 +55,23 @@ def stack(
 
     weights: params by layer and direction; shapes: of h0 and c0; hooks: of every layer.
     """
-    if not (route.kernels or return_states):
-        return _torch_lstm(input, hx, params, weights, shapes, options, batch_first, batch_sizes, hooks)
+    if rows.segments is not None:
+        of_segments: Any = dict(recompute=recompute, return_states=return_states)
+        return _packed_segments(input, hx, params, weights, shapes, options, rows, route, rows.segments, **of_segments)
+    if rows.resets is not None:
+        resets = rows.resets.transpose(0, 1) if rows.transposed else rows.resets
+        rows = rows._replace(resets=resets if resets.numel() else None)
+        if hx is not None:
+            first = resets[0] if rows.batch_sizes is None else resets[: shapes[0][1]]
+            hx = without_reset(hx, first, options.directions)
+    by_torch = not (route.kernels or return_states)
+    if by_torch and rows.resets is not None and not torch.compiler.is_compiling() and has_no_values(rows.resets):
+        by_torch = False  # the loop of plain torch need not know where segments begin
+    if by_torch:
+        return _torch_lstm(input, hx, params, weights, shapes, options, rows, hooks)
     kind = input.device.type
     kind = "cpu" if kind == "meta" else kind  # autocast has no meta device
-    more = shapes, options, batch_first, route, batch_sizes, recompute, return_states, hooks
+    more = shapes, options, rows, route, recompute, return_states, hooks
     if not torch.is_autocast_enabled(kind):
         return _layers(input, hx, weights, *more)
     if input.dtype != torch.float64:
@@ -66,6 +82,33 @@ def stack(
         return _layers(input, hx, weights, *more)
 
 
+def _packed_segments(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    params: Sequence[Tensor],
+    weights: list[Group],
+    shapes: tuple[Shape, Shape],
+    options: Options,
+    rows: Rows,
+    route: Route,
+    segments: Segments,
+    **more: Any,
+) -> tuple[Any, ...]:
+    """`stack` on the segments of a dense batch as sequences side by side."""
+    of_segments: Any = [(groups, segments.segments, features) for groups, _, features in shapes]
+
+    def run(packed: Tensor, states: Any) -> tuple[Any, ...]:
+        of_packed = Rows(batch_sizes=segments.batch_sizes)
+        return stack(packed, states, params, weights, of_segments, options, of_packed, route, **more)
+
+    x = input.transpose(0, 1) if rows.transposed else input
+    y, h_n, c_n, *states = segments.run(run, x, hx, options.directions)
+    if rows.transposed:
+        y = y.transpose(0, 1)
+        states = [[LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in layers] for layers in states]
+    return y, h_n, c_n, *states
+
+
 def _torch_lstm(
     input: Tensor,
     hx: Sequence[Tensor] | None,
@@ -73,27 +116,35 @@ def _torch_lstm(
     weights: list[Group],
     shapes: tuple[Shape, Shape],
     options: Options,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
+    rows: Rows,
     hooks: Sequence[Hooks],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own LSTM."""
-    if weights[0][-1] is not None and exports_by_tracing():
-        raise RuntimeError(
-            "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by torch.onnx.export "
-            "with dynamo=False; leave dynamo out"
-        )
+) -> tuple[Any, ...]:
+    """PyTorch's own LSTM; of segments, if there are any, that were split and packed."""
+    if exports_by_tracing():
+        if weights[0][-1] is not None:
+            raise RuntimeError(
+                "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by "
+                "torch.onnx.export with dynamo=False; leave dynamo out"
+            )
+        refuse_in_onnx(rows.resets)
+    batch_first, batch_sizes, resets, _ = rows
     lstm: Any = torch.lstm
     hx = [input.new_zeros(shape) for shape in shapes] if hx is None else list(hx)
     if torch.compiler.is_compiling():
         from triton_lstm.operator.torch_library import lstm_by_torch
 
-        return lstm_by_torch(input, hx, params, *options, batch_first)
+        return lstm_by_torch(input, hx, params, *options, batch_first, resets)
     if hooks and wants_gradient(input, *hx, *params):
-        return hooked_lstm(input, hx, weights, options, batch_first, batch_sizes, hooks)
+        return hooked_lstm(input, hx, weights, options, rows, hooks)
+    if resets is not None:
+        x = input.transpose(0, 1) if rows.transposed else input
+        y, *states = lstm_of_segments(x, hx, params, options, segments_of(resets, batch_sizes, x.device))
+        return y.transpose(0, 1) if rows.transposed else y, *states
     if batch_sizes is not None:
-        return lstm(input, batch_sizes, hx, params, *options)
-    return lstm(input, hx, params, *options, batch_first)
+        results: tuple[Tensor, ...] = lstm(input, batch_sizes, hx, params, *options)
+        return results
+    results = lstm(input, hx, params, *options, batch_first)
+    return results
 
 
 def _layers(
@@ -102,29 +153,27 @@ def _layers(
     weights: list[Group],
     shapes: tuple[Shape, Shape],
     options: Options,
-    batch_first: bool,
+    rows: Rows,
     route: Route,
-    batch_sizes: Tensor | None,
     recompute: bool,
     return_states: bool,
     hooks: Sequence[Hooks],
 ) -> tuple[Any, ...]:
     """Layer by layer, on the kernels or in plain torch."""
-    directions = 2 if options.bidirectional else 1
-    transposed = batch_first and batch_sizes is None
+    directions, transposed, batch_sizes = options.directions, rows.transposed, rows.batch_sizes
     x = input.transpose(0, 1) if transposed else input
     starts, lengths = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
     run = _runner(route, recompute, return_states)
     h_n, c_n, states = [], [], []
     for k in range(options.num_layers):
-        rows = slice(k * directions, (k + 1) * directions)
-        h0, c0 = (None, None) if hx is None else hx if options.num_layers == 1 else (hx[0][rows], hx[1][rows])
+        groups = slice(k * directions, (k + 1) * directions)
+        h0, c0 = (None, None) if hx is None else hx if options.num_layers == 1 else (hx[0][groups], hx[1][groups])
         inner = hooks[k] if hooks and route.kernels else ()
-        y, h, c, gates, c_all = one_layer(run, x, h0, c0, weights[rows], starts, lengths, hooks=inner)
+        y, h, c, gates, c_all = one_layer(run, x, h0, c0, weights[groups], starts, lengths, rows.resets, hooks=inner)
         for hook in active(hooks[k]) if hooks and not route.kernels else ():
             zeros = [state.new_zeros(state.shape) for state in (h, c)]
-            of_layer = x, zeros if h0 is None or c0 is None else [h0, c0], weights[rows]
-            y, h, c, gates, c_all = hook.watch_layer((y, h, c, gates, c_all), *of_layer, starts)
+            of_layer = x, zeros if h0 is None or c0 is None else [h0, c0], weights[groups]
+            y, h, c, gates, c_all = hook.watch_layer((y, h, c, gates, c_all), *of_layer, starts, rows.resets)
         x = y
         h_n.append(h)
         c_n.append(c)

@@ -34,8 +34,8 @@ PRECISION = {"bf16": "ieee", "fp16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}  
 class Variant:
     """What a kernel is compiled for besides its problem and plan.
 
-    limit: a bound on every wait. states: with the loss's own gradients of c and the gates. save: what backward needs.
-    record: "elements" of h's and c's total gradients, or "sums" of them.
+    limit: a bound on every wait. resets: with segments. states: with the loss's own gradients of c and the gates. save:
+    what backward needs. record: "elements" of h's and c's total gradients, or "sums" of them.
     """
 
     limit: int = 0
@@ -43,6 +43,7 @@ class Variant:
     states: bool = False
     save: bool = True
     record: str = ""
+    resets: bool = False
 
 
 def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -> Any:
@@ -61,6 +62,8 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
         values |= {"starts_ptr": None, "lengths_ptr": None}
     elif not problem.backward:
         values["h0_ptr"] = None
+    if not variant.resets:
+        values["resets_ptr"] = None
     if dtype == torch.float32 and not problem.backward:
         values["c_n_ptr"] = None
     if plan.exchange != "none" and not problem.backward:
@@ -84,6 +87,7 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
         else:
             wide = name in ("c_ptr", "c0_ptr", "dc_ptr", "c_all_ptr", "dc_all_ptr", "totals_ptr")
             other = {"signals_ptr": "*i32", "parts_ptr": "*i64", "lengths_ptr": "*i32", "starts_ptr": "*i64"}
+            other["resets_ptr"] = "*u8"
             if variant.record == "sums":
                 other["totals_ptr"] = "*fp64"
             signature[name] = other.get(name, "*fp32" if wide else f"*{element}")

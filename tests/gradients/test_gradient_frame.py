@@ -46,6 +46,7 @@ def test_frame_is_tidy(grads):
         "max",
         "zeros",
         "nonfinite",
+        "begun",
         "saturated",
     ]
     assert not frame.duplicated(places).any()

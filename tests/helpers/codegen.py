@@ -48,7 +48,7 @@ class Kernel:
     """One kernel to compile. exchange, limit: not the plan's, and a bound on every wait. directions: of time.
 
     states: with the loss's own gradients of c and the gates. save: what backward needs. record: "elements" of h's and
-    c's total gradients, or "sums" of them.
+    c's total gradients, or "sums" of them. resets: with segments.
     """
 
     gpu: str
@@ -63,6 +63,7 @@ class Kernel:
     states: bool = False
     save: bool = True
     record: str = ""
+    resets: bool = False
 
     def __post_init__(self) -> None:
         plan = make_plan(self.problem)
@@ -76,7 +77,7 @@ class Kernel:
 
     @property
     def compiled_for(self) -> compiled.Variant:
-        return compiled.Variant(self.limit, self.packed, self.states, self.save, self.record)
+        return compiled.Variant(self.limit, self.packed, self.states, self.save, self.record, self.resets)
 
     @property
     def variant(self) -> str:

@@ -174,7 +174,9 @@ def call(plan: Plan, backward: bool, T: int, B: int, H: int, D: int, packed: boo
     parts = parts_for(plan, D, B, H, torch.device("meta"))
     if parts is not None:
         parts = fresh.only(*parts.shape, dtype=torch.int64)
-    return tensors | dict(starts_ptr=index[0], lengths_ptr=index[1], signals_ptr=signals, parts_ptr=parts)
+    return tensors | dict(
+        starts_ptr=index[0], lengths_ptr=index[1], resets_ptr=None, signals_ptr=signals, parts_ptr=parts
+    )
 
 
 def ready(exchange: str, exchanged: torch.Tensor, *zeroed: torch.Tensor | None) -> bool:

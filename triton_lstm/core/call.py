@@ -74,6 +74,8 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: torch.Tensor | Sequence[int] | None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | Sequence[int] | None = None,
         return_states: Literal[False] = False,
     ) -> tuple[torch.Tensor, _States]: ...
 
@@ -84,6 +86,8 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: torch.Tensor | Sequence[int] | None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | Sequence[int] | None = None,
         return_states: Literal[True],
     ) -> tuple[torch.Tensor, _States, list[LayerStates]]: ...
 
@@ -94,6 +98,8 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: torch.Tensor | Sequence[int] | None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | Sequence[int] | None = None,
         return_states: bool,
     ) -> tuple[torch.Tensor, _States] | tuple[torch.Tensor, _States, list[LayerStates]]: ...
 
@@ -104,6 +110,8 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: None = None,
         return_states: Literal[False] = False,
     ) -> tuple[PackedSequence, _States]: ...
 
@@ -114,6 +122,8 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: None = None,
         return_states: Literal[True],
     ) -> tuple[PackedSequence, _States, list[PackedLayerStates]]: ...
 
@@ -124,5 +134,7 @@ class Call(Protocol):
         hx: Sequence[torch.Tensor] | None = None,
         *,
         lengths: None = None,
+        resets: torch.Tensor | None = None,
+        cu_seqlens: None = None,
         return_states: bool,
     ) -> tuple[PackedSequence, _States] | tuple[PackedSequence, _States, list[PackedLayerStates]]: ...

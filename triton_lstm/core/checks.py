@@ -138,6 +138,51 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> torch.Tensor:
     return lengths
 
 
+def check_resets(resets: Any, input: torch.Tensor) -> torch.Tensor:
+    """Raises unless resets are a bool tensor with one value for each row of `input`, and on its device."""
+    if not isinstance(resets, torch.Tensor):
+        raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise ValueError(f"resets must be a bool tensor, got {resets.dtype}: pass resets.bool()")
+    if resets.shape != input.shape[:-1]:
+        raise ValueError(
+            f"resets must have the input's shape without its features, {tuple(input.shape[:-1])}, got "
+            f"{tuple(resets.shape)}"
+        )
+    if resets.device != input.device:
+        raise RuntimeError(
+            f"Input and resets are not at the same device, found input tensor at {input.device} and resets at "
+            f"{resets.device}"
+        )
+    return resets
+
+
+def check_cu_seqlens(cu_seqlens: Any, batch: int) -> torch.Tensor:
+    """cu_seqlens as a tensor.
+
+    Raises TypeError or ValueError unless they are integers, two at least, for a batch of one sequence.
+    """
+    expected = "cu_seqlens must be a 1-D tensor of int32: 0, then where each document ends"
+    if not isinstance(cu_seqlens, torch.Tensor):
+        try:
+            cu_seqlens = torch.tensor(cu_seqlens, dtype=None if len(cu_seqlens) else torch.int32, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{expected}; got {type(cu_seqlens).__name__}: {error}") from None
+    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"{expected}; got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
+    if batch != 1:
+        raise ValueError(f"cu_seqlens goes with one sequence of documents, a batch of 1; got a batch of {batch}")
+    return cu_seqlens
+
+
+def check_documents(cu_seqlens: torch.Tensor, steps: int) -> None:
+    """Raises ValueError unless cu_seqlens, on the CPU, go from 0 to the input's steps and never back."""
+    values = cu_seqlens.tolist()
+    if values[0] != 0 or values[-1] != steps or values != sorted(values):
+        shown = values if len(values) < 10 else [*values[:4], "...", *values[-4:]]
+        raise ValueError(f"cu_seqlens must go from 0 to the input's {steps} steps and never back, got {shown}")
+
+
 def tell_opacus(kind: type) -> None:
     """If opacus is imported, makes its validator and fixer, which dispatch on the class, treat `kind` as nn.LSTM."""
     validator = getattr(sys.modules.get("opacus.validators"), "ModuleValidator", None)

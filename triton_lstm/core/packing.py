@@ -5,15 +5,44 @@ packed  (N, F): PackedSequence's data. The sequences are sorted by length, longe
         starts[t] to starts[t + 1], one for each sequence that has not ended.
 
 With D directions of time the features F are D equal parts; the second one runs against time.
+
+resets, (T, B) or (N,) bool, is True for the rows that begin a segment: between such a row and the one before it in its
+sequence, no direction of time hands a state on. First rows begin one anyway: for them it means nothing here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 Index = torch.Tensor | None
+
+
+class Rows(NamedTuple):
+    """How the rows of a call's input are arranged.
+
+    batch_first: (B, T) instead of (T, B). batch_sizes: a PackedSequence's, whose rows are packed. resets: which rows
+    begin a segment, (T, B), (B, T) or packed as the input. segments: a Segments, to run them side by side.
+    """
+
+    batch_first: bool = False
+    batch_sizes: torch.Tensor | None = None
+    resets: torch.Tensor | None = None
+    segments: Any = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether they are what PyTorch's LSTM takes and was measured on."""
+        return self.batch_sizes is None and self.resets is None and self.segments is None
+
+    @property
+    def transposed(self) -> bool:
+        return self.batch_first and self.batch_sizes is None
+
+
+DENSE = Rows(), Rows(batch_first=True)  # made once: every call has one
 
 
 def refuse_capture(device: torch.device) -> None:
@@ -21,8 +50,9 @@ def refuse_capture(device: torch.device) -> None:
     it."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "packed input and lengths cannot be captured in a CUDA graph: the batch size of each step is read on the "
-            "CPU at every call. Capture padded input without lengths."
+            "packed input and lengths cannot be captured in a CUDA graph, nor cu_seqlens on the CPU and resets on "
+            "PyTorch's path: the batch size of each step is read on the CPU at every call. Capture padded input "
+            "without lengths, and cu_seqlens on the GPU."
         )
 
 
@@ -107,12 +137,18 @@ def _last_of_each(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def successions(
-    later: torch.Tensor, earlier: torch.Tensor, starts: Index, lengths: Index, *, against_time: bool
+    later: torch.Tensor,
+    earlier: torch.Tensor,
+    starts: Index,
+    lengths: Index,
+    resets: Index = None,
+    *,
+    against_time: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of both tensors, each (M, F), paired so that that of `earlier` is processed just before that of `later`.
 
-    later, earlier: one direction's features of dense or packed data. If a row of a packed `later` has no predecessor,
-    that of `earlier` is zero or the pair is omitted.
+    later, earlier: one direction's features of dense or packed data. If a row of `later` has no predecessor, that of
+    `earlier` is zero or the pair is omitted.
     """
     if starts is None or lengths is None:
         batch, later, earlier = later.shape[1], later.flatten(0, -2), earlier.flatten(0, -2)
@@ -120,16 +156,29 @@ def successions(
             slice(batch, None),
             slice(None, later.shape[0] - batch),
         )  # not len(): a compiler would take it for a constant
-        return (later[behind], earlier[ahead]) if against_time else (later[ahead], earlier[behind])
+        now, before = (behind, ahead) if against_time else (ahead, behind)
+        return later[now], _unless_reset(earlier[before], None if resets is None else resets.flatten()[ahead])
     batch, one_step_ago = lengths.shape[0], _one_step_ago(starts, lengths, later.shape[0])
+    begins = None if resets is None else resets[batch:]
     if against_time:
         moved = torch.zeros_like(earlier, memory_format=torch.contiguous_format)
-        return later, moved.index_copy_(0, one_step_ago, earlier[batch:])
-    return later[batch:], earlier.index_select(0, one_step_ago)
+        return later, moved.index_copy_(0, one_step_ago, _unless_reset(earlier[batch:], begins))
+    return later[batch:], _unless_reset(earlier.index_select(0, one_step_ago), begins)
+
+
+def _unless_reset(rows: torch.Tensor, begins: Index) -> torch.Tensor:
+    """`rows`, zero where a segment `begins` between them and their partners: no product, which NaN would survive."""
+    return rows if begins is None else torch.where(begins.unsqueeze(-1), 0.0, rows)
 
 
 def add_to_predecessors(
-    data: torch.Tensor, added: torch.Tensor, starts: Index, lengths: Index, *, against_time: bool
+    data: torch.Tensor,
+    added: torch.Tensor,
+    starts: Index,
+    lengths: Index,
+    resets: Index = None,
+    *,
+    against_time: bool,
 ) -> None:
     """Adds each row of `added` in place to the row of `data` that is processed just before it, if any.
 
@@ -137,13 +186,14 @@ def add_to_predecessors(
     """
     if starts is None or lengths is None:
         now, before = (slice(None, -1), slice(1, None)) if against_time else (slice(1, None), slice(None, -1))
-        data[before] += added[now]
+        data[before] += _unless_reset(added[now], None if resets is None else resets[1:])
         return
     batch, one_step_ago = lengths.shape[0], _one_step_ago(starts, lengths, data.shape[0])
+    begins = None if resets is None else resets[batch:]
     if against_time:
-        data[batch:] += added.index_select(0, one_step_ago)
+        data[batch:] += _unless_reset(added.index_select(0, one_step_ago), begins)
     else:
-        data.index_add_(0, one_step_ago, added[batch:])
+        data.index_add_(0, one_step_ago, _unless_reset(added[batch:], begins))
 
 
 def _one_step_ago(starts: torch.Tensor, lengths: torch.Tensor, rows: int) -> torch.Tensor:

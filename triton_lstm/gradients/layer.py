@@ -73,6 +73,8 @@ class LayerGradients:
         asked: (T,) float64, the norm of the gradient that enters directly at each step, from the loss and the layers
             above: through y, through h_n and c_n at the last step, and through c and the gates if they were returned.
             The rest comes back through time.
+        begun: (T,) float64, the fraction of each step's sequences in which a segment begins there, because of resets or
+            cu_seqlens, or None: no gradient flows from such a step to the one before it.
 
     Raises:
         RuntimeError: on access to a quantity of which only statistics were kept.
@@ -104,6 +106,7 @@ class LayerGradients:
         self._starts = backward.starts
         self.saturated = backward.saturated[direction]
         self.asked = backward.asked[direction]
+        self.begun = backward.begun
 
     @property
     def name(self) -> str:

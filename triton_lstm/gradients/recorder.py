@@ -13,7 +13,15 @@ from triton_lstm.core.checks import Group
 from triton_lstm.core.layout import Layout
 from triton_lstm.core.packing import Index, add_to_predecessors, first_rows
 from triton_lstm.gradients import torch_recorder
-from triton_lstm.gradients.statistics import StepStatistics, asked, elements, from_sums, of_rows, saturation
+from triton_lstm.gradients.statistics import (
+    StepStatistics,
+    asked,
+    elements,
+    fraction_begun,
+    from_sums,
+    of_rows,
+    saturation,
+)
 from triton_lstm.operator.arguments import LayerArguments
 from triton_lstm.operator.hooks import Totals, refuse_batched
 
@@ -28,6 +36,7 @@ class Pass:
     statistics: list[dict[str, StepStatistics]]
     saturated: list[Tensor]  # (T, 4), the fraction of i, f, g, o close to an end of their range
     asked: list[Tensor]  # (T,), the norm of the gradient that enters directly at each step
+    begun: Tensor | None  # (T,), the fraction of each step's sequences in which a segment begins
     starts: Index
 
 
@@ -54,16 +63,20 @@ class LayerRecorder:
         gates: Tensor,
         cotangents: Sequence[Tensor | None],
         starts: Index,
+        resets: Index,
     ) -> None:
         """Records a pass. sums: statistics of the quantities missing from `rows`; gates: i, f, g, o of all directions;
         cotangents: see asked."""
         saturated = [saturation(part, starts) for part in gates.chunk(len(rows), -1)]
         own = asked(cotangents, gates.shape[:-1], len(rows), starts)
+        begun = None if resets is None else fraction_begun(resets, starts)
+        if resets is not None:
+            _without_reset(rows[0], resets)
         if self.every_element:
-            self.passes.append(Pass(rows, [], saturated, own, starts))
+            self.passes.append(Pass(rows, [], saturated, own, begun, starts))
         else:
             statistics = [of_rows(row, starts) | known for row, known in zip(rows, sums, strict=True)]
-            self.passes.append(Pass([], statistics, saturated, own, starts))
+            self.passes.append(Pass([], statistics, saturated, own, begun, starts))
 
     @torch.no_grad()
     def after_backward(
@@ -78,7 +91,7 @@ class LayerRecorder:
     ) -> None:
         dy, *others = cotangents
         own = dy
-        x, _, _, w_ih, w_hh, _, _, _, starts, lengths = arguments
+        x, _, _, w_ih, w_hh, _, _, _, starts, lengths, resets = arguments
         directions, _, hidden_size = arguments.sizes
         of_directions: Sequence[Tensor] = w_hh.chunk(directions)
         assert totals.gates is not None
@@ -88,7 +101,7 @@ class LayerRecorder:
         dx = (dgates.flatten(0, -2) @ w_ih).view(x.shape) if dx is None else copied(dx.detach())
         if self.w_hh is not None:
             of_directions = list(self.w_hh)
-            dy, own, dh = self._projected(y, dgates, self.w_hh, starts, lengths)
+            dy, own, dh = self._projected(y, dgates, self.w_hh, starts, lengths, resets)
             others[0] = None  # that of h_n is part of `own`
             dh = dh.unflatten(-1, (directions, -1))
         dy = torch.zeros_like(y) if dy is None else copied(dy.detach())
@@ -106,21 +119,27 @@ class LayerRecorder:
                 count = elements(hidden_size, y, starts)
                 of_loop = {name: from_sums(totals.sums[:, d, :, k], count) for k, name in enumerate(("hidden", "cell"))}
                 sums[d] = {name: known for name, known in of_loop.items() if name not in rows[d]}
-        self.record(rows, sums, totals.gates, [own, *others], starts)
+        self.record(rows, sums, totals.gates, [own, *others], starts, resets)
 
     def watch_layer(
-        self, outputs: tuple[Tensor, ...], x: Tensor, states: Sequence[Tensor], groups: list[Group], starts: Index
+        self,
+        outputs: tuple[Tensor, ...],
+        x: Tensor,
+        states: Sequence[Tensor],
+        groups: list[Group],
+        starts: Index,
+        resets: Index,
     ) -> tuple[Tensor, ...]:
         if not any(output.requires_grad for output in outputs):
             return outputs
-        self.arguments = torch_recorder.Arguments.of(x, states, groups, starts)
+        self.arguments = torch_recorder.Arguments.of(x, states, groups, starts, resets)
 
         def after_backward(recorder: LayerRecorder, grads: tuple[Tensor | None, ...]) -> None:
             if recorder.arguments.changed_in_place():
                 return
             cotangents = [*grads, *[None] * (5 - len(grads))]
             rows, gates = recorder.arguments.gradients(cotangents)
-            recorder.record(rows, [{} for _ in rows], gates, cotangents, starts)
+            recorder.record(rows, [{} for _ in rows], gates, cotangents, starts, resets)
 
         return self._with_backward_hook(outputs, after_backward)
 
@@ -155,7 +174,7 @@ class LayerRecorder:
         return copies
 
     def _projected(
-        self, m: Tensor, dgates: Tensor, w_hh: Tensor, starts: Index, lengths: Index
+        self, m: Tensor, dgates: Tensor, w_hh: Tensor, starts: Index, lengths: Index, resets: Index
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dL/dy, the same plus dL/dh_n, and the total dL/dh where h = W_hr m: the time loop only has gradients of m.
 
@@ -168,8 +187,16 @@ class LayerRecorder:
         wide = torch.promote_types(m.dtype, torch.float32)  # as in the time loop
         dh = own.to(wide, copy=True)
         for d, (part, total) in enumerate(zip(dgates.chunk(len(w_hh), -1), dh.chunk(len(w_hh), -1), strict=True)):
-            add_to_predecessors(total, part.to(wide) @ w_hh[d].to(wide), starts, lengths, against_time=d == 1)
+            back = part.to(wide) @ w_hh[d].to(wide)
+            add_to_predecessors(total, back, starts, lengths, resets, against_time=d == 1)
         return given.get("output", zeros), own, dh
+
+
+def _without_reset(row: dict[str, Tensor], resets: Tensor) -> None:
+    """The forward direction's gradients of h0 and c0, zero where the first step's resets put zeros in their place."""
+    for name in ("h0", "c0"):
+        first = resets.flatten()[: row[name].shape[0], None]
+        row[name] = torch.where(first, 0.0, row[name])
 
 
 class _BackwardHook(torch.autograd.Function):

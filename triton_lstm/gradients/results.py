@@ -198,7 +198,8 @@ class Gradients(Sequence[LayerGradients]):
         Returns:
             One row per module, call, backward pass, layer, direction, quantity and step. Quantities: input, output,
             hidden, cell, the gates i, f, g, o, h0, c0 (step -1). Columns: norm, mean, max (largest magnitude), zeros
-            and nonfinite (fractions of the step's values), saturated (the fraction of a gate's activations within 0.01
+            and nonfinite (fractions of the step's values), begun (the fraction of the step's sequences in which a
+            segment begins), saturated (the fraction of a gate's activations within 0.01
             of an end of their range). The directions of a layer share its input, so both show the same `input` rows.
 
         Raises:

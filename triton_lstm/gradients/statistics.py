@@ -102,6 +102,12 @@ def saturation(gates: torch.Tensor, starts: Index) -> torch.Tensor:
     return _over_sequences(saturated.sum(-1), starts) / count.reshape(-1, 1)
 
 
+def fraction_begun(resets: torch.Tensor, starts: Index) -> torch.Tensor:
+    """(T,) float64 on the CPU: the fraction of each step's sequences in which a segment begins; resets (T, B), (N,)."""
+    begun = _over_sequences(resets.unsqueeze(-1).double() if starts is None else resets.double(), starts)
+    return (begun.flatten() / elements(1, resets, starts)).cpu()
+
+
 def _over_sequences(rows: torch.Tensor, starts: Index) -> torch.Tensor:
     """(T, B, ..) or packed (N, ..) -> (T, ..), summed over a step's sequences."""
     if starts is None:

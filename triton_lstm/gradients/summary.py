@@ -35,6 +35,14 @@ def backward_order(record: LayerGradients) -> list[int]:
     return steps[::-1] if record.direction == "forward" else steps
 
 
+def after_a_cut(record: LayerGradients) -> set[int]:
+    """The steps that no gradient reaches from those visited before: segments begin in between, in all sequences."""
+    if record.begun is None:
+        return set()
+    cut = [t for t, share in enumerate(record.begun.tolist()) if share == 1 and t > 0]
+    return {t - 1 for t in cut} if record.direction == "forward" else set(cut)
+
+
 def reach(record: LayerGradients, norms: list[float]) -> Reach | None:
     """norms: of dL/d(h, c), by step. None if no step has one that is finite and above zero."""
     order = [t for t in backward_order(record) if math.isfinite(norms[t])]
@@ -42,6 +50,8 @@ def reach(record: LayerGradients, norms: list[float]) -> Reach | None:
     if largest is None or norms[largest] == 0:
         return None
     after = order[order.index(largest) :]
+    cuts = after_a_cut(record)
+    after = after[: next((k for k, t in enumerate(after) if k and t in cuts), None)]
     faded = next((t for t in after if norms[t] < FADED * norms[largest]), None)
     end = after[-1]
     return Reach(largest, faded, end, after.index(end if faded is None else faded))
@@ -60,7 +70,9 @@ def growth(record: LayerGradients, norms: list[float], asked: list[float]) -> tu
     dL/dh[t] minus what enters at h[t], so at least |dL/dh[t]| - asked[t].
     """
     found, total = (0.0, -1), 0.0
+    cuts = after_a_cut(record)
     for t in backward_order(record):
+        total = 0.0 if t in cuts else total
         if total > 0 and math.isfinite(norms[t]):
             found = max(found, ((norms[t] - asked[t]) / total, t))
         total += asked[t]
@@ -74,6 +86,8 @@ def summary(records: list[LayerGradients], modules: list[str]) -> str:
         statistics = {name: StepStatistics(*(t.cpu() for t in s)) for name, s in record.statistics().items()}
         lines.append(f"{record.name}, {_steps(record.steps)}:")
         lines += [f"  {line}" for line in (_reach(record, statistics), _odd(record, statistics), _saturated(record))]
+        if record.begun is not None:
+            lines.append(f"  {_segments(record.begun)}")
     missing = [repr(name) for name in modules if name not in {record.module for record in records}]
     if missing:
         lines.append(f"nothing was recorded for {', '.join(missing)}: no call inside the block, or no backward pass")
@@ -136,6 +150,16 @@ def _origin(record: LayerGradients, name: str, t: int) -> str:
     if name == "input" and record.directions == 2:
         return "both directions share the input: it originated here or in the other direction"
     return "it originated here"
+
+
+def _segments(begun: torch.Tensor) -> str:
+    """begun: LayerGradients.begun."""
+    later = begun[1:]
+    somewhere, everywhere = int((later > 0).sum()), int((later == 1).sum())
+    return (
+        f"segments: some begin at {somewhere} of the {_steps(len(later))} after the first, in all sequences at "
+        f"{everywhere}; no gradient crosses from one to another"
+    )
 
 
 def _saturated(record: LayerGradients) -> str:

@@ -28,35 +28,48 @@ class Arguments:
     states: list[Tensor]
     groups: list[Group]
     starts: Tensor | None
+    resets: Tensor | None
     used: list[Tensor]
     versions: list[int]
 
     @classmethod
-    def of(cls, x: Tensor, states: Sequence[Tensor], groups: list[Group], starts: Tensor | None) -> Arguments:
-        every = (x, *states, *(w for group in groups for w in group))
+    def of(
+        cls,
+        x: Tensor,
+        states: Sequence[Tensor],
+        groups: list[Group],
+        starts: Tensor | None,
+        resets: Tensor | None,
+    ) -> Arguments:
+        every = (x, *states, resets, *(w for group in groups for w in group))
         used = [t for t in every if t is not None and not t.is_inference()]
         detached = [[None if w is None else w.detach() for w in group] for group in groups]
         versions = [t._version for t in used]
-        return cls(x.detach(), [state.detach() for state in states], detached, starts, used, versions)
+        return cls(x.detach(), [state.detach() for state in states], detached, starts, resets, used, versions)
 
     def changed_in_place(self) -> bool:
         """Whether one of them was, which gives a warning."""
         if [t._version for t in self.used] == self.versions:
             return False
         warnings.warn(
-            "the input or a weight of an LSTM was modified in place between its call and the backward pass: "
-            "record_gradients cannot recompute the gradients of this pass and skips it",
+            "the input, its resets or a weight of an LSTM was modified in place between its call and the backward "
+            "pass: record_gradients cannot recompute the gradients of this pass and skips it",
             stacklevel=2,
         )
         return True
 
     def gradients(self, cotangents: list[Tensor | None]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The quantities of each direction, and the gates (.., D*4H). cotangents: of y, h_n, c_n, gates, every c."""
-        return _gradients(cotangents, self.x, self.states, self.groups, self.starts)
+        return _gradients(cotangents, self.x, self.states, self.groups, self.starts, self.resets)
 
 
 def _gradients(
-    cotangents: list[Tensor | None], x: Tensor, states: Sequence[Tensor], groups: list[Group], starts: Tensor | None
+    cotangents: list[Tensor | None],
+    x: Tensor,
+    states: Sequence[Tensor],
+    groups: list[Group],
+    starts: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
     """The quantities of each direction, and the gates (.., D*4H), by autograd on the reference."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -74,7 +87,7 @@ def _gradients(
             w_ih, w_hh, b_ih, b_hh, w_hr = weights
             bias = None if b_ih is None else b_ih + b_hh
             xg = torch.nn.functional.linear(x, w_ih, bias)
-            steps, h_n, c_n = direction_steps(xg, h0[d], c0[d], w_hh, w_hr, batch_sizes, against_time=d == 1)
+            steps, h_n, c_n = direction_steps(xg, h0[d], c0[d], w_hh, w_hr, batch_sizes, resets, against_time=d == 1)
             every_gate, every_c, every_h = zip(*steps, strict=True)
             gates.append(join(every_gate))
             of_direction = [join(every_h), h_n, c_n, gates[d], join(every_c)]

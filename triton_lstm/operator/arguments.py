@@ -19,6 +19,7 @@ class LayerArguments(NamedTuple):
     b_ih, b_hh: (D*4H,), or None.
     r0: (B, D*4H), added to the pre-activations of each sequence's first step (see projection.py), or None.
     starts, lengths: of packed data (see packing.py), or None.
+    resets: (T, B), or packed (N,) bool: before which rows the state is zero (see packing.py), or None.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class LayerArguments(NamedTuple):
     r0: Tensor | None = None
     starts: Tensor | None = None
     lengths: Tensor | None = None
+    resets: Tensor | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -40,7 +42,7 @@ class LayerArguments(NamedTuple):
         return rows // (4 * hidden_size), batch, hidden_size
 
 
-DIFFERENTIABLE = 8  # of them: all but starts and lengths
+DIFFERENTIABLE = 8  # of them: all but starts, lengths and resets
 
 
 # y (T, B, D*H) or packed (N, D*H); h_n and c_n (D, B, H), each in memory of its own and no view; the activated gates

@@ -218,7 +218,7 @@ def _gradients_by_torch(arguments: LayerArguments, cotangents: tuple[Any, ...], 
 
 def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) -> list[Any]:
     """Gradients of LSTMBackward's cotangents and arguments, given `cotangents` of dgates and dc0."""
-    *tensors, starts, lengths = saved
+    *tensors, starts, lengths, resets = saved
     result: list[Any] = [None] * len(saved)
     if all(cotangent is None for cotangent in cotangents):
         return result
@@ -229,12 +229,16 @@ def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) ->
         wide: list[Any] = [None] * len(tensors)
         for i, t in zip(present, values, strict=True):
             wide[i] = t.to(accumulator(t.dtype))
-        arguments = LayerArguments(*[*wide[COTANGENTS:], starts, lengths])
+        arguments = LayerArguments(*[*wide[COTANGENTS:], starts, lengths, resets])
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, *_ = arguments
         xg = preactivations(x, w_ih, b_ih, b_hh, r0, arguments.sizes[0], starts, lengths)
         zeros = xg.new_zeros(arguments.sizes)
         h0, c0 = (zeros if state is None else state for state in (h0, c0))
-        outputs, pull_back, *_ = torch.func.vjp(lambda xg, c0: loop_by_torch(xg, h0, c0, w_hh, batch_sizes), xg, c0)
+
+        def loop(xg: Tensor, c0: Tensor) -> tuple[Tensor, ...]:
+            return loop_by_torch(xg, h0, c0, w_hh, batch_sizes, resets)
+
+        outputs, pull_back, *_ = torch.func.vjp(loop, xg, c0)
         dual = zip(outputs, wide[:COTANGENTS], strict=True)
         return pull_back(tuple(torch.zeros_like(out) if d is None else d for out, d in dual))
 

@@ -52,6 +52,7 @@ class BackwardHook(Protocol):
         states: Sequence[Tensor],
         groups: list[Group],
         starts: Tensor | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """On PyTorch's path: a layer's `outputs`, y, h_n, c_n and maybe the gates and every c, for use in their place.
 

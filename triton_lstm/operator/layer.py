@@ -22,13 +22,13 @@ CHUNK = 128  # rows that a sum adds up at once on the CPU
 
 
 def layer_forward(arguments: LayerArguments, *, save_gates: bool, save_c: bool) -> LayerResults:
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths = arguments
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths, resets = arguments
     directions, batch, hidden_size = arguments.sizes
     if starts is not None:  # sequences begin at different steps of the loop: h0's share is added beforehand
         h0, r0 = None, _initial_share(h0, w_hh, r0, directions)
     xg = preactivations(x, w_ih, b_ih, b_hh, r0, directions, starts, lengths)
     c0 = None if c0 is None else c0.to(accumulator(x.dtype))
-    w_hh, h0, c0 = _readable(w_hh, h0, c0)
+    w_hh, h0, c0, resets = _readable(w_hh, h0, c0, resets)
     y, h_n, c_n, c = lstm_forward(
         xg,
         w_hh,
@@ -36,6 +36,7 @@ def layer_forward(arguments: LayerArguments, *, save_gates: bool, save_c: bool) 
         c0,
         starts=starts,
         lengths=lengths,
+        resets=resets,
         plan=plan_for(xg, batch, hidden_size, directions, backward=False),
         save_gates=save_gates,
         save_c=save_c,
@@ -58,7 +59,7 @@ def layer_backward(
     y, gates, c: of layer_forward; without gates they are recomputed. Fills `totals`.
     """
     dy, dh_n, dc_n, dact, dc = cotangents
-    _, _, c0, _, w_hh, _, _, _, starts, lengths = arguments
+    _, _, c0, _, w_hh, _, _, _, starts, lengths, resets = arguments
     directions, batch, hidden_size = arguments.sizes
     if gates is None:
         gates = _recomputed(arguments, y)
@@ -73,7 +74,7 @@ def layer_backward(
             steps = len(gates) if starts is None else len(starts) - 2
             totals.sums = sums_for(plan, steps, directions, hidden_size, gates.device)
     c0 = None if c0 is None else c0.to(c.dtype)
-    dy, dh_n, w_hh, c0, gates, c, dact, dc = _readable(dy, dh_n, w_hh, c0, gates, c, dact, dc)
+    dy, dh_n, w_hh, c0, gates, c, dact, dc, resets = _readable(dy, dh_n, w_hh, c0, gates, c, dact, dc, resets)
     dgates, dc0 = lstm_backward(
         dy,
         dh_n,
@@ -84,6 +85,7 @@ def layer_backward(
         c,
         starts=starts,
         lengths=lengths,
+        resets=resets,
         dact=dact,
         dc_all=dc,
         totals=both,
@@ -100,7 +102,7 @@ def layer_gradients(
 
     Each has memory of its own, as those of nn.LSTM, although both biases have the same gradient.
     """
-    x, h0, _, w_ih, w_hh, *_, starts, lengths = arguments
+    x, h0, _, w_ih, w_hh, *_, starts, lengths, resets = arguments
     directions = arguments.sizes[0]
     flat = dgates.flatten(0, -2)  # (N, D*4H)
     need_x, need_h0, need_c0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, need_r0 = wanted
@@ -113,7 +115,7 @@ def layer_gradients(
         _through_weights(first, w_hh, directions) if need_h0 and first is not None else None,
         dc0 if need_c0 else None,
         _over_rows(flat, x.flatten(0, -2)) if need_w_ih else None,
-        _recurrent_gradient(dgates, first, h0, y, directions, starts, lengths) if need_w_hh else None,
+        _recurrent_gradient(dgates, first, h0, y, directions, starts, lengths, resets) if need_w_hh else None,
         db if need_b_ih else None,
         db.clone() if need_b_hh and need_b_ih else db if need_b_hh else None,
         first if need_r0 else None,
@@ -136,6 +138,7 @@ def _recurrent_gradient(
     directions: int,
     starts: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> Tensor:
     """dW_hh (D*4H, H)."""
     grads = []
@@ -144,7 +147,7 @@ def _recurrent_gradient(
         if directions == 2:
             later, earlier = dgates.chunk(2, -1)[d], y.chunk(2, -1)[d]
             begin = None if first is None else first.chunk(2, -1)[d]
-        now, before = successions(later, earlier, starts, lengths, against_time=d == 1)
+        now, before = successions(later, earlier, starts, lengths, resets, against_time=d == 1)
         start = None if h0 is None or begin is None else begin.t() @ h0[d]
         grads.append(_over_rows(now, before, start))
     return grads[0] if directions == 1 else torch.cat(grads)
@@ -172,13 +175,13 @@ def _initial_share(h0: Tensor | None, w_hh: Tensor, r0: Tensor | None, direction
 
 def _recomputed(arguments: LayerArguments, y: Tensor) -> Tensor:
     """The gates, by one GEMM over all steps for each direction: every h[t-1] is known by now."""
-    x, h0, _, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths = arguments
+    x, h0, _, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths, resets = arguments
     directions, _, hidden_size = arguments.sizes
     share = _initial_share(h0, w_hh, r0, directions)
     gates = preactivations(x, w_ih, b_ih, b_hh, share, directions, starts, lengths)
     for d, w in enumerate(w_hh.chunk(directions)):
         a, h = gates.chunk(directions, -1)[d], y.chunk(directions, -1)[d]
-        now, before = successions(a, h, starts, lengths, against_time=d == 1)
+        now, before = successions(a, h, starts, lengths, resets, against_time=d == 1)
         now.addmm_(before, w.t())
     split = gates.view(*gates.shape[:-1], directions, 4, hidden_size)
     split[..., :2, :].sigmoid_()

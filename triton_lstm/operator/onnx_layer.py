@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from triton_lstm.core.packing import side_by_side
+from triton_lstm.core.segments import refuse_in_onnx
 from triton_lstm.operator.arguments import LayerArguments, LayerResults
 from triton_lstm.operator.torch_layer import preactivations
 
@@ -27,7 +28,8 @@ def register(operator: Any, decomposition: Callable[..., Any]) -> None:
 
 def layer_by_onnx(arguments: LayerArguments) -> LayerResults:
     """A dense layer, for any T and B; the exporter removes unused results."""
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, *_ = arguments
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, *_, resets = arguments
+    refuse_in_onnx(resets)
     directions, batch, hidden_size = arguments.sizes
     rows = 4 * hidden_size
     zeros = x.new_zeros(directions, batch, hidden_size)

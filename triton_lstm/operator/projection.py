@@ -25,13 +25,14 @@ def one_layer(
     groups: list[Group],
     starts: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None = None,
     *,
     hooks: Hooks = (),
 ) -> tuple[Any, ...]:
     """A layer's results by `run`, with h0 (D, B, P or H) and nn.LSTM's weights of each direction."""
     w_ih, w_hh, b_ih, b_hh, w_hr = groups[0] if len(groups) == 1 else [_joined(ws) for ws in zip(*groups, strict=True)]
     options: Any = dict(hooks=hooks) if hooks else {}
-    given = LayerArguments(x, h0, c0, w_ih, w_hh, b_ih, b_hh, None, starts, lengths)
+    given = LayerArguments(x, h0, c0, w_ih, w_hh, b_ih, b_hh, None, starts, lengths, resets)
     if w_hr is not None:
         return _projected_layer(run, given, w_hr, len(groups), hooks, options)
     results: tuple[Any, ...] = run(given, **options)
@@ -54,7 +55,7 @@ def _projected_layer(
     results_in, dtype = given.x.dtype, layer_dtype(given.x.dtype, True)
     cast = [None if t is None else t.to(dtype) for t in (*given[:7], w_hr)]
     x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr = cast  # type: ignore[assignment]
-    starts, lengths = given.starts, given.lengths
+    starts, lengths, resets = given.starts, given.lengths, given.resets
     assert w_hh is not None
     of_directions = list(zip(w_hh.chunk(directions), w_hr.chunk(directions), strict=True))
     r0 = None
@@ -65,7 +66,8 @@ def _projected_layer(
     only_step = given.x.shape[0] == 1 if starts is None else len(starts) == 3
     products = [w.to(wide) @ (hr.detach() if only_step else hr).to(wide) for w, hr in of_directions]
     folded = _joined(products).to(dtype)
-    y, _, c_n, gates, c = run(LayerArguments(x, None, c0, w_ih, folded, b_ih, b_hh, r0, starts, lengths), **options)  # type: ignore[arg-type]
+    inner: Any = LayerArguments(x, None, c0, w_ih, folded, b_ih, b_hh, r0, starts, lengths, resets)  # type: ignore[arg-type]
+    y, _, c_n, gates, c = run(inner, **options)
     outputs = [linear(m, hr) for m, (_, hr) in zip(y.chunk(directions, -1), of_directions, strict=True)]
     y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
     h_n = last_rows(y, directions, starts, lengths)

@@ -12,18 +12,23 @@ linear = torch.nn.functional.linear
 
 
 def loop_by_torch(
-    xg: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor, batch_sizes: list[int] | None = None
+    xg: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_hh: Tensor,
+    batch_sizes: list[int] | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The time loop of a layer in D directions of time, as the kernels have it.
 
     xg: the input's share of the pre-activations, (T, B, D*4H), or packed (N, D*4H) with the rows of every step; h0 and
-    c0 (D, B, H); w_hh (D*4H, H). Returns y, h_n, c_n, the gates and every c, with D*H or D*4H features, but h_n and c_n
-    (D, B, H).
+    c0 (D, B, H); w_hh (D*4H, H); resets: of packing.py. Returns y, h_n, c_n, the gates and every c, with D*H or D*4H
+    features, but h_n and c_n (D, B, H).
     """
     directions = len(c0)
     results = []
     for d, (part, w) in enumerate(zip(xg.chunk(directions, -1), w_hh.chunk(directions), strict=True)):
-        steps, h, c = direction_steps(part, h0[d], c0[d], w, None, batch_sizes, against_time=d == 1)
+        steps, h, c = direction_steps(part, h0[d], c0[d], w, None, batch_sizes, resets, against_time=d == 1)
         join = torch.stack if batch_sizes is None else torch.cat
         gates, c_all, y = (join(column) for column in zip(*steps, strict=True))
         results.append((y, h, c, gates, c_all))
@@ -38,6 +43,7 @@ def direction_steps(
     w_hh: Tensor,
     w_hr: Tensor | None,
     batch_sizes: list[int] | None,
+    resets: Tensor | None,
     *,
     against_time: bool,
 ) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:
@@ -46,9 +52,17 @@ def direction_steps(
     w_hr (P, H): a projection, for h of P features.
     """
     rows: list[tuple[Tensor, ...]] = []
-    steps = xg.unbind(0) if batch_sizes is None else xg.split(batch_sizes)
-    for xg_t in reversed(steps) if against_time else steps:
+    steps, begins = (
+        None if t is None else t.unbind(0) if batch_sizes is None else t.split(batch_sizes) for t in (xg, resets)
+    )
+    assert steps is not None
+    times = range(len(steps))
+    for t in reversed(times) if against_time else times:
+        xg_t = steps[t]
         here = xg_t.shape[0]  # sequences past their end, or not begun against time, keep their state
+        bound = t + 1 if against_time else t
+        if begins is not None and 0 < bound < len(steps):
+            h, c = (_zero_first(state, begins[bound]) for state in (h, c))
         i, f, g, o = (xg_t + linear(h[:here], w_hh)).chunk(4, -1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c_t = f * c[:here] + i * g
@@ -57,6 +71,13 @@ def direction_steps(
         rows.append((torch.cat([i, f, g, o], -1), c_t, h_t))
         c, h = torch.cat([c_t, c[here:]]), torch.cat([h_t, h[here:]])
     return rows[::-1] if against_time else rows, h, c
+
+
+def _zero_first(state: Tensor, begins: Tensor) -> Tensor:
+    """`state` (B, F), zero in those of the first rows that begin a segment."""
+    here = begins.shape[0]
+    kept = torch.where(begins.unsqueeze(-1), 0.0, state[:here])
+    return kept if here == state.shape[0] else torch.cat([kept, state[here:]])
 
 
 def preactivations(
@@ -79,10 +100,10 @@ def preactivations(
 
 def layer_by_torch(arguments: LayerArguments) -> LayerResults:
     """As layer.layer_forward, with the gates and every c."""
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths = arguments
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths, resets = arguments
     wide = torch.promote_types(x.dtype, torch.float32)  # the state c adds up rounding errors in 16 bits
     xg = preactivations(x, w_ih, b_ih, b_hh, r0, arguments.sizes[0], starts, lengths).to(wide)
     zeros = xg.new_zeros(arguments.sizes)
     h0, c0 = (zeros if state is None else state.to(wide) for state in (h0, c0))
-    y, h_n, c_n, gates, c = loop_by_torch(xg, h0, c0, w_hh.to(wide), batch_sizes_of(starts))
+    y, h_n, c_n, gates, c = loop_by_torch(xg, h0, c0, w_hh.to(wide), batch_sizes_of(starts), resets)
     return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype), gates.to(x.dtype), c

@@ -1,16 +1,35 @@
-"""PyTorch's own LSTM layer by layer, so that hooks can be called on each of them."""
+"""PyTorch's own LSTM: of segments, and layer by layer, so that hooks can be called on each of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from triton_lstm.core.checks import Group
-from triton_lstm.core.packing import starts_and_lengths
+from triton_lstm.core.packing import Rows, starts_and_lengths
+from triton_lstm.core.segments import Segments, segments_of
 from triton_lstm.operator.hooks import Hooks, active
 
 Tensor = torch.Tensor
+
+
+def lstm_of_segments(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    options: tuple[bool, int, float, bool, bool],
+    segments: Segments,
+) -> tuple[Tensor, ...]:
+    """torch.lstm, once, on dense rows (T, B, I) or packed ones (N, I) split into segments, which are packed."""
+    lstm: Any = torch.lstm
+
+    def run(rows: Tensor, states: list[Tensor]) -> Sequence[Any]:
+        results: Sequence[Any] = lstm(rows, segments.batch_sizes, states, params, *options)
+        return results
+
+    return segments.run(run, x, hx, 2 if options[-1] else 1)
 
 
 def hooked_lstm(
@@ -18,15 +37,16 @@ def hooked_lstm(
     hx: Sequence[Tensor],
     weights: list[Group],
     options: tuple[bool, int, float, bool, bool],
-    batch_first: bool,
-    batch_sizes: Tensor | None,
+    arrangement: Rows,
     hooks: Sequence[Hooks],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch.lstm layer by layer, which on the CPU gives the same bits, with hooks on every layer."""
     has_biases, num_layers, dropout, train, bidirectional = options
+    batch_sizes, resets = arrangement.batch_sizes, arrangement.resets
     directions = 2 if bidirectional else 1
-    transposed = batch_first and batch_sizes is None
-    x = input.transpose(0, 1) if transposed else input
+    x = input.transpose(0, 1) if arrangement.transposed else input
+    starts = None if batch_sizes is None else starts_and_lengths(batch_sizes, x.device)[0]
+    segments = None if resets is None else segments_of(resets, batch_sizes, x.device)
     h_n, c_n = [], []
     for k in range(num_layers):
         rows = slice(k * directions, (k + 1) * directions)
@@ -37,14 +57,15 @@ def hooked_lstm(
             params = [weight.clone() for weight in params]
         states = [state[rows] for state in hx]
         one_layer = has_biases, 1, 0.0, train, bidirectional
-        if batch_sizes is None:
+        if segments is not None:
+            y, h, c = lstm_of_segments(x, states, params, one_layer, segments)
+        elif batch_sizes is None:
             y, h, c = torch.lstm(x, states, params, *one_layer, False)
         else:
             y, h, c = torch.lstm(x, batch_sizes, states, params, *one_layer)
-        starts = None if batch_sizes is None else starts_and_lengths(batch_sizes, x.device)[0]
         for hook in active(hooks[k]):
-            y, h, c = hook.watch_layer((y, h, c), x, states, groups, starts)
+            y, h, c = hook.watch_layer((y, h, c), x, states, groups, starts, resets)
         h_n.append(h)
         c_n.append(c)
         x = torch.nn.functional.dropout(y, dropout, True) if train and dropout and k < num_layers - 1 else y
-    return x.transpose(0, 1) if transposed else x, torch.cat(h_n), torch.cat(c_n)
+    return x.transpose(0, 1) if arrangement.transposed else x, torch.cat(h_n), torch.cat(c_n)

@@ -9,7 +9,7 @@ import torch
 
 # Where the batch is in each argument and result of a layer (see arguments.py); None: it has none
 ARGUMENTS: dict[str, Any] = dict(
-    x=1, h0=1, c0=1, w_ih=None, w_hh=None, b_ih=None, b_hh=None, r0=0, starts=None, lengths=None
+    x=1, h0=1, c0=1, w_ih=None, w_hh=None, b_ih=None, b_hh=None, r0=0, starts=None, lengths=None, resets=1
 )
 RESULTS = dict(y=1, h_n=1, c_n=1, gates=1, c=1)
 SAVED = dict(y=1, gates=1, c=1)

@@ -84,7 +84,7 @@ def make_plan(problem: Problem) -> Plan:
 
 def _interpreted(problem: Problem) -> Plan:
     """As few programs as Triton's limit of 2**20 elements per tile allows: the interpreter runs them one by one."""
-    block_b, block_h = min(256, _power_of_2(problem.B, least=1)), _power_of_2(problem.H, least=1)
+    block_b, block_h = min(64, _power_of_2(problem.B, least=1)), _power_of_2(problem.H, least=1)
     if block_h <= 512:
         return Plan("none", True, True, block_b, block_h, block_h, 1, 1, 1)
     return Plan("flag", False, True, block_b, 256, 1024, 1, 1, 1)

@@ -1,0 +1,144 @@
+"""Segments of sequences, in which the state begins anew: as resets, or as the sequences of a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from triton_lstm.core.checks import check_cu_seqlens, check_documents, check_resets
+from triton_lstm.core.packing import Rows, refuse_capture
+
+Tensor = torch.Tensor
+
+
+class Segments(NamedTuple):
+    """Dense or packed rows as packed rows of their segments, which run side by side.
+
+    order (N,): the row of the data that is at each place among the segments' rows; places (N,): the inverse.
+    batch_sizes: of the segments, as a PackedSequence's. segments: how many they are.
+    first, last (B,): the segment with each sequence's first step, and the one with its last step.
+    """
+
+    order: Tensor
+    places: Tensor
+    batch_sizes: Tensor
+    segments: int
+    first: Tensor
+    last: Tensor
+
+    def run(self, run: Callable[[Tensor, Any], Sequence[Any]], x: Tensor, hx: Any, directions: int) -> tuple[Any, ...]:
+        """y, h_n, c_n and every layer's states, if it returns them, of `run` on packed rows and hx, as of x and hx.
+
+        x: (T, B, F), or packed (N, F); hx: h0 and c0 (L*D, B, F), or None. A direction of time has them in the segment
+        that it begins with, and ends with the states of its last one.
+        """
+        leading, places = x.shape[:-1], self.places
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, self.order)
+        spread = None if hx is None else [self._spread(state, directions) for state in hx]
+        y, h_n, c_n, *states = run(rows, spread)
+
+        def whole(t: Tensor) -> Tensor:
+            return t.index_select(0, places).unflatten(0, leading)
+
+        states = [[type(layer)(*map(whole, layer)) for layer in layers] for layers in states]
+        return whole(y), self._collected(h_n, directions), self._collected(c_n, directions), *states
+
+    def _spread(self, state: Tensor, directions: int) -> Tensor:
+        """(L*D, B, F) -> (L*D, segments, F), zero in those that no direction of time begins with."""
+        parts = []
+        for d, begin in enumerate((self.first, self.last)[:directions]):
+            own = state[d::directions]
+            parts.append(own.new_zeros(own.shape[0], self.segments, own.shape[2]).index_copy(1, begin, own))
+        return parts[0] if directions == 1 else torch.stack(parts, 1).flatten(0, 1)
+
+    def _collected(self, state: Tensor, directions: int) -> Tensor:
+        """(L*D, segments, F) -> (L*D, B, F), of the segments that each direction of time ends with."""
+        ends = (self.last, self.first)[:directions]
+        parts = [state[d::directions].index_select(1, end) for d, end in enumerate(ends)]
+        return parts[0] if directions == 1 else torch.stack(parts, 1).flatten(0, 1)
+
+
+def segments_of(resets: Tensor, batch_sizes: Tensor | None, device: torch.device) -> Segments:
+    """The segments of dense rows, resets (T, B), or of packed ones, resets (N,); for data on `device`.
+
+    Reads the resets on the CPU, where batch_sizes are.
+    """
+    refuse_capture(device)
+    resets = resets.cpu()
+    sizes = torch.full((resets.shape[0],), resets.shape[1], device="cpu") if batch_sizes is None else batch_sizes
+    rows, steps = resets.numel(), sizes.shape[0]
+    arange = torch.arange(rows, device="cpu")
+    step = torch.repeat_interleave(arange[:steps], sizes)
+    sequence = arange - (sizes.cumsum(0) - sizes)[step]
+    by_sequence = torch.argsort(sequence * steps + step)
+    of_first_step = (step == 0)[by_sequence]
+    begins = resets.flatten()[by_sequence] | of_first_step
+    segment = begins.cumsum(0) - 1  # of each row, sequence by sequence
+    begin = begins.nonzero().squeeze(1)
+    lengths = torch.cat([begin, arange.new_tensor([rows])]).diff()
+    count = len(lengths)
+    longest_first = torch.argsort(lengths, descending=True, stable=True)
+    rank = torch.empty_like(longest_first)
+    rank[longest_first] = torch.arange(count, device="cpu")
+    ascending = lengths[longest_first].flip(0)
+    of_segments = count - torch.searchsorted(ascending, torch.arange(int(ascending[-1]), device="cpu"), right=True)
+    places = torch.empty_like(arange)
+    places[by_sequence] = (of_segments.cumsum(0) - of_segments)[arange - begin[segment]] + rank[segment]
+    first = of_first_step.nonzero().squeeze(1)
+    last = torch.cat([first[1:], arange.new_tensor([rows])]) - 1
+    indices = [places.argsort(), places, rank[segment[first]], rank[segment[last]]]
+    order, places, first, last = (index.to(device) for index in indices)
+    return Segments(order, places, of_segments, count, first, last)
+
+
+def resets_at(cu_seqlens: Tensor, steps: int) -> Tensor:
+    """cu_seqlens (documents + 1,) -> (T,) bool, True where a document begins that is not the first; on its device.
+
+    Nothing is read on the CPU, so that cu_seqlens that are wrong give wrong resets, but no access outside of a tensor.
+    """
+    steps_there = torch.arange(steps, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, steps_there, right=True)
+    return torch.cat([document.new_zeros(1, dtype=torch.bool), document.diff() != 0])
+
+
+def arranged(input: Tensor, rows: Rows, resets: Tensor | None, cu_seqlens: Any, *, known: bool) -> Rows:
+    """`rows` of a batched input, with its segments.
+
+    known: whether values on the CPU may be looked at, and documents run side by side.
+
+    Raises TypeError, ValueError or RuntimeError for resets or cu_seqlens that do not fit the input.
+    """
+    if cu_seqlens is None:
+        return rows if resets is None else rows._replace(resets=check_resets(resets, input))
+    if resets is not None or rows.batch_sizes is not None:
+        other = "packed rows" if resets is None else "resets"
+        raise ValueError(f"cu_seqlens goes with a batch of one sequence, and not with {other}")
+    batch, steps = input.shape[:2] if rows.batch_first else (input.shape[1], input.shape[0])
+    cu_seqlens = check_cu_seqlens(cu_seqlens, batch)
+    if not known or cu_seqlens.device.type != "cpu":
+        return rows._replace(resets=resets_at(cu_seqlens.to(input.device), steps).view(input.shape[:-1]))
+    check_documents(cu_seqlens, steps)
+    resets = resets_at(cu_seqlens, steps)
+    if not resets.any():
+        return rows
+    return rows._replace(segments=segments_of(resets.unsqueeze(1), None, input.device))
+
+
+def without_reset(hx: Sequence[Tensor], resets: Tensor, directions: int) -> list[Tensor]:
+    """h0 and c0 (L*D, B, F), zero in the forward direction of the sequences that `resets` (B,) of their first step say
+    to begin anew."""
+    anew = resets.view(1, -1, 1)
+    if directions == 2:
+        anew = anew & (torch.arange(hx[0].shape[0], device=resets.device) % 2 == 0).view(-1, 1, 1)
+    return [torch.where(anew, 0.0, state) for state in hx]
+
+
+def refuse_in_onnx(resets: Tensor | None) -> None:
+    """Raises RuntimeError unless there are none."""
+    if resets is not None:
+        raise RuntimeError(
+            "ONNX's LSTM operator has no resets: an LSTM that is given resets or cu_seqlens cannot be exported there. "
+            "Export one that is called for one segment at a time, with hx and the states that it returned"
+        )
