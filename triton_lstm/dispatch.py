@@ -170,7 +170,7 @@ def why_torch_is_faster(
 
 
 def _cannot_run_on(tensors: Sequence[torch.Tensor], tracing: bool) -> Why | None:
-    if tracing or _in_fake_mode():
+    if tracing or (torch._C._len_torch_dispatch_stack() and _in_fake_mode()):
         return Reason.TRACED.why()
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
@@ -184,8 +184,6 @@ def _cannot_run_on(tensors: Sequence[torch.Tensor], tracing: bool) -> Why | None
 
 
 def _in_fake_mode() -> bool:
-    if not torch._C._len_torch_dispatch_stack():
-        return False
     modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     return any(type(m).__name__ in ("FakeTensorMode", "ProxyTorchDispatchMode") for m in modes)
 

@@ -32,10 +32,6 @@ class Options(NamedTuple):
     train: bool
     bidirectional: bool
 
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
 
 def stack(
     input: Tensor,
@@ -63,7 +59,7 @@ def stack(
         rows = rows._replace(resets=resets if resets.numel() else None)
         if hx is not None:
             first = resets[0] if rows.batch_sizes is None else resets[: shapes[0][1]]
-            hx = without_reset(hx, first, options.directions)
+            hx = without_reset(hx, first, 2 if options.bidirectional else 1)
     by_torch = not (route.kernels or return_states)
     if by_torch and rows.resets is not None and not torch.compiler.is_compiling() and has_no_values(rows.resets):
         by_torch = False  # the loop of plain torch need not know where segments begin
@@ -102,7 +98,7 @@ def _packed_segments(
         return stack(packed, states, params, weights, of_segments, options, of_packed, route, **more)
 
     x = input.transpose(0, 1) if rows.transposed else input
-    y, h_n, c_n, *states = segments.run(run, x, hx, options.directions)
+    y, h_n, c_n, *states = segments.run(run, x, hx, 2 if options.bidirectional else 1)
     if rows.transposed:
         y = y.transpose(0, 1)
         states = [[LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in layers] for layers in states]
@@ -160,7 +156,7 @@ def _layers(
     hooks: Sequence[Hooks],
 ) -> tuple[Any, ...]:
     """Layer by layer, on the kernels or in plain torch."""
-    directions, transposed, batch_sizes = options.directions, rows.transposed, rows.batch_sizes
+    transposed, batch_sizes, directions = rows.transposed, rows.batch_sizes, 2 if options.bidirectional else 1
     x = input.transpose(0, 1) if transposed else input
     starts, lengths = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
     run = _runner(route, recompute, return_states)

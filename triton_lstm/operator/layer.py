@@ -28,7 +28,7 @@ def layer_forward(arguments: LayerArguments, *, save_gates: bool, save_c: bool) 
         h0, r0 = None, _initial_share(h0, w_hh, r0, directions)
     xg = preactivations(x, w_ih, b_ih, b_hh, r0, directions, starts, lengths)
     c0 = None if c0 is None else c0.to(accumulator(x.dtype))
-    w_hh, h0, c0, resets = _readable(w_hh, h0, c0, resets)
+    w_hh, h0, c0 = _readable(w_hh, h0, c0)
     y, h_n, c_n, c = lstm_forward(
         xg,
         w_hh,
@@ -36,7 +36,7 @@ def layer_forward(arguments: LayerArguments, *, save_gates: bool, save_c: bool) 
         c0,
         starts=starts,
         lengths=lengths,
-        resets=resets,
+        resets=None if resets is None else resets.contiguous(),
         plan=plan_for(xg, batch, hidden_size, directions, backward=False),
         save_gates=save_gates,
         save_c=save_c,
@@ -74,7 +74,7 @@ def layer_backward(
             steps = len(gates) if starts is None else len(starts) - 2
             totals.sums = sums_for(plan, steps, directions, hidden_size, gates.device)
     c0 = None if c0 is None else c0.to(c.dtype)
-    dy, dh_n, w_hh, c0, gates, c, dact, dc, resets = _readable(dy, dh_n, w_hh, c0, gates, c, dact, dc, resets)
+    dy, dh_n, w_hh, c0, gates, c, dact, dc = _readable(dy, dh_n, w_hh, c0, gates, c, dact, dc)
     dgates, dc0 = lstm_backward(
         dy,
         dh_n,
@@ -85,7 +85,7 @@ def layer_backward(
         c,
         starts=starts,
         lengths=lengths,
-        resets=resets,
+        resets=None if resets is None else resets.contiguous(),
         dact=dact,
         dc_all=dc,
         totals=both,
