@@ -19,12 +19,15 @@ def data_of(x: Any) -> torch.Tensor:
     return x.data if isinstance(x, PackedSequence) else x
 
 
-def run(module: nn.Module, x: Any, hx: Any, seed: int = 1) -> Tensors:
-    """Every output of `module` and every gradient, for N(0, 1) cotangents on output, h_n and c_n."""
+def run(module: nn.Module, x: Any, hx: Any, seed: int = 1, call: Any = None) -> Tensors:
+    """Every output of `module` and every gradient, for N(0, 1) cotangents on output, h_n and c_n.
+
+    call: (module, x, hx) -> its results, if they are not module(x, hx).
+    """
     rows = data_of(x).detach().clone().requires_grad_()
     x = x._replace(data=rows) if isinstance(x, PackedSequence) else rows
     hx = None if hx is None else tuple(state.detach().clone().requires_grad_() for state in hx)
-    y, (h_n, c_n) = module(x, hx)
+    y, (h_n, c_n) = module(x, hx) if call is None else call(module, x, hx)
     y = data_of(y)
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in (y, h_n, c_n)]
@@ -36,10 +39,12 @@ def run(module: nn.Module, x: Any, hx: Any, seed: int = 1) -> Tensors:
     return {k: v.detach() for k, v in (results | {f"d{n}": p.grad for n, p in module.named_parameters()}).items()}
 
 
-def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]], **kwargs: Any) -> None:
+def assert_like_nn_lstm(
+    module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]], *, ours: Any = None, theirs: Any = None, **kwargs: Any
+) -> None:
     """Compares `module` with nn.LSTM and the reference of the same weights, in its own dtype and in float64.
 
-    kwargs: nn.LSTM's.
+    kwargs: nn.LSTM's. ours, theirs: how `module` and those are called, see `run`.
 
     draw: returns a random input and hx. Compares the first draw on which all zeros would fail for every result.
     """
@@ -53,11 +58,11 @@ def assert_like_nn_lstm(module: nn.RNNBase, draw: Callable[[], tuple[Any, Any]],
         twin = kind(module.input_size, module.hidden_size, **kwargs).to(next(module.parameters()).device, dtype)
         twin.load_state_dict(module.state_dict())
         cast = [(x.to(dtype), None if hx is None else tuple(state.to(dtype) for state in hx)) for x, hx in drawn]
-        return [run(twin, *inputs) for inputs in cast]
+        return [run(twin, *inputs, call=theirs) for inputs in cast]
 
     (exact, same), reference = ([answers(kind, dtype) for dtype in dtypes] for kind in (nn.LSTM, Reference))
     allowance = Allowance(exact, same, (reference[0], reference[1]))
-    got = run(module, *drawn[allowance.draw])
+    got = run(module, *drawn[allowance.draw], call=ours)
     assert {k: t.dtype for k, t in got.items()} == {k: t.dtype for k, t in same[0].items()}
     for name, tensor in got.items():
         shape = allowance.exact[name].shape
