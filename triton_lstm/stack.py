@@ -55,6 +55,8 @@ def stack(
         of_segments: Any = dict(recompute=recompute, return_states=return_states)
         return _packed_segments(input, hx, params, weights, shapes, options, rows, route, rows.segments, **of_segments)
     if rows.resets is not None:
+        if exports_by_tracing():
+            refuse_in_onnx(rows.resets)
         resets = rows.resets.transpose(0, 1) if rows.transposed else rows.resets
         rows = rows._replace(resets=resets if resets.numel() else None)
         if hx is not None:
@@ -116,13 +118,11 @@ def _torch_lstm(
     hooks: Sequence[Hooks],
 ) -> tuple[Any, ...]:
     """PyTorch's own LSTM; of segments, if there are any, that were split and packed."""
-    if exports_by_tracing():
-        if weights[0][-1] is not None:
-            raise RuntimeError(
-                "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by "
-                "torch.onnx.export with dynamo=False; leave dynamo out"
-            )
-        refuse_in_onnx(rows.resets)
+    if weights[0][-1] is not None and exports_by_tracing():
+        raise RuntimeError(
+            "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by torch.onnx.export "
+            "with dynamo=False; leave dynamo out"
+        )
     batch_first, batch_sizes, resets, _ = rows
     lstm: Any = torch.lstm
     hx = [input.new_zeros(shape) for shape in shapes] if hx is None else list(hx)

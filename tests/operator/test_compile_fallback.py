@@ -63,12 +63,13 @@ def test_pytorchs_path_takes_any_number_of_steps(device):
 
 
 @pytest.mark.parametrize("kwargs", [{}, dict(bidirectional=True, bias=False), dict(bidirectional=True, proj_size=2)])
-def test_operators_of_pytorchs_path(kwargs):
+@pytest.mark.parametrize("resets", [None, torch.tensor([[True, False], [False, False], [True, True]])], ids=str)
+def test_operators_of_pytorchs_path(resets, kwargs):
     module = nn.LSTM(7, 6, **kwargs)
     directions = 1 + module.bidirectional
     x = torch.randn(3, 2, 7, requires_grad=True)
     states = [torch.randn(directions, 2, n, requires_grad=True) for n in (module.proj_size or 6, 6)]
-    arguments = (x, *states, list(module.parameters()), module.bias, module.bidirectional)
+    arguments = (x, *states, list(module.parameters()), module.bias, module.bidirectional, resets)
     torch.library.opcheck(torch.ops.triton_lstm.torch_layer.default, arguments)
     outputs = torch.ops.triton_lstm.torch_layer(*arguments)
     detached = torch.utils._pytree.tree_map_only(torch.Tensor, torch.detach, ([*outputs], *arguments))

@@ -40,6 +40,7 @@ def test_exported_with_any_number_of_steps_and_rows(strict, device):
 
 def layer_arguments(directions=1, packed=False, sparse=False, dtype=torch.float32, device="cpu"):
     """All arguments of a layer; `sparse`: None where they may be."""
+    resets = None if sparse else torch.ones(5 if packed else (3, 2), dtype=torch.bool, device=device)
     torch.manual_seed(0)
     rows, batch = ((5,), 2) if packed else ((3, 2), 2)
     state, gates = (directions, batch, H), directions * 4 * H
@@ -48,7 +49,7 @@ def layer_arguments(directions=1, packed=False, sparse=False, dtype=torch.float3
         None if sparse and k in (1, 2, 5, 6, 7) else torch.randn(s).to(device, dtype) for k, s in enumerate(shapes)
     ]
     index = starts_and_lengths(torch.tensor([2, 2, 1]), torch.device(device)) if packed else (None, None)
-    return LayerArguments(*tensors, *index)
+    return LayerArguments(*tensors, *index, resets)
 
 
 @pytest.mark.parametrize(

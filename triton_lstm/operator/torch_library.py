@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from triton_lstm.core.checks import by_layer
-from triton_lstm.core.segments import refuse_in_onnx, segments_of
+from triton_lstm.core.segments import Segments, refuse_in_onnx, segments_of
 from triton_lstm.operator.onnx_layer import layer_by_onnx, register
 from triton_lstm.operator.projection import one_layer
 from triton_lstm.operator.torch_path import lstm_of_segments
@@ -56,14 +56,18 @@ def _one_layer(
     params: Sequence[Tensor],
     has_biases: bool,
     bidirectional: bool,
-    resets: Tensor | None,
+    segments: Segments | None,
 ) -> tuple[Tensor, ...]:
     options = has_biases, 1, 0.0, True, bidirectional
-    if resets is None:
+    if segments is None:
         lstm: Any = torch.lstm
         results: tuple[Tensor, ...] = lstm(x, [h0, c0], params, *options, False)
         return results
-    return lstm_of_segments(x, [h0, c0], params, options, segments_of(resets, None, x.device))
+    return lstm_of_segments(x, [h0, c0], params, options, segments)
+
+
+def _segments(resets: Tensor | None) -> Segments | None:
+    return None if resets is None else segments_of(resets, None, resets.device)
 
 
 @custom_op("triton_lstm::torch_layer", mutates_args=())
@@ -77,7 +81,7 @@ def _torch_layer(
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        y, h_n, c_n = _one_layer(x, h0, c0, params, has_biases, bidirectional, resets)
+        y, h_n, c_n = _one_layer(x, h0, c0, params, has_biases, bidirectional, _segments(resets))
     return y.contiguous(), h_n.contiguous(), c_n.contiguous()
 
 
@@ -106,14 +110,20 @@ def _torch_layer_backward(
     resets: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and the params; runs the layer again, whose graph no operator can keep."""
+    segments = _segments(resets)
+    with torch.autocast(x.device.type, enabled=False), _autograd(), torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (x, h0, c0, *params)]
+        x, h0, c0, *params = leaves
+        outputs = _one_layer(x, h0, c0, params, has_biases, bidirectional, segments)
+        grads = torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)
+    return [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
 
-    def forward(x: Tensor, h0: Tensor, c0: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        return _one_layer(x, h0, c0, params, has_biases, bidirectional, resets)
 
-    # torch.func, as autograd itself is off in an operator; oneDNN looks at the grad mode all the same
-    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
-        _, pull_back, *_ = torch.func.vjp(forward, x, h0, c0, *params)
-        return [grad.clone(memory_format=torch.contiguous_format) for grad in pull_back(tuple(cotangents))]
+def _autograd() -> Any:
+    """A context with autograd, which is off in an operator. torch.func would do, but it has no packed LSTM."""
+    off = torch._C._dispatch_tls_local_exclude_set()
+    on = off.remove(torch._C.DispatchKey.AutogradFunctionality)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), on)
 
 
 @_torch_layer_backward.register_fake
