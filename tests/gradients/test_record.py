@@ -33,6 +33,7 @@ FACTORS = {
     "states": [False, True],
     "plan": ["none", "several programs"],
     "needs input": [False, True],
+    "resets": [False, True],
 }
 
 
@@ -80,6 +81,20 @@ def input_of(layout, device, dtype):
     return x if layout == "batch_first" else x.transpose(0, 1), {}, list(x)
 
 
+def resets_of(layout, sequences):
+    """Random ones, but no first one of the first sequence; as the module takes them, and of each sequence."""
+    rows = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.bool)
+    rows[:, 1:] = torch.rand(rows[:, 1:].shape) < 0.4
+    rows[1:, 0] = True
+    of_sequences = [row[: len(sequence)] for row, sequence in zip(rows, sequences, strict=True)]
+    if layout == "unbatched":
+        return rows[0], of_sequences
+    if layout in ("packed", "sorted"):
+        lengths = [len(sequence) for sequence in sequences]
+        return pack_padded_sequence(rows, lengths, batch_first=True, enforce_sorted=False).data, of_sequences
+    return rows if layout.endswith("batch_first") else rows.t(), of_sequences
+
+
 def cotangents_of(outputs, sequences, batch_first):
     """Random ones of output, h_n and c_n, as the model has them and as the oracle does."""
     y, h_n, c_n = outputs
@@ -104,13 +119,17 @@ def record(case, device, dtype, **kwargs):
         data_of(x).requires_grad_()
     hx = tuple(torch.randn(shape, device=device, dtype=dtype) for shape in state_shapes(module, len(sequences)))
     zeros = tuple(torch.zeros_like(state) for state in hx)
+    resets = None
+    if case["resets"]:
+        given, resets = resets_of(case["layout"], sequences)
+        keywords["resets"] = given.to(device)
     given = [state.squeeze(1) if case["layout"] == "unbatched" else state for state in hx] if case["hx"] else None
     with triton_lstm.record_gradients(module, **kwargs) as grads:
         y, (h_n, c_n), *_ = module(x, given, return_states=case["states"], **keywords)
         cotangents, for_oracle = cotangents_of((y, h_n, c_n), sequences, module.batch_first)
         outputs = [data_of(y), h_n, c_n]
         torch.autograd.backward(outputs, [c.to(t) for c, t in zip(cotangents, outputs, strict=True)])
-    right = expected(module, sequences, hx if case["hx"] else zeros, for_oracle)
+    right = expected(module, sequences, hx if case["hx"] else zeros, for_oracle, resets=resets)
     return grads, right, [len(s) for s in sequences], for_oracle[1:]
 
 
@@ -139,6 +158,7 @@ def test_against_autograd(case, device, precise, monkeypatch):
         found = grads.select(layer=layer, direction=("forward", "reverse")[direction])[0]
         assert found.module == "LSTM" and found.call == found.backward == 0 and found.steps == max(lengths)
         assert found.lengths is None or found.lengths.tolist() == lengths
+        assert (found.begun is not None) == case["resets"]
         assert (found.lengths is None) == (not {"packed", "sorted", "lengths"} & set(case["layout"].split()))
         for name in QUANTITIES:
             value = getattr(found, name)
@@ -181,6 +201,47 @@ def test_norms_only_are_the_statistics_of_every_element(case, device, precise, m
         same("asked", b.asked, a.asked, close)
 
 
+@pytest.mark.parametrize("layout", ["dense", "packed", "batch_first", "unbatched"])
+def test_where_segments_begin(layout, device):
+    lstm = triton_lstm.LSTM(FEATURES, 4, batch_first=layout == "batch_first").to(device)
+    x, _, sequences = input_of(layout, device, torch.float32)
+    resets, of_sequences = resets_of(layout, sequences)
+    with triton_lstm.record_gradients(lstm, reduce="norm") as grads:
+        data_of(lstm(x, resets=resets.to(device))[0]).sum().backward()
+    count, begun = (
+        [sum(bool(row[t]) for row in rows if t < len(row)) for t in range(T)]
+        for rows in ([torch.ones_like(row) for row in of_sequences], of_sequences)
+    )
+    exact = torch.tensor(begun, dtype=torch.float64) / torch.tensor(count)
+    assert torch.equal(grads[0].begun, exact)
+    pytest.importorskip("pandas")
+    frame = grads.frame()
+    assert frame.query("quantity == 'hidden'")["begun"].tolist() == exact.tolist()
+    assert (frame.query("step == -1")["begun"] == 0).all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_summary_knows_segments(direction, device):
+    """A gradient that grows in one segment, and reaches no further; another that enters in the next one."""
+    torch.manual_seed(0)
+    lstm = triton_lstm.LSTM(FEATURES, 8, bidirectional=True).to(device)
+    x, resets = torch.randn(30, 2, FEATURES, device=device), torch.zeros(30, 2, dtype=torch.bool, device=device)
+    resets[[7, 20]] = True
+    resets[12, 0] = True
+    with triton_lstm.record_gradients(lstm) as grads:
+        y, _ = lstm(x, resets=resets)
+        (y[25 if direction == "forward" else 5].sum() + 0.1 * y[10].sum()).backward()
+    text = grads.select(direction=direction).summary()
+    assert "segments: some begin at 3 of the 29 steps after the first, in all sequences at 2" in text
+    assert "no gradient crosses" in text
+    start, end = (25, 20) if direction == "forward" else (5, 6)
+    assert f"is largest at step {start} " in text
+    assert f"it reaches step {end} after" in text or f"at step {end}" in text or "drops below" in text
+    (found,) = grads.select(direction=direction)
+    norms = found.statistics()["hidden"].norm
+    assert not norms[11:20].any() if direction == "forward" else not norms[20:].any()
+
+
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("both", [False, True])
 def test_what_is_asked_of_c_and_the_gates(both, backend, device):
@@ -210,6 +271,7 @@ def test_accuracy_in_every_dtype(dtype, proj, backend, device):
         recompute=False,
         backend=backend,
         layout="",
+        resets=False,
     )
     module = enlarge(module_of(case, device, dtype, hidden_size=17))
     exact, own, recorded = [], [], []

@@ -23,11 +23,12 @@ def expected(
     hx: tuple[Tensor, Tensor],
     cotangents: tuple[list[Tensor], Tensor, Tensor],
     dtype: torch.dtype = torch.float64,
+    resets: list[Tensor] | None = None,
 ) -> Found:
     """Per sequence (T, I): input, output, hidden, cell and gates (T, ..), h0 and c0 (..).
 
     hx: h0 and c0 of all sequences, (L*D, B, ..). cotangents: of every sequence's output (T, ..), of h_n and of c_n.
-    dtype: of the whole calculation.
+    dtype: of the whole calculation. resets: of every sequence, (T,).
     """
     weights = {name: weight.detach().cpu().to(dtype) for name, weight in module.named_parameters()}
     directions = 2 if module.bidirectional else 1
@@ -39,9 +40,9 @@ def expected(
         for k in range(module.num_layers):
             outputs: list[list[Tensor]] = [[] for _ in xs]
             for d in range(directions):
-                steps, h0, c0, h, c = _direction(
-                    module, weights, k, d, xs, tuple(state[k * directions + d, b] for state in hx)
-                )
+                states = tuple(state[k * directions + d, b] for state in hx)
+                begins = [False] * len(xs) if resets is None else resets[b].tolist()
+                steps, h0, c0, h, c = _direction(module, weights, k, d, xs, states, begins)
                 row = k * directions + d
                 loss = loss + (h * cotangents[1][row, b].to(h)).sum() + (c * cotangents[2][row, b].to(c)).sum()
                 for output, step in zip(outputs, steps["output"], strict=True):
@@ -63,14 +64,24 @@ def expected(
 
 
 def _direction(
-    module: nn.RNNBase, weights: dict[str, Tensor], k: int, d: int, xs: list[Tensor], hx: tuple[Tensor, ...]
+    module: nn.RNNBase,
+    weights: dict[str, Tensor],
+    k: int,
+    d: int,
+    xs: list[Tensor],
+    hx: tuple[Tensor, ...],
+    begins: list[bool],
 ) -> tuple[dict[str, list[Tensor]], Tensor, Tensor, Tensor, Tensor]:
     """Every step's output, h, c and pre-activations in the order of the steps, h0, c0, and the last h and c."""
     suffix = f"_l{k}{'_reverse' if d else ''}"
     h0, c0 = (state.detach().to(xs[0], copy=True).requires_grad_() for state in hx)
     h, c = h0, c0
     steps: dict[str, list[Tensor]] = {"output": [], "hidden": [], "cell": [], "gates": []}
-    for x in reversed(xs) if d else xs:
+    times = range(len(xs))
+    for t in reversed(times) if d else times:
+        x = xs[t]
+        if begins[t] if not d else t + 1 < len(xs) and begins[t + 1]:
+            h, c = torch.zeros_like(h), torch.zeros_like(c)
         a = weights[f"weight_ih{suffix}"] @ x + weights[f"weight_hh{suffix}"] @ h
         if module.bias:
             a = a + weights[f"bias_ih{suffix}"] + weights[f"bias_hh{suffix}"]
