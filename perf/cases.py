@@ -58,7 +58,11 @@ class Case:
     T, B, I, H: steps, rows, input size (H if 0), hidden units.
     layers, bidirectional, proj_size, batch_first: nn.LSTM's.
     packed: a PackedSequence of log-normal lengths clamped to T, as about one in twenty is; about half is padding.
+    resets: the fraction of the T*B rows at which the state begins anew, after the first step; 0: resets are given, none
+        is set; None: none are given.
     modes: keys of MODES. why: the reason for the case.
+
+    Raises ValueError for resets that are no fraction, or of packed rows.
     """
 
     precision: Precision
@@ -71,18 +75,24 @@ class Case:
     proj_size: int = 0
     batch_first: bool = False
     packed: bool = False
+    resets: float | None = None
     modes: tuple[str, ...] = USUAL
     why: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "I", self.I or self.H)
+        if self.resets is not None and not 0 <= self.resets <= 1:
+            raise ValueError(f"resets must be None or a fraction of the rows, from 0 to 1, got {self.resets}")
+        if self.resets is not None and self.packed:
+            raise ValueError("resets of packed rows are no benchmark: a case has resets or is packed")
 
     @property
     def name(self) -> str:
         parts = [self.precision, f"T{self.T}", f"B{self.B}", f"I{self.I}", f"H{self.H}"]
         parts += [f"L{self.layers}"] * (self.layers > 1) + ["bi"] * self.bidirectional
         parts += [f"P{self.proj_size}"] * (self.proj_size > 0) + ["bfirst"] * self.batch_first
-        return "-".join(parts + ["packed"] * self.packed)
+        parts += ["packed"] * self.packed
+        return "-".join(parts if self.resets is None else [*parts, f"resets{100 * self.resets:g}%"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +124,17 @@ class Case:
         lengths = torch.exp(LENGTH_SPREAD * sigmas.clamp(max=0)) * self.T
         return lengths.round().long().clamp(min=1).sort(descending=True).values
 
+    def reset_rows(self) -> torch.Tensor:
+        """bool, (T, B), or (B, T) with batch_first: where the state begins anew; deterministic.
+
+        Those of a smaller fraction are among those of a larger one.
+        """
+        later = (self.T - 1) * self.B
+        rows = torch.zeros(self.T, self.B, dtype=torch.bool)
+        chosen = torch.randperm(later, generator=torch.Generator().manual_seed(0))
+        rows[1:].view(-1)[chosen[: round((self.resets or 0) * self.T * self.B)]] = True
+        return rows.t().contiguous() if self.batch_first else rows
+
 
 def _smoke() -> list[Case]:
     return [
@@ -121,6 +142,7 @@ def _smoke() -> list[Case]:
         Case("bf16", T=3, B=3, H=16, I=5, layers=2, bidirectional=True, batch_first=True, why="most of the options"),
         Case("fp32", T=4, B=3, H=8, proj_size=3, modes=("inference",), why="a projection"),
         Case("fp32", T=4, B=3, H=8, packed=True, modes=("inference",), why="packed rows"),
+        Case("fp32", T=6, B=3, H=8, resets=0.2, modes=("inference", "forward_backward"), why="states that begin anew"),
     ]
 
 
@@ -182,6 +204,12 @@ def _standard() -> list[Case]:
         Case("bf16", T=128, B=64, H=512, batch_first=True, why="cuDNN copies a batch_first input"),
         Case("bf16", T=128, B=64, H=512, packed=True, why="rows of spread lengths, as tagging and speech have"),
         Case("fp16", T=128, B=16, H=256, packed=True, why="packed leaves the box"),
+        Case("bf16", T=128, B=64, H=512, resets=0.0, why="what resets cost where none is set"),
+        Case("bf16", T=128, B=64, H=512, resets=0.001, why="long episodes: most sequences are not split"),
+        Case("bf16", T=128, B=64, H=512, resets=0.01, why="about one reset in a sequence: packed documents"),
+        Case("bf16", T=128, B=64, H=512, resets=0.1, why="short episodes: split, they make a shorter chain of steps"),
+        Case("fp16", T=1024, B=16, H=768, resets=0.01, why="cuDNN's persistent kernel takes no split rows"),
+        Case("tf32", T=128, B=64, H=512, resets=0.01, why="in a precision that TorchRL has"),
         Case("bf16", T=128, B=64, H=1024, proj_size=256, why="speech's projected LSTM"),
         Case("bf16", T=32, B=64, H=512, why="short enough for an unrolled loop to compile"),
         Case("tf32", T=128, B=64, H=128, why="the default of float32 users, small-H"),

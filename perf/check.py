@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from triton_lstm.core.reference import Reference
 from triton_lstm.core.tolerance import NORMS, Allowance, Answer, draws, enlarge
 from triton_lstm.perf.cases import Case
+from triton_lstm.perf.split import in_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Check:
     """The exact result of a problem, and the tolerance that follows from PyTorch's own error in the case's dtype.
 
     The reference's error counts on the CPU only, where the BLAS library's thin products require it; on a GPU it would
-    store every step of long sequences in float64.
+    store every step of long sequences in float64. With resets, the results are those of the segments run alone.
     Raises ValueError as Allowance does.
     """
 
@@ -87,7 +88,8 @@ class Check:
         self.problem = problem
 
         def answers(twin: nn.LSTM) -> tuple[list[Answer], list[Answer]]:
-            kinds = (copy.deepcopy(twin).double(), torch.float64), (twin, problem.case.dtype)
+            module = in_segments(problem.case, twin)
+            kinds = (copy.deepcopy(module).double(), torch.float64), (module, problem.case.dtype)
             exact, same = ([answer(m, problem, k, d) for k in range(len(problem.inputs))] for m, d in kinds)
             return exact, same
 

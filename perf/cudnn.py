@@ -16,7 +16,7 @@ Algorithm = Literal["STANDARD", "PERSIST_STATIC", "PERSIST_STATIC_SMALL_H"]
 
 def algorithm(case: Case, capability: tuple[int, int], processors: int, *, forward: bool) -> Algorithm:
     """The algorithm that PyTorch requests. capability, processors (SMs): of at::cuda::getCurrentDeviceProperties."""
-    if case.proj_size or case.packed:
+    if case.proj_size or case.packed or case.resets:
         return "STANDARD"
     small = 192 if forward else 128
     if case.precision != "fp64" and capability >= (6, 0) and case.H <= small:
@@ -51,7 +51,8 @@ def algorithm_name(case: Case, mode: str) -> str:
     """The algorithm of nn.LSTM for `case`, for a table: "PERSIST_STATIC", or "SMALL_H / STANDARD" if the passes differ.
 
     "step by step" is PyTorch's own path without cuDNN; "CPU" and "MIOpen" are used without an NVIDIA GPU; "copies
-    weights" if PyTorch does not flatten them for cuDNN, which then does so on every call (bf16, in PyTorch 2.13).
+    weights" if PyTorch does not flatten them for cuDNN, which then does so on every call (bf16, in PyTorch 2.13);
+    "split" if sequences are split at resets.
     """
     if not torch.cuda.is_available():
         return "CPU"
@@ -68,4 +69,4 @@ def algorithm_name(case: Case, mode: str) -> str:
     passes = MODES[mode] if mode in MODES else MODES["forward_backward"]
     names = [forward_name] * passes.forward + [backward_name] * passes.backward
     copies = "" if case.dtype in torch.backends.cudnn.CUDNN_TENSOR_DTYPES else ", copies weights"
-    return " / ".join(dict.fromkeys(names)) + copies
+    return " / ".join(dict.fromkeys(names)) + copies + ", split" * bool(case.resets)

@@ -54,20 +54,22 @@ class FlashRNN(_Peer):
 
 
 class TorchRL(_Peer):
-    """lstm_triton(x (B, T, I), hidden, cell (B, T, H), w_ih, w_hh, b_ih, b_hh, is_init (B, T)), nothing reset."""
+    """lstm_triton(x (B, T, I), hidden, cell (B, T, H), w_ih, w_hh, b_ih, b_hh, is_init (B, T)), from zero states."""
 
     def __init__(self, case: Case, twin: nn.LSTM) -> None:
         super().__init__(case, twin)
         from torchrl.modules.tensordict_module._rnn_triton import lstm_triton
 
         self.lstm_triton = lstm_triton
+        rows = case.reset_rows() if case.batch_first else case.reset_rows().t().contiguous()
+        self.is_init: torch.Tensor
+        self.register_buffer("is_init", rows.to(next(twin.parameters()).device))
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         w: Any = self.inner
         state = x.new_zeros(*x.shape[:2], w.hidden_size)
-        is_init = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         weights = (w.weight_ih_l0, w.weight_hh_l0, w.bias_ih_l0, w.bias_hh_l0)
-        output: torch.Tensor = self.lstm_triton(x.contiguous(), state, state, *weights, is_init)[0]
+        output: torch.Tensor = self.lstm_triton(x.contiguous(), state, state, *weights, self.is_init)[0]
         return output
 
 

@@ -76,6 +76,7 @@ def _groups(rows: pd.DataFrame, axis: str) -> Iterator[tuple[str, pd.DataFrame]]
         first = group.iloc[0]
         fixed = [f"{name}={first[name]:g}" for name in ("T", "B", "H", "layers") if name in same]
         extra = [name for name in ("bidirectional", "batch_first", "packed") if first[name]]
+        extra += [] if pd.isna(first["resets"]) else [f"resets={first['resets']:g}"]
         yield ", ".join([first["precision"], *fixed, *extra]), group
 
 
@@ -109,7 +110,9 @@ def _over(measured: pd.DataFrame, axis: str, value: str, label: str) -> Figure |
 def _heat_maps(measured: pd.DataFrame) -> Figure | None:
     """Speedup over nn.LSTM, H x B, one panel per precision and T; red is slower."""
     plain = measured[~measured[["bidirectional", "batch_first", "packed"]].astype(bool).any(axis=1)]
-    plain = plain[(plain["layers"] == 1) & (plain["proj_size"] == 0) & (plain["I"] == plain["H"])]
+    plain = plain[
+        (plain["layers"] == 1) & (plain["proj_size"] == 0) & (plain["I"] == plain["H"]) & plain["resets"].isna()
+    ]
     rows = plain[(plain["provider"] == OURS) & (plain["mode"] == MODE) & plain["speedup"].notna()]
     groups = sorted(rows.groupby(["precision", "T"]), key=lambda item: -len(item[1]))
     if not groups:

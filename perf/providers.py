@@ -18,9 +18,11 @@ from triton_lstm.dispatch import why_torch
 from triton_lstm.perf import peers
 from triton_lstm.perf.cases import Case
 from triton_lstm.perf.results import BASELINE
+from triton_lstm.perf.split import SPLIT, in_segments
 
 OURS = "triton_lstm"
 STEP_BY_STEP_LIMIT, UNROLLED_LIMIT = 128, 32  # T
+NO_RESETS = "has no resets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +70,29 @@ class StepByStep(nn.Module):
             return self.inner(x)
 
 
-def _same(case: Case, twin: nn.LSTM) -> nn.Module:
+class WithResets(nn.Module):
+    """This library's LSTM, called with the case's resets."""
+
+    def __init__(self, case: Case, inner: triton_lstm.LSTM) -> None:
+        super().__init__()
+        self.inner = inner
+        self.resets: torch.Tensor
+        self.register_buffer("resets", case.reset_rows().to(next(inner.parameters()).device))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x, resets=self.resets)
+
+
+def _baseline(case: Case, twin: nn.LSTM) -> nn.Module:
     twin.flatten_parameters()
-    return twin
+    return in_segments(case, twin)
 
 
 def _ours(case: Case, twin: nn.LSTM, **kwargs: Any) -> nn.Module:
     module = triton_lstm.LSTM(**case.module_arguments, backend="triton", **kwargs)
     weight = next(twin.parameters())
     module.to(weight.device, weight.dtype).load_state_dict(twin.state_dict())
-    return module
+    return module if case.resets is None else WithResets(case, module)
 
 
 def _why_not_ours(case: Case, device: torch.device) -> str | None:
@@ -86,6 +101,8 @@ def _why_not_ours(case: Case, device: torch.device) -> str | None:
 
 
 def _why_not_step_by_step(case: Case, device: torch.device) -> str | None:
+    if case.resets is not None:
+        return NO_RESETS
     if case.T > STEP_BY_STEP_LIMIT:
         return f"several launches per step: measured up to T={STEP_BY_STEP_LIMIT} only"
     return None
@@ -94,21 +111,25 @@ def _why_not_step_by_step(case: Case, device: torch.device) -> str | None:
 def _why_not_loop(case: Case, device: torch.device) -> str | None:
     if case.T > UNROLLED_LIMIT:
         return f"torch.compile unrolls every step: measured up to T={UNROLLED_LIMIT} only"
-    return _plain_only(case)
+    return _plain_only(case, resets=False)
 
 
-def _plain_only(case: Case) -> str | None:
+def _plain_only(case: Case, *, resets: bool) -> str | None:
+    if case.resets is not None and not resets:
+        return NO_RESETS
     plain = case.layers == 1 and not (case.bidirectional or case.proj_size or case.packed)
     return None if plain else "one layer and direction only, no projection, no packed input"
 
 
-def _peer(name: str, package: str, about: str, make: Any, precisions: tuple[str, ...]) -> Provider:
+def _peer(
+    name: str, package: str, about: str, make: Any, precisions: tuple[str, ...], *, resets: bool = False
+) -> Provider:
     def why_not(case: Case, device: torch.device) -> str | None:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
         if case.precision not in precisions:
             return f"does not support {case.precision}"
-        return _plain_only(case) or ("needs a GPU" if device.type != "cuda" else None)
+        return _plain_only(case, resets=resets) or ("needs a GPU" if device.type != "cuda" else None)
 
     return Provider(name, about, why_not, make)
 
@@ -121,10 +142,15 @@ _LIST = (
         _why_not_ours,
         lambda case, twin: _ours(case, twin, recompute=True),
     ),
-    Provider(BASELINE, "torch.nn.LSTM, on cuDNN where PyTorch uses it", lambda case, device: None, _same),
+    Provider(
+        BASELINE,
+        f"torch.nn.LSTM, on cuDNN where PyTorch uses it; where a case has resets, {SPLIT}",
+        lambda case, device: None,
+        _baseline,
+    ),
     Provider("step by step", "torch.nn.LSTM, cuDNN disabled", _why_not_step_by_step, StepByStep),
     Provider("torch.compile", "a plain loop over the steps, compiled", _why_not_loop, Loop),
-    _peer("TorchRL", "torchrl", "torchrl's lstm_triton, unchanged", peers.TorchRL, ("fp32", "tf32")),
+    _peer("TorchRL", "torchrl", "torchrl's lstm_triton, unchanged", peers.TorchRL, ("fp32", "tf32"), resets=True),
     _peer("FlashRNN", "flashrnn", "flashrnn's cuda_fused, after a linear layer", peers.FlashRNN, ("fp16", "bf16")),
     _peer("haste", "haste_pytorch", "haste_pytorch.LSTM", peers.Haste, ("fp32", "tf32")),
 )

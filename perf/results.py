@@ -40,7 +40,7 @@ HELP = {
     "us_per_step": "ms divided by T, in microseconds",
     "tflops, gbs": "operations and minimal traffic of the case (perf/work.py) divided by the time",
     "floor_ms, floor_share": "a lower bound estimated from measured parts (perf/work.py); as a fraction of ms",
-    "speedup": "nn.LSTM's time divided by this one, same case and mode",
+    "speedup": "nn.LSTM's time (with resets: split and packed) divided by this one, same case and mode",
     "peak_mb": "peak memory in addition to inputs and weights, in 2**20 bytes",
     "error, error_share": "largest relative RMS error against float64; worst error divided by the allowed one",
     "clock_mhz": "SM clock, read right after the case's first mode",
@@ -59,6 +59,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reindex(columns=COLUMNS)
     for name in TEXT:
         frame[name] = frame[name].astype(object).fillna("")
+    frame["resets"] = pd.to_numeric(frame["resets"])  # not objects where all are None
     measured = frame["provider"] != DEVICE
     yardstick = frame[(frame["provider"] == BASELINE) & (frame["status"] == "ok")].set_index(["case", "mode"])["ms"]
     pairs = pd.MultiIndex.from_frame(frame[["case", "mode"]])
@@ -132,6 +133,8 @@ def _read(path: Path) -> pd.DataFrame:
     formats = sorted(set(frame["format"]) - {str(FORMAT)})
     if formats:
         raise UsageError(f"{path} has format {formats[0]!r}, but this version reads format {FORMAT}. Measure again")
+    if "resets" not in frame.columns:
+        frame["resets"] = ""  # of an older version, whose cases had none
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise UsageError(f"{path} lacks the column {missing[0]}. Give a CSV written by `bench`")
@@ -183,5 +186,7 @@ def select(frame: pd.DataFrame, only: dict[str, list[str]]) -> pd.DataFrame:
 
 
 def as_text(value: Any) -> str:
-    """A value as written on the command line: 512, not 512.0; true, not True."""
+    """A value as written on the command line: 512, not 512.0; true, not True; none, not NaN."""
+    if value is None or value != value:
+        return "none"
     return f"{value:.12g}" if isinstance(value, float) else str(value).lower()

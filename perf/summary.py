@@ -11,6 +11,7 @@ import pandas as pd
 
 from triton_lstm.perf.providers import OURS, PROVIDERS
 from triton_lstm.perf.results import ALL_MODES, BASELINE, DEVICE, NOT_A_BENCHMARK, noise
+from triton_lstm.perf.split import SPLIT
 from triton_lstm.system.machine import NO_GPU
 
 WINS, EVEN, LOSES = "wins", "even", "LOSES"
@@ -132,6 +133,8 @@ def _headline(frame: pd.DataFrame, table: pd.DataFrame) -> list[str]:
             f"{mode}: {mean:.3g} times nn.LSTM's speed, {group['speedup'].min():.3g} to {group['speedup'].max():.3g} "
             f"(geometric mean of {len(group)} case{'s' if len(group) > 1 else ''})."
         )
+    if frame["resets"].notna().any():
+        lines.append(f"nn.LSTM has no resets: where a case has them, {SPLIT}.")
     return lines
 
 

@@ -284,5 +284,11 @@ def test_choose():
         ("bf16-T128-B64-I512-H512-packed", "nn.LSTM", "backward")
     ]
     assert commands.choose(wanted, {}) == wanted
+    some = commands.choose(wanted, {"T": ["128"], "precision": ["bf16"], "resets": ["0", "0.001", "0.1"]})
+    assert {case.name for case, _, _ in some} == {
+        f"bf16-T128-B64-I512-H512-resets{percent}%" for percent in ("0", "0.1", "10")
+    }
+    none = commands.choose(wanted, {"resets": ["none"]})
+    assert none == [item for item in wanted if item[0].resets is None] != wanted
     with pytest.raises(UsageError):
         commands.choose(wanted, {"why": ["x"]})

@@ -18,6 +18,9 @@ CASES = [
     Case("bf16", T=3, B=2, H=8, layers=2, bidirectional=True, batch_first=True),
     Case("fp32", T=4, B=3, H=6, proj_size=2),
     Case("fp32", T=5, B=4, H=6, packed=True),
+    Case("fp32", T=6, B=3, H=4, resets=0.2),
+    Case("bf16", T=5, B=3, H=8, layers=2, bidirectional=True, batch_first=True, resets=0.2),
+    Case("fp32", T=4, B=3, H=6, proj_size=2, resets=0.0),
 ]
 ABLE = [OURS, BASELINE, "step by step", "torch.compile"]
 
@@ -148,6 +151,13 @@ def test_ours_means_the_kernels(device):
     assert module.weight_hh_l0.data_ptr() != problem.twin.weight_hh_l0.data_ptr()
 
 
+@pytest.mark.parametrize("case", [CASES[4], CASES[5]], ids=lambda case: case.name)
+def test_who_ignores_resets_is_wrong(case, device):
+    problem = make_problem(case, device)
+    row = Check(problem)(problem.twin)
+    assert row["status"] == "wrong" and "times the allowed error" in row["reason"]
+
+
 def test_reasons(device, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     why = {name: PROVIDERS[name].why_not for name in PROVIDERS}
@@ -155,5 +165,9 @@ def test_reasons(device, monkeypatch):
     assert "T=128" in why["step by step"](Case("fp32", T=129, B=1, H=4), device)
     assert "T=32" in why["torch.compile"](Case("fp32", T=33, B=1, H=4), device)
     assert "one layer" in why["torch.compile"](CASES[1], device)
+    for name in ("step by step", "torch.compile"):
+        assert {why[name](case, device) for case in CASES[4:]} == {"has no resets"}
+    for name in (OURS, BASELINE):
+        assert why[name](CASES[4], device) is None
     for name in ("TorchRL", "FlashRNN", "haste"):
         assert "is not installed" in why[name](CASES[0], device)

@@ -106,6 +106,12 @@ def test_a_cold_start(capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["ms"] > 0
 
 
+def test_a_cold_start_finds_a_case_with_resets(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cold", "fp32-T6-B3-I8-H8-resets20%", BASELINE])
+    cold.main()
+    assert json.loads(capsys.readouterr().out)["ms"] > 0
+
+
 def test_a_cold_start_that_fails(monkeypatch):
     with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
         measure.first_call_ms(Case("fp32", T=3, B=2, H=8), "nobody", "")
@@ -203,9 +209,9 @@ def test_the_watchdog(tmp_path, monkeypatch):
 def test_kernels_are_precompiled_in_other_processes(device, caplog, monkeypatch):
     warm.compile_case(CASE)
     bad = Case("fp32", T=2, B=2, H=-1)
-    cases = [CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True)]
+    cases = [CASE, OTHER, bad, Case("fp32", T=2, B=2, H=4, packed=True), Case("fp32", T=9, B=2, H=4, resets=0.1)]
     jobs = warm.jobs_of_bench([(case, OURS) for case in cases], ["copy"]) | warm.jobs_of_tune([FORWARD])
-    assert warm.compile_all(jobs, workers=2) == 4
+    assert warm.compile_all(jobs, workers=2) == 5
     assert [record.getMessage() for record in caplog.records] == [f"{bad.name}, triton_lstm was not precompiled"]
     monkeypatch.setattr(floor, "STEPS", floor.STEPS)
     warm.compile_floor("exchange-flag-2")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from triton_lstm.core.reference import lstm_reference
+from triton_lstm.core.reference import lstm_reference, lstm_steps
 from triton_lstm.perf import peers
 from triton_lstm.perf.cases import Case
 from triton_lstm.perf.check import Check, make_problem
@@ -32,9 +32,14 @@ def flashrnn(Wx, R, b, states=None, function="lstm", config=None, backend="cuda_
 def lstm_triton(x, hidden, cell, w_ih, w_hh, b_ih, b_hh, is_init, compute_dtype=torch.float32):
     """x (B, T, I), hidden and cell (B, T, H), is_init (B, T) -> every h and c (B, T, H), the last ones (B, H)."""
     B, T, _ = x.shape
-    assert hidden.shape == cell.shape == (B, T, w_hh.shape[1]) and is_init.shape == (B, T) and not is_init.any()
-    y, h, c = lstm_reference(x.transpose(0, 1), hidden[:, 0], cell[:, 0], w_ih, w_hh, b_ih, b_hh)
-    return y.transpose(0, 1), None, h, c
+    assert hidden.shape == cell.shape == (B, T, w_hh.shape[1])
+    assert is_init.shape == (B, T) and is_init.is_contiguous() and is_init.dtype == torch.bool  # the kernel's pointer
+    h, c, y = hidden[:, 0], cell[:, 0], []
+    for t in range(T):
+        h, c = (torch.where(is_init[:, t, None], a[:, t], b) for a, b in ((hidden, h), (cell, c)))
+        [(_, c, h)] = lstm_steps([x[:, t]], h, c, w_ih, w_hh, b_ih, b_hh)
+        y.append(h)
+    return torch.stack(y, 1), None, h, c
 
 
 class Haste(nn.Module):
@@ -83,6 +88,17 @@ def test_layouts_of_the_adapters(installed, name, precision, batch_first, device
     assert "status" not in row and row["error_share"] <= 1
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torchrl_is_given_the_resets(installed, batch_first, device):
+    case = Case("fp32", T=5, B=3, I=5, H=4, batch_first=batch_first, resets=0.2)
+    problem = make_problem(case, device)
+    check = Check(problem)
+    module = make(PROVIDERS["TorchRL"], case, problem.twin)
+    assert "status" not in check(module)
+    module.is_init.zero_()
+    assert check(module)["status"] == "wrong"
+
+
 @pytest.mark.parametrize("name", ["FlashRNN", "TorchRL", "haste"])
 def test_what_an_installed_peer_cannot_do(installed, name, device):
     why_not = PROVIDERS[name].why_not
@@ -90,5 +106,7 @@ def test_what_an_installed_peer_cannot_do(installed, name, device):
     other = "fp32" if name == "FlashRNN" else "bf16"
     assert why_not(Case(other, T=3, B=2, H=4), device) == f"does not support {other}"
     assert "one layer" in why_not(Case(precision, T=3, B=2, H=4, layers=2), device)
-    reason = why_not(Case(precision, T=3, B=2, H=4), device)
-    assert reason is None if device.type == "cuda" else reason == "needs a GPU"
+    without = None if device.type == "cuda" else "needs a GPU"
+    assert why_not(Case(precision, T=3, B=2, H=4), device) == without
+    with_resets = without if name == "TorchRL" else "has no resets"
+    assert why_not(Case(precision, T=3, B=2, H=4, resets=0.0), device) == with_resets

@@ -131,6 +131,29 @@ def test_stored_and_loaded(tmp_path):
     assert (tmp_path / "bench_a.csv").stat().st_size < 2**16
 
 
+def test_files_from_before_there_were_resets(tmp_path):
+    frame = make([2.0])
+    frame.drop(columns="resets").to_csv(tmp_path / "bench_a.csv", index=False)
+    found = load([tmp_path])
+    assert list(found.columns) == COLUMNS and found["resets"].isna().all() and len(found) == len(frame)
+
+
+def test_resets_in_a_report(tmp_path):
+    shape = dict(T=128, B=8, H=64)
+    cases = [Case("bf16", **shape), *(Case("bf16", **shape, resets=resets) for resets in (0.0, 0.01))]
+    write(make([2.0, 3.0, 4.0], cases), tmp_path / "bench_a.csv")
+    frame = load([tmp_path])
+    for text, case in zip(("0", "0.01"), cases[1:], strict=True):
+        assert set(select(frame, {"resets": [text]})["case"]) == {case.name}
+    others = set(select(frame, {"resets": ["none"], "provider": [OURS]})["case"])
+    assert others == {cases[0].name}
+    (panel, _) = plots._heat_maps(frame[frame["provider"] != "device"]).axes
+    assert [text.get_text() for text in panel.texts] == ["2"]  # not a mean with the split ones
+    assert "splits and packs" in summarize(frame).headline[-1]
+    assert not any("splits and packs" in line for line in summarize(make([2.0])).headline)
+    assert "splits and packs" in to_markdown(summarize(select(frame, {"provider": [THEIRS]}))).rpartition("All prov")[2]
+
+
 def test_the_latest_of_two_files_is_used(tmp_path):
     write(make([2.0]), tmp_path / "bench_quick.csv")
     later = make([4.0]).assign(date="2027-01-01")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_lstm.perf.cases import MODES, SUITES, Case
 from triton_lstm.perf.cudnn import algorithm, algorithm_name, takes_bf16
-from triton_lstm.perf.work import Floors, fewest_programs, flops, least_bytes, step_us, weights
+from triton_lstm.perf.work import Floors, fewest_programs, flops, least_bytes, segments_of, step_us, weights
 from triton_lstm.perf.work import floor_ms as floor
 
 H200, A40, A30, V100 = ((9, 0), 132), ((8, 6), 84), ((8, 0), 56), ((7, 0), 80)
@@ -120,6 +120,20 @@ def test_floor_is_the_longest_of_three():
     assert math.isnan(floor(chain, "host_inference", DEVICE))
 
 
+def test_segments_are_a_shorter_chain():
+    whole, split = (Case("fp16", T=1000, B=8, H=256, resets=resets) for resets in (0.0, 0.01))
+    assert segments_of(whole).tolist() == [1000] * 8
+    lengths = segments_of(split).tolist()
+    assert len(lengths) == 8 + 80 and sum(lengths) == 8000 and max(lengths) < 600
+    assert floor(whole, "inference", DEVICE) == floor(Case("fp16", T=1000, B=8, H=256), "inference", DEVICE)
+    # 88 segments of 3 programs each fill all processors, which have as many rows a step as the longest leaves
+    step = 0.5 + 8000 / max(lengths) * 2 * 4 * 256 * 256 / 500e12 * 1e6
+    assert step_us(split, DEVICE) == pytest.approx(step)
+    assert floor(split, "inference", DEVICE) == pytest.approx(max(lengths) * step / 1e3)
+    for mode in ("inference", "backward"):
+        assert (flops(split, mode), least_bytes(split, mode)) == (flops(whole, mode), least_bytes(whole, mode))
+
+
 def lstm(precision="fp16", **fields):
     return Case(precision, **(dict(T=128, B=16, H=512) | fields))
 
@@ -146,6 +160,8 @@ def lstm(precision="fp16", **fields):
         (lstm(H=128, layers=2, bidirectional=True), H200, "PERSIST_STATIC_SMALL_H", "PERSIST_STATIC_SMALL_H"),
         (lstm(H=128, packed=True), H200, "STANDARD", "STANDARD"),
         (lstm(H=128, proj_size=64), H200, "STANDARD", "STANDARD"),
+        (lstm(resets=0.01), H200, "STANDARD", "STANDARD"),
+        (lstm(resets=0.0), H200, "PERSIST_STATIC", "PERSIST_STATIC"),  # not split
         (lstm("bf16"), H200, "STANDARD", "STANDARD"),
         (lstm("bf16", H=128), H200, "PERSIST_STATIC_SMALL_H", "PERSIST_STATIC_SMALL_H"),
         (lstm("tf32"), H200, "STANDARD", "STANDARD"),
@@ -228,6 +244,8 @@ def test_standard_crosses_the_borders_of_cudnns_boxes():
     }.items():
         assert values <= {getattr(case, field) for case in cases}, field
     assert any(case.proj_size for case in cases)
+    usual = [case for case in cases if (case.precision, case.T, case.B, case.H) == ("bf16", 128, 64, 512)]
+    assert {None, 0.0, 0.001, 0.01, 0.1} <= {case.resets for case in usual}
     assert {mode for case in cases for mode in case.modes} == set(MODES)
     found = {tuple(algorithm(case, *H200, forward=f) for f in (True, False)) for case in cases}
     assert len(found) == 4  # both persistent kernels, standard, and small-H forward alone
