@@ -67,30 +67,36 @@ def segments_of(resets: Tensor, batch_sizes: Tensor | None, device: torch.device
     """
     refuse_capture(device)
     resets = resets.cpu()
-    sizes = torch.full((resets.shape[0],), resets.shape[1], device="cpu") if batch_sizes is None else batch_sizes
-    rows, steps = resets.numel(), sizes.shape[0]
-    arange = torch.arange(rows, device="cpu")
-    step = torch.repeat_interleave(arange[:steps], sizes)
-    sequence = arange - (sizes.cumsum(0) - sizes)[step]
-    by_sequence = torch.argsort(sequence * steps + step)
-    of_first_step = (step == 0)[by_sequence]
-    begins = resets.flatten()[by_sequence] | of_first_step
-    segment = begins.cumsum(0) - 1  # of each row, sequence by sequence
+    rows = resets.numel()
+    row = torch.arange(rows, device="cpu")
+    if batch_sizes is None:
+        steps, batch = resets.shape
+        by_sequence = row.view(steps, batch).t().flatten()
+        first = row[::steps]  # of each sequence's rows, which are sequence by sequence from here on
+    else:
+        steps, batch = len(batch_sizes), int(batch_sizes[0])
+        step = torch.repeat_interleave(row[:steps], batch_sizes)
+        by_sequence = torch.argsort((row - (batch_sizes.cumsum(0) - batch_sizes)[step]) * steps + step)
+        first = (by_sequence < batch).nonzero().squeeze(1)
+    begins = resets.flatten()[by_sequence]
+    begins[first] = True
+    segment = begins.cumsum(0) - 1
     begin = begins.nonzero().squeeze(1)
-    lengths = torch.cat([begin, arange.new_tensor([rows])]).diff()
+    lengths = begin.diff(append=row.new_tensor([rows]))
+    sorted_lengths, longest_first = lengths.sort(descending=True, stable=True)
     count = len(lengths)
-    longest_first = torch.argsort(lengths, descending=True, stable=True)
     rank = torch.empty_like(longest_first)
-    rank[longest_first] = torch.arange(count, device="cpu")
-    ascending = lengths[longest_first].flip(0)
-    of_segments = count - torch.searchsorted(ascending, torch.arange(int(ascending[-1]), device="cpu"), right=True)
-    places = torch.empty_like(arange)
-    places[by_sequence] = (of_segments.cumsum(0) - of_segments)[arange - begin[segment]] + rank[segment]
-    first = of_first_step.nonzero().squeeze(1)
-    last = torch.cat([first[1:], arange.new_tensor([rows])]) - 1
-    indices = [places.argsort(), places, rank[segment[first]], rank[segment[last]]]
-    order, places, first, last = (index.to(device) for index in indices)
-    return Segments(order, places, of_segments, count, first, last)
+    rank[longest_first] = row[:count]
+    longest = row[: int(sorted_lengths[0])]
+    sizes = count - torch.searchsorted(sorted_lengths.flip(0), longest, right=True)  # segments that have such a step
+    places, order = torch.empty_like(row), torch.empty_like(row)
+    places[by_sequence] = (sizes.cumsum(0) - sizes)[row - begin[segment]] + rank[segment]
+    order[places] = row
+    last = first.roll(-1) - 1  # -1: the last one of all
+    order, places, first, last = (
+        index.to(device) for index in (order, places, rank[segment[first]], rank[segment[last]])
+    )
+    return Segments(order, places, sizes, count, first, last)
 
 
 def resets_at(cu_seqlens: Tensor, steps: int) -> Tensor:
