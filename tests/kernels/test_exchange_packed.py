@@ -1,4 +1,5 @@
-"""The exchange where rows are packed and both directions of time run: the real kernels, in many random orders."""
+"""The exchange where rows are packed, segments begin, and both directions of time run: the real kernels, in many
+random orders."""
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ if torch.cuda.is_available():
 pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenlet")
 
 from interleave import concurrent_programs, without_the_wait
+from oracle import data_of
+from segments_alone import alone
 from test_exchange import mismatch
 
 from triton_lstm.kernels import launch
@@ -22,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("interpreter")
 LENGTHS = [3, 4, 4, 1, 3, 2]  # two batch tiles of four rows, of four steps and of two
 ALONE = Plan("none", True, True, 8, 32, 32, 1, 1, 4)
 KINDS = ["flag", "barrier"]
-LAYOUTS = [("dense", True), ("packed", False), ("packed", True)]  # and whether both directions of time run
+# And whether both directions of time run
+LAYOUTS = [("dense", True), ("packed", False), ("packed", True)]
+SEGMENTS = [("dense resets", False), ("dense resets", True), ("packed resets", True)]
 
 
 def plan(kind: str, **fields) -> Plan:
@@ -31,7 +36,10 @@ def plan(kind: str, **fields) -> Plan:
 
 
 class Problem:
-    """LSTM(3, 20) and nn.LSTM's answer: output, h_n, c_n and every gradient."""
+    """LSTM(3, 20) and nn.LSTM's answer: output, h_n, c_n and every gradient.
+
+    With resets all rows of the first tile begin a segment at step 1, one row of each tile at step 2.
+    """
 
     def __init__(self, layout: str, both: bool) -> None:
         torch.manual_seed(0)
@@ -39,10 +47,18 @@ class Problem:
         self.twin = nn.LSTM(3, 20, bidirectional=both)
         self.twin.load_state_dict(self.module.state_dict())
         x = torch.randn(3 if layout == "dense" else 4, 6, 3)
-        self.x = x if layout == "dense" else pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
+        resets = torch.zeros(x.shape[:-1], dtype=torch.bool)
+        if layout.startswith("packed"):
+            order = torch.tensor(LENGTHS).argsort(descending=True, stable=True)
+            resets[1, order[:4]] = resets[2, order[[1, 4]]] = True
+            x, resets = (pack_padded_sequence(t, torch.tensor(LENGTHS), enforce_sorted=False) for t in (x, resets))
+            resets = resets.data
+        else:
+            resets[1, :4] = resets[2, [1, 5]] = True
+        self.x, self.resets = x, resets if layout.endswith("resets") else None
         directions = 2 if both else 1
         self.hx = torch.randn(2, directions, 6, 20).unbind()
-        rows = x.shape[:-1] if layout == "dense" else self.x.data.shape[:-1]
+        rows = data_of(x).shape[:-1]
         shapes = [(*rows, 20 * directions), (directions, 6, 20), (directions, 6, 20)]
         self.cotangents = [torch.randn(shape) for shape in shapes]
         self.grids: list[tuple[int, ...]] = []
@@ -54,7 +70,13 @@ class Problem:
         outputs = []
 
         def forward():
-            y, h_c = module(self.x._replace(data=rows) if packed else rows, tuple(hx))
+            x = self.x._replace(data=rows) if packed else rows
+            if self.resets is None:
+                y, h_c = module(x, tuple(hx))
+            elif module is self.twin:
+                y, h_c = alone(module, x, tuple(hx), self.resets)
+            else:
+                y, h_c = module(x, tuple(hx), resets=self.resets)
             outputs.extend([y.data if packed else y, *h_c])
 
         module.zero_grad()
@@ -83,7 +105,7 @@ def take(monkeypatch, forward: Plan, backward: Plan) -> None:
     plans = {False: forward, True: backward}
 
 
-@pytest.mark.parametrize("layout, both", LAYOUTS)
+@pytest.mark.parametrize("layout, both", LAYOUTS + SEGMENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("passes", ["forward", "backward"])
 def test_any_order_gives_the_answer(passes, kind, layout, both, beside, monkeypatch):
@@ -97,7 +119,7 @@ def test_any_order_gives_the_answer(passes, kind, layout, both, beside, monkeypa
         assert problem.grids.pop() == (3, concurrent.groups, 2 if both else 1) and not problem.grids
 
 
-@pytest.mark.parametrize("layout, both", LAYOUTS)
+@pytest.mark.parametrize("layout, both", LAYOUTS + SEGMENTS[1:])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("passes", ["forward", "backward"])
 def test_without_the_wait_the_answer_is_wrong(passes, kind, layout, both, beside, monkeypatch):

@@ -13,7 +13,7 @@ pytest.importorskip("greenlet", reason="the concurrent interpreter needs greenle
 
 import test_exchange
 from test_exchange import mismatch
-from test_exchange_packed import ALONE, Problem, beside, take
+from test_exchange_packed import ALONE, SEGMENTS, Problem, beside, take
 
 from triton_lstm.kernels import launch, parts
 
@@ -23,7 +23,7 @@ KINDS = ["flag", "barrier"]
 __all__ = ["beside"]
 
 
-@pytest.mark.parametrize("layout, both", [("dense", False), ("dense", True), ("packed", True)])
+@pytest.mark.parametrize("layout, both", [("dense", False), ("dense", True), ("packed", True), *SEGMENTS])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order_gives_the_answer_to_the_last_bit(kind, layout, both, beside, monkeypatch):
     problem = Problem(layout, both)
