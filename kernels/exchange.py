@@ -16,7 +16,7 @@ import triton.language as tl
 
 from triton_lstm.kernels.inline import await_count, looks_by_thread, waits_by_thread
 from triton_lstm.kernels.product import load_rows, multiply
-from triton_lstm.kernels.steps import all_begin
+from triton_lstm.kernels.segments import all_begin
 
 SENTINEL = -1  # all bits set, a NaN that no conversion makes but 32-bit arithmetic may; as an integer of any size
 # All warps of all programs look at a counter, more than a line of L2 can bear: it has copies, each in a line of its own
@@ -129,7 +129,8 @@ def recurrent_product(
     """rows @ weights, (GATES, BLOCK_B, BLOCK_H), of complete rows; and whether the wait for them gave up.
 
     rows_ptr, w_ptr: of the program's split of the sum. live: how many rows there are. segments: which of them begin a
-    segment, and count as zeros (see steps.py), or None; nobody waits where all do. target, gave_up: see `await_rows`.
+    segment (see segments.py) and count as zeros, or None; nobody waits where all do. target, gave_up: see
+    `await_rows`.
     """
     if segments is not None:
         target = tl.where(all_begin(segments, live, TILE.BLOCK_B), 0, target)

@@ -15,7 +15,8 @@ from triton_lstm.kernels.cell import cell_forward
 from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
 from triton_lstm.kernels.launch import accumulator, launch
 from triton_lstm.kernels.product import load_weights
-from triton_lstm.kernels.steps import as_bits, begin_segment, load_resets, rows_of
+from triton_lstm.kernels.segments import as_bits, begin_segment, load_resets
+from triton_lstm.kernels.steps import rows_of
 from triton_lstm.planning.plan import Plan
 
 
@@ -106,7 +107,7 @@ def lstm_forward_kernel(
         if PACKED:
             length = tl.load(lengths_ptr + row)
         segments = None  # which rows of h[t-1] count as zeros
-        if resets_ptr is not None and LAYER.EXCHANGE != "none":
+        if resets_ptr is not None:
             bound = tl.where(direction == 0, step_begin, length - step_begin)
             segments = as_bits(load_resets(resets_ptr, starts_ptr, bound, length, row, B, BLOCK_B))
         for step in range(step_begin, tl.minimum(step_end, length) if PACKED else step_end):

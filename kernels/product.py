@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from triton_lstm.kernels.inline import looks_by_thread, present
-from triton_lstm.kernels.steps import begin_segment
+from triton_lstm.kernels.segments import begin_segment
 from triton_lstm.planning.plan import Tile
 
 

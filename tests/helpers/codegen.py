@@ -129,6 +129,7 @@ def report(kernel: Kernel) -> Row:
         "conversions": sum("ttg.convert_layout" in line for line in inside),
         "conversions_fp32": sum(bool(re.search(r"ttg.convert_layout.*xf32", line)) for line in inside),
         "triton": triton.__version__,
+        "segments": "kernels/segments.py" in made.asm["ttgir"],  # in its lines' origins
     }
     row |= exchanged(made, "dgates_ptr" if kernel.backward else "y_ptr")
     row |= row_bytes(kernel) | word_bytes(kernel)
@@ -268,7 +269,19 @@ def main() -> int:
         print(f"interrupted; {arguments.csv} is as it was", file=sys.stderr)
         os._exit(130)  # without waiting for the kernels that are being compiled
     frame = pd.DataFrame(rows)
-    looked_at = ["reads", "least_bytes", "again", "element", "counter", "words", "told", "read", "whole", "order"]
+    looked_at = [
+        "reads",
+        "least_bytes",
+        "again",
+        "element",
+        "counter",
+        "words",
+        "told",
+        "read",
+        "whole",
+        "order",
+        "segments",
+    ]
     frame = frame.drop(columns=["arithmetic", *looked_at])
     frame["problems"] = frame["problems"].map("; ".join)
     frame.to_csv(arguments.csv, index=False)

@@ -63,6 +63,24 @@ RECORDED = [
         ("MI300X", "bf16", 768, 16, 1, False),
     ]
 ]
+# With resets: each exchange, no exchange, split sums, both directions of packed rows, weights that are streamed, AMD
+SEGMENTED = [
+    YARDSTICK | dict(backward=backward, exchange=exchange) for backward in BOTH for exchange in ("flag", "barrier")
+]
+SEGMENTED += [
+    dict(gpu=gpu, dtype="bf16", H=H, B=B, backward=backward) | more
+    for gpu, H, B, more in [
+        ("H100", 64, 16, {}),
+        ("A100", 768, 16, {}),
+        ("B200", 1024, 64, {}),
+        ("H100", 512, 16, dict(directions=2, packed=True)),
+        ("H100", 2048, 64, {}),
+        ("RTX 5090", 512, 64, dict(limit=9)),
+        ("MI300X", 768, 16, {}),
+    ]
+    for backward in BOTH
+]
+SEGMENTED += [dict(gpu="H100", dtype="bf16", H=1024, B=64, backward=True)]
 VOLATILE, AGAIN_B16 = "ld.volatile.global.v4.b32", "ld.volatile.global.b16"
 ACQUIRE, RELAXED = "ld.acquire.gpu.global.s32", "ld.relaxed.gpu.global.s32"
 AGAIN = "run `make codegen`, look at what changed, and commit the table if it is worth it"
@@ -81,7 +99,8 @@ def name(case):
 def reports():
     """Every case compiled in one process, by its name."""
     recorded = [case | dict(record=record) for case in RECORDED for record in ("", "elements", "sums")]
-    cases = USUAL + TWINS + recorded + EXCHANGES
+    segmented = [case | dict(resets=resets) for case in SEGMENTED for resets in BOTH]
+    cases = USUAL + TWINS + recorded + segmented + EXCHANGES
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "codegen.py"), "--cases", json.dumps(cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -108,6 +127,27 @@ def test_recording_changes_no_arithmetic(case, record, reports):
         added = ["FADD"] if record == "sums" else []  # |x|
         assert [k for k, n in plain["arithmetic"].items() if recorded["arithmetic"][k] != n and k not in added] == []
         assert recorded["instructions"] > plain["instructions"]
+
+
+@pytest.mark.parametrize("case", USUAL + TWINS, ids=name)
+def test_without_resets_no_instruction_is_of_segments(case, reports):
+    assert not reports[name(case)]["segments"]
+
+
+@pytest.mark.parametrize("case", SEGMENTED, ids=name)
+def test_resets_take_a_few_instructions(case, reports):
+    """No more products, layouts and shared memory; where the tile has more rows than a warp has threads, its warps tell
+    each other which begin a segment."""
+    plain, report = (reports[name(case | dict(resets=resets))] for resets in BOTH)
+    assert report["problems"] == [] and report["segments"] and not plain["segments"]
+    assert report["conversions"] == plain["conversions"] and report["shared"] == plain["shared"]
+    if case["gpu"] == "MI300X":
+        return
+    rows = int(report["plan"].split()[1].split("x")[0])
+    assert report["barriers"] - plain["barriers"] <= (2 if rows > 32 else 0)
+    assert plain["instructions"] < report["instructions"] < plain["instructions"] + 120
+    for kind in ("MMA", "MUFU", "FFMA"):
+        assert report["arithmetic"][kind] == plain["arithmetic"][kind]
 
 
 def row_before(report):
