@@ -23,7 +23,11 @@ def load_parameter(d: Decoder, o: Operands) -> Run:
     to, name = o
     number, size = [f"[{parameter}]" for parameter in d.text.parameters].index(name), size_of(kind)
     d.require(size == d.text.parameters[name[1:-1]])
-    return d.assign(lambda a: a, d.destination(to, size), d.slot(("parameter", number), size))
+    target = d.destination(to, None)
+    d.require(d.widths[target] >= size)
+    narrow = (SIGNED if kind[0] == "s" else UNSIGNED)[size]  # decides what a wider register has above
+    wide = UNSIGNED[d.widths[target]]
+    return d.assign(lambda a: a.view(narrow).astype(wide), target, d.slot(("parameter", number), size))
 
 
 ORDERINGS = {

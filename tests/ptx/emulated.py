@@ -7,6 +7,7 @@ import pytest
 import torch
 from compiled import EMULATED
 from oracle import assert_like_nn_lstm, state_shapes
+from segments_alone import alone
 
 import triton_lstm
 from triton_lstm.core.tolerance import enlarge
@@ -36,7 +37,7 @@ SPLITS = {
 WGMMA = Plan("flag", True, True, 64, 32, 64, 1, 1, 4)  # on Hopper
 
 
-def like_nn_lstm(H, T=3, B=3, dtype=torch.bfloat16, states=True, **kwargs):
+def like_nn_lstm(H, T=3, B=3, dtype=torch.bfloat16, states=True, resets=None, **kwargs):
     torch.manual_seed(SEED)
     module = enlarge(triton_lstm.LSTM(4, H, backend="triton", **kwargs)).to(dtype)
 
@@ -44,6 +45,9 @@ def like_nn_lstm(H, T=3, B=3, dtype=torch.bfloat16, states=True, **kwargs):
         x = torch.randn(T, B, 4).to(dtype)
         return x, tuple(torch.randn(s).to(x) for s in state_shapes(module, B)) if states else None
 
+    if resets is not None:
+        kwargs |= dict(ours=lambda module, x, hx: module(x, hx, resets=resets))
+        kwargs |= dict(theirs=lambda module, x, hx: alone(module, x, hx, resets))
     assert_like_nn_lstm(module, draw, **kwargs)
 
 
@@ -88,6 +92,24 @@ def test_a_split_sum_of_several_tiles_and_both_directions(takes):
     """And the last program has no unit."""
     takes(ALONE, dataclasses.replace(SPLIT, block_h=8, slices=1, warps=2))
     like_nn_lstm(12, T=4, B=20, bidirectional=True)
+
+
+SEGMENTS = {
+    "alone": (ALONE, ALONE),
+    "flag": (SLICES, FLAG),
+    "barrier": (BARRIER, BARRIER),
+    "split": (dataclasses.replace(FLAG, one_launch=False), SPLIT),
+}
+
+
+@pytest.mark.parametrize("plans", SEGMENTS)
+def test_segments(plans, takes):
+    """Two batch tiles: all rows of the first one begin a segment at step 1, so that nobody waits for step 0."""
+    takes(*SEGMENTS[plans])
+    resets = torch.zeros(4, 18, dtype=torch.bool)
+    resets[1, :16] = resets[2, [3, 17]] = True
+    with gpu(EMULATED, seed=SEED, weak=WEAK):
+        like_nn_lstm(32, T=4, B=18, resets=resets, bidirectional=plans == "flag")
 
 
 @pytest.mark.parametrize("limit", ["0", "1000000"])

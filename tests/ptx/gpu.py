@@ -31,7 +31,7 @@ from .schedule import Schedule, shrink
 from .tensors import Allowed
 
 # Kernel arguments that no kernel may store to, unless the same tensor is also another argument
-BOTH = ("w_hh_ptr", "c0_ptr", "starts_ptr", "lengths_ptr")
+BOTH = ("w_hh_ptr", "c0_ptr", "starts_ptr", "lengths_ptr", "resets_ptr")
 INPUTS = {
     "lstm_forward_kernel": {*BOTH, "xg_ptr", "h0_ptr"},
     "lstm_backward_kernel": {*BOTH, "dy_ptr", "dh_n_ptr", "dact_ptr", "dc_all_ptr", "gates_ptr", "c_all_ptr"},

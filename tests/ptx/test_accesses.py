@@ -59,6 +59,12 @@ def test_a_wider_register_is_filled_by_the_sign_of_a_type(kind, result):
     assert found["%d"].tolist() == [result] * 32
 
 
+@pytest.mark.parametrize("kind, result", [("s32", 0xFFFFFFFF80000001), ("u32", 0x80000001), ("b32", 0x80000001)])
+def test_so_it_is_by_a_parameter(kind, result):
+    code = f"ld.param.{kind} %d, [snippet_param_0];"
+    assert set(run_lines(code, {"%d": 8}, {"%s": np.array([0x80000001], np.uint32)})["%d"].tolist()) == {result}
+
+
 def test_loads_and_stores_of_floats_do_not_change_their_bits():
     memory = np.array([0x7F800001, 0x00000001] * 16, np.uint32)
     code = AT.format(bytes=4) + "ld.global.f32 %d, [%rd0]; st.shared.f32 [%r0], %d; ld.shared.f32 %d, [%r0];"
