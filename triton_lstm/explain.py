@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from triton_lstm.core.checks import check_cu_seqlens
 from triton_lstm.core.weights import weights_of
 from triton_lstm.dispatch import decide_for
 from triton_lstm.module import LSTM
@@ -23,7 +24,16 @@ from triton_lstm.tuning.choice import choose, layer_time
 Model = Callable[[Problem, Plan], str]
 
 
-def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None, model: Model | None = None) -> None:
+def explain(
+    module: LSTM,
+    input: Any,
+    hx: Any = None,
+    *,
+    resets: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | Sequence[int] | None = None,
+    gpu: str | None = None,
+    model: Model | None = None,
+) -> None:
     """Prints what `module(input)` will do and why: kernels or PyTorch's path, configs, and times where they are known.
 
     Runs nothing. The printed plan and times are per layer and direction of time; all layers of a stack share them.
@@ -33,6 +43,7 @@ def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None,
         input: (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; only its shape, dtype and
             device matter.
         hx: ignored; accepted so that a call's arguments can be pasted.
+        resets, cu_seqlens: the call's. Documents that are known on the CPU are the batch of the plan.
         gpu: the name of another GPU to explain the call for, such as "H100": see triton_lstm.planning.devices.GPUS.
         model: says what a plan's step should take, besides the prediction. `triton_lstm.perf.step.compiled.in_words`
             compiles each kernel for that, which takes seconds, so it has to be asked for.
@@ -48,11 +59,20 @@ def explain(module: LSTM, input: Any, hx: Any = None, *, gpu: str | None = None,
         module = triton_lstm.LSTM(512, 768, dtype=torch.bfloat16)
         triton_lstm.explain(module, torch.empty(100, 64, 512, dtype=torch.bfloat16), gpu="H100")
     """
-    for line in _lines(module, input, None if gpu is None else known_gpu(gpu), model):
+    there = None if gpu is None else known_gpu(gpu)
+    documents = None if cu_seqlens is None else _documents(check_cu_seqlens(cu_seqlens, 1))
+    for line in _lines(module, input, documents, resets is not None, there, model):
         say(line, indent="    ")
 
 
-def _lines(module: LSTM, input: Any, there: Device | None, model: Model | None) -> list[str]:
+def _documents(cu_seqlens: torch.Tensor) -> int:
+    """How many documents a call runs side by side; 0 if it has resets for them."""
+    return int((cu_seqlens.diff() > 0).sum()) if cu_seqlens.device.type == "cpu" else 0
+
+
+def _lines(
+    module: LSTM, input: Any, documents: int | None, resets: bool, there: Device | None, model: Model | None
+) -> list[str]:
     if not isinstance(module, LSTM):
         kind = f"{type(module).__module__.removesuffix('.modules.rnn')}.{type(module).__qualname__}"
         raise TypeError(f"explain takes a triton_lstm.LSTM, got {kind}")
@@ -66,8 +86,9 @@ def _lines(module: LSTM, input: Any, there: Device | None, model: Model | None) 
         raise ValueError(f"input has dtype {data.dtype}, the module's weights {weight.dtype}. Convert one of them")
     where = there.name if there else str(data.device)
     lines = [f"{module}, input {tuple(data.shape)}, {str(dtype).removeprefix('torch.')} on {where}"]
-    batch = _batch(module, input)
-    reason = _why_torch(module, input, data, batch, there)
+    batch = documents or _batch(module, input)
+    plain = not (resets or documents is not None or isinstance(input, PackedSequence))
+    reason = _why_torch(module, plain, data, batch, there)
     if reason:
         lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
         if there is None and data.device.type == "cpu":
@@ -79,6 +100,8 @@ def _lines(module: LSTM, input: Any, there: Device | None, model: Model | None) 
             "The layers compute in float32: with a projection W_hh @ W_hr may be larger than float16 can hold."
         )
     layers = module.num_layers * (2 if module.bidirectional else 1)
+    if documents:
+        lines.append(f"{documents} documents, side by side as a packed batch")
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
         directions = 2 if module.bidirectional else 1
@@ -100,14 +123,14 @@ def _compute_dtype(data: torch.Tensor, there: Device | None) -> torch.dtype:
     return data.dtype
 
 
-def _why_torch(module: LSTM, input: Any, data: torch.Tensor, batch: int, there: Device | None) -> str | None:
+def _why_torch(module: LSTM, plain: bool, data: torch.Tensor, batch: int, there: Device | None) -> str | None:
     """The reason for PyTorch's path, as the call itself would have it, or as it would be on another machine."""
-    packed, params = isinstance(input, PackedSequence), weights_of(module)
+    params = weights_of(module)
     try:
         if there is None:
-            route = module._route(data, params, None, batch, packed)
+            route = module._route(data, params, None, batch, not plain)
         else:
-            measured: Any = {} if packed else dict(batch=batch, params=params, has_biases=module.bias)
+            measured: Any = {} if not plain else dict(batch=batch, params=params, has_biases=module.bias)
             route = decide_for(there.name, data, _compute_dtype(data, there), module.backend, **measured)
     except RuntimeError as error:
         return f"an error: {error}"

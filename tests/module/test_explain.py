@@ -35,6 +35,28 @@ def test_a_plan_and_its_parts(module, capsys):
     assert len(out.splitlines()) <= 12
 
 
+def test_documents_are_a_batch_where_they_are_known(module, capsys):
+    stream = X[:, :1]
+    explain(module, stream, cu_seqlens=[0, 2, 2, 7, 10], gpu="H200")
+    out = capsys.readouterr().out
+    assert "3 documents, side by side as a packed batch" in out
+    explain(module, stream, cu_seqlens=torch.tensor([0, 2, 10], device="meta"), gpu="H200")
+    assert "documents" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cu_seqlens must be a 1-D tensor"):
+        explain(module, stream, cu_seqlens=[10])
+
+
+def test_with_resets_the_faster_path_is_not_looked_up(folder, capsys):
+    module = triton_lstm.LSTM(512, 768, dtype=torch.bfloat16).requires_grad_(False)
+    faster = LayerTime("inference", "bf16", 768, 64, 9.0, 1.0)
+    key = Key(False, "bf16", 768, 64)
+    update(folder / file_name(H200.name), "x", Tuned(key, make_plan(key.on(H200)), 1.25, 1.5, "today"), faster)
+    explain(module, X, gpu="H200")
+    assert "it was measured faster there" in capsys.readouterr().out
+    explain(module, X, resets=torch.zeros(X.shape[:-1], dtype=torch.bool), gpu="H200")
+    assert "Triton kernels" in capsys.readouterr().out
+
+
 def test_how_the_flag_exchange_loads(capsys):
     explain(triton_lstm.LSTM(512, 64, dtype=torch.bfloat16), X, gpu="A100")
     assert "rows are loaded 16 bytes at a time, missing ones again by element" in capsys.readouterr().out
