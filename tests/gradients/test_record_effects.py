@@ -32,7 +32,7 @@ def module_of(device, **kwargs):
     return triton_lstm.LSTM(FEATURES, H, **kwargs).to(device)
 
 
-def step(module, packed=False, seed=1):
+def step(module, packed=False, seed=1, segments=False):
     """A training step's results and gradients; the loss uses output, h_n and c_n."""
     generator = torch.Generator().manual_seed(seed)
     device = next(module.parameters()).device
@@ -40,8 +40,9 @@ def step(module, packed=False, seed=1):
     hx = [torch.randn(s, generator=generator).to(device).requires_grad_() for s in state_shapes(module, B)]
     given = x.transpose(0, 1) if module.batch_first else x
     given = pack_padded_sequence(x, [2, 5, 3], enforce_sorted=False) if packed else given
+    resets = (torch.rand(data_of(given).shape[:-1], generator=generator) < 0.3).to(device) if segments else None
     torch.manual_seed(seed)
-    y, (h_n, c_n) = module(given, hx)
+    y, (h_n, c_n) = module(given, hx, resets=resets)
     outputs = [data_of(y), h_n, c_n]
     cotangents = [torch.randn(t.shape, generator=generator).to(device) for t in outputs]
     leaves = [x, *hx, *module.parameters()]
@@ -55,17 +56,30 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed, segments", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("reduce", [None, "norm"])
-def test_results_and_gradients_are_the_same_bits(kind, backend, packed, reduce, device):
+def test_results_and_gradients_are_the_same_bits(kind, backend, packed, segments, reduce, device):
     if backend == "torch" and device.type == "cuda" and KINDS[kind].get("num_layers", 1) > 1:
         pytest.skip("cuDNN rounds a stack of layers otherwise than one layer after another")
     module = module_of(device, **KINDS[kind], backend=backend)
-    plain = step(module, packed)
+    plain = step(module, packed, segments=segments)
     with triton_lstm.record_gradients(module, reduce=reduce) as grads:
-        recorded = step(module, packed)
+        recorded = step(module, packed, segments=segments)
     assert len(grads) > 0 and same_bits(plain, recorded)
-    assert same_bits(plain, step(module, packed))
+    assert same_bits(plain, step(module, packed, segments=segments))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_documents_on_the_cpu_are_recorded_as_a_stream(backend, device):
+    module = module_of(device, bidirectional=True, backend=backend)
+    x = torch.randn(9, 1, FEATURES, device=device)
+    plain, _ = module(x, cu_seqlens=[0, 4, 5, 9])
+    with triton_lstm.record_gradients(module) as grads:
+        y, _ = module(x, cu_seqlens=[0, 4, 5, 9])
+        y[4].sum().backward()
+    torch.testing.assert_close(y, plain, rtol=1e-2, atol=1e-2)
+    assert grads[0].hidden.shape == (9, 1, H) and grads[0].begun.nonzero().flatten().tolist() == [4, 5]
+    assert [bool(t.any()) for t in grads[0].hidden] == [t == 4 for t in range(9)]
 
 
 @pytest.fixture

@@ -61,6 +61,31 @@ def test_training_is_captured(kwargs):
 
 
 @needs_gpu
+@pytest.mark.parametrize("how", ["resets", "cu_seqlens"])
+def test_a_replay_reads_its_segments_anew(how):
+    module, _ = module_and_input(num_layers=2, bidirectional=True)
+    x = torch.randn(9, 1 if how == "cu_seqlens" else 5, 48, device="cuda", requires_grad=True)
+    given = torch.zeros(9, 5, dtype=torch.bool) if how == "resets" else torch.tensor([0, 9, 9], dtype=torch.int32)
+    given = given.to("cuda")
+
+    def gradients():
+        return torch.autograd.grad(module(x, **{how: given})[0].square().sum(), [x, *module.parameters()])
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    for k in range(3):
+        given.copy_(torch.rand(9, 5) < 0.3 if how == "resets" else torch.tensor([0, 2 + k, 9]))
+        graph.replay()
+        torch.testing.assert_close(captured, gradients(), **CLOSE)
+
+
+@needs_gpu
 def test_graphed_callable():
     module, x = module_and_input(num_layers=2)
     graphed = torch.cuda.make_graphed_callables(triton_lstm.LSTM(48, 64, 2, backend="triton").to("cuda"), (x,))
@@ -94,13 +119,21 @@ def test_compiled_into_graphs():
 
 
 @needs_gpu
-@pytest.mark.parametrize("how", ["packed", "lengths"])
+@pytest.mark.parametrize("how", ["packed", "lengths", "cu_seqlens on the CPU", "resets on PyTorch's path"])
 def test_packed_rows_are_not_captured(how):
     module, x = module_and_input()
     packed = pack_sequence([torch.randn(n, 48, device="cuda") for n in (4, 2)])
     refused = pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph")
     with torch.no_grad(), refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
-        module(packed) if how == "packed" else module(x, lengths=[9, 1, 2, 3, 4])
+        if how == "packed":
+            module(packed)
+        elif how == "lengths":
+            module(x, lengths=[9, 1, 2, 3, 4])
+        elif how == "cu_seqlens on the CPU":
+            module(x[:, :1], cu_seqlens=[0, 2, 9])
+        else:
+            module.backend = "torch"
+            module(x, resets=x[..., 0] > 0)
     assert module(x)[0].isfinite().all()
 
 

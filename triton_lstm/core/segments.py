@@ -34,16 +34,20 @@ class Segments(NamedTuple):
         x: (T, B, F), or packed (N, F); hx: h0 and c0 (L*D, B, F), or None. A direction of time has them in the segment
         that it begins with, and ends with the states of its last one.
         """
-        leading, places = x.shape[:-1], self.places
-        rows = x.reshape(-1, x.shape[-1]).index_select(0, self.order)
+        leading = x.shape[:-1]
         spread = None if hx is None else [self._spread(state, directions) for state in hx]
-        y, h_n, c_n, *states = run(rows, spread)
+        y, h_n, c_n, *states = run(self.packed(x), spread)
+        states = [[type(layer)(*(self.unpacked(t, leading) for t in layer)) for layer in layers] for layers in states]
+        ends = self._collected(h_n, directions), self._collected(c_n, directions)
+        return self.unpacked(y, leading), *ends, *states
 
-        def whole(t: Tensor) -> Tensor:
-            return t.index_select(0, places).unflatten(0, leading)
+    def packed(self, x: Tensor) -> Tensor:
+        """The rows (N, F) of x in the order of the segments."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.order)
 
-        states = [[type(layer)(*map(whole, layer)) for layer in layers] for layers in states]
-        return whole(y), self._collected(h_n, directions), self._collected(c_n, directions), *states
+    def unpacked(self, rows: Tensor, leading: Sequence[int]) -> Tensor:
+        """And back: (*leading, F)."""
+        return rows.index_select(0, self.places).unflatten(0, leading)
 
     def _spread(self, state: Tensor, directions: int) -> Tensor:
         """(L*D, B, F) -> (L*D, segments, F), zero in those that no direction of time begins with."""

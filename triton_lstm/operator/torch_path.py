@@ -67,5 +67,9 @@ def hooked_lstm(
             y, h, c = hook.watch_layer((y, h, c), x, states, groups, starts, resets)
         h_n.append(h)
         c_n.append(c)
-        x = torch.nn.functional.dropout(y, dropout, True) if train and dropout and k < num_layers - 1 else y
+        x = y
+        if train and dropout and k < num_layers - 1:
+            rows_of_y = y if segments is None else segments.packed(y)  # as torch.lstm has them when it draws
+            dropped = torch.nn.functional.dropout(rows_of_y, dropout, True)
+            x = dropped if segments is None else segments.unpacked(dropped, y.shape[:-1])
     return x.transpose(0, 1) if arrangement.transposed else x, torch.cat(h_n), torch.cat(c_n)
