@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
-from triton_lstm.kernels.cell import cell_backward
-from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.cell import cell_backward, gates_backward
+from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_rows
 from triton_lstm.kernels.inline import here
 from triton_lstm.kernels.launch import launch
 from triton_lstm.kernels.parts import add_parts
@@ -210,28 +210,19 @@ def lstm_backward_kernel(
             keep_totals(dh_t, dc_t, totals_ptr, start + row, offs_b, offs_h, mask_t, t, direction, TOTALS, LAYER)
             if dact_ptr is not None:
                 dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
-                d_i = tl.load(dact, mask=mask_t, other=0.0).to(LAYER.ACC)
-                d_f = tl.load(dact + H, mask=mask_t, other=0.0).to(LAYER.ACC)
-                d_g = tl.load(dact + 2 * H, mask=mask_t, other=0.0).to(LAYER.ACC)
-                d_o = tl.load(dact + 3 * H, mask=mask_t, other=0.0).to(LAYER.ACC)
-                da_i += d_i * i * (1.0 - i)
-                da_f += d_f * f * (1.0 - f)
-                da_g += d_g * (1.0 - g * g)
-                da_o += d_o * o * (1.0 - o)
+                own_i, own_f, own_g, own_o = gates_backward(i, f, g, o, dact, H, mask_t)
+                da_i += own_i
+                da_f += own_f
+                da_g += own_g
+                da_o += own_o
             dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
             if resets_ptr is not None:
                 dc = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, dc)
             dgates = dgates_ptr + (start + row) * (4 * D * H) + offs_gates
-            if LAYER.EXCHANGE == "flag":
-                store_unlike_sentinel(dgates, da_i, mask_t, LAYER)
-                store_unlike_sentinel(dgates + H, da_f, mask_t, LAYER)
-                store_unlike_sentinel(dgates + 2 * H, da_g, mask_t, LAYER)
-                store_unlike_sentinel(dgates + 3 * H, da_o, mask_t, LAYER)
-            else:
-                tl.store(dgates, da_i.to(dtype), mask=mask_t)
-                tl.store(dgates + H, da_f.to(dtype), mask=mask_t)
-                tl.store(dgates + 2 * H, da_g.to(dtype), mask=mask_t)
-                tl.store(dgates + 3 * H, da_o.to(dtype), mask=mask_t)
+            store_rows(dgates, da_i, mask_t, LAYER)
+            store_rows(dgates + H, da_f, mask_t, LAYER)
+            store_rows(dgates + 2 * H, da_g, mask_t, LAYER)
+            store_rows(dgates + 3 * H, da_o, mask_t, LAYER)
             if LAYER.EXCHANGE != "none":
                 arrive(counter_ptr, LAYER)
             if LAYER.EXCHANGE == "none":

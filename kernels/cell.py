@@ -58,3 +58,13 @@ def cell_backward(i, f, g, o, c, c_prev, dh, dc, EXACT: tl.constexpr):
     da_g = dc * i * (1.0 - g * g)
     da_o = dh * tanh_c * o * (1.0 - o)
     return da_i, da_f, da_g, da_o, dc, dc * f
+
+
+@triton.jit
+def gates_backward(i, f, g, o, dact_ptr, H: tl.constexpr, mask):
+    """The gates, and at dact_ptr their own gradients, H apart -> what these add to those of the pre-activations."""
+    d_i = tl.load(dact_ptr, mask=mask, other=0.0).to(i.dtype)
+    d_f = tl.load(dact_ptr + H, mask=mask, other=0.0).to(i.dtype)
+    d_g = tl.load(dact_ptr + 2 * H, mask=mask, other=0.0).to(i.dtype)
+    d_o = tl.load(dact_ptr + 3 * H, mask=mask, other=0.0).to(i.dtype)
+    return d_i * i * (1.0 - i), d_f * f * (1.0 - f), d_g * (1.0 - g * g), d_o * o * (1.0 - o)

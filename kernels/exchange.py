@@ -48,6 +48,15 @@ def store_unlike_sentinel(ptrs, value, mask, LAYER: tl.constexpr):
 
 
 @triton.jit
+def store_rows(ptrs, value, mask, LAYER: tl.constexpr):
+    """Stores what other programs may wait for, in the pointers' dtype."""
+    if LAYER.EXCHANGE == "flag":
+        store_unlike_sentinel(ptrs, value, mask, LAYER)
+    else:
+        tl.store(ptrs, value.to(ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def counter_at(signals_ptr, tile):
     """The counter of one of both directions' batch tiles."""
     return signals_ptr + LINE * (1 + COPIES * tile)

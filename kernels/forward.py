@@ -12,7 +12,7 @@ import triton.language as tl
 
 from triton_lstm.core.packing import side_by_side
 from triton_lstm.kernels.cell import cell_forward
-from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_unlike_sentinel
+from triton_lstm.kernels.exchange import arrive, counter_at, recurrent_product, store_rows
 from triton_lstm.kernels.launch import accumulator, launch
 from triton_lstm.kernels.product import load_weights
 from triton_lstm.kernels.segments import as_bits, begin_segment, load_resets
@@ -169,11 +169,7 @@ def lstm_forward_kernel(
                 EXACT,
             )
             c = tl.where(mask_t, c_new, c) if PACKED else c_new
-            y = y_ptr + (start + row) * (D * H) + offs
-            if LAYER.EXCHANGE == "flag":
-                store_unlike_sentinel(y, h_new, mask_t, LAYER)
-            else:
-                tl.store(y, h_new.to(dtype), mask=mask_t)
+            store_rows(y_ptr + (start + row) * (D * H) + offs, h_new, mask_t, LAYER)
             if LAYER.EXCHANGE != "none":
                 arrive(counter_ptr, LAYER)
             if LAYER.EXCHANGE == "none":

@@ -105,7 +105,7 @@ def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
         "triton_lstm.operator.layer.plan_for",
         lambda *_, backward: plan("flag") if backward == (passes == "backward") else alone,
     )
-    store, arrive, stores = exchange.store_unlike_sentinel, exchange.arrive, {}
+    store, arrive, stores = exchange.store_rows, exchange.arrive, {}
 
     def keep(*args):
         program = getcurrent()
@@ -117,7 +117,7 @@ def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
         arrive(*args)
         store(*stores.pop(getcurrent()))
 
-    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", keep)
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_rows", keep)
     monkeypatch.setattr(f"triton_lstm.kernels.{passes}.arrive", arrive_first)
     if missed:
         monkeypatch.setattr(exchange, missed, lambda *_: 0)
@@ -270,7 +270,7 @@ def test_rows_that_never_come_are_no_hang_under_a_limit(passes, monkeypatch):
     module, _, x, cotangents = problem(B=3, H=16)
     monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: plan("flag"))
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "7")
-    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_unlike_sentinel", lambda *_: None)
+    monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_rows", lambda *_: None)
     with pytest.raises(RuntimeError, match="TRITON_LSTM_SPIN_LIMIT=7 times"):
         run(module, x, cotangents)
 
