@@ -17,6 +17,8 @@ import torch
 from triton.runtime import JITFunction
 
 from triton_lstm.kernels import backward, exchange, forward, launch, parts
+from triton_lstm.kernels import product as products
+from triton_lstm.kernels.segments import as_bits, begin_segment, load_resets
 
 
 class Place(NamedTuple):
@@ -213,7 +215,7 @@ TEXT = [
 class Source(NamedTuple):
     """Of the kernels' Python: `old`, a regular expression that is there once, becomes `new` in `function`.
 
-    exchange: for which plans: "flag", "barrier", "parts" or "parts by flag".
+    exchange: for which plans: "flag", "barrier", "parts" or "parts by flag"; "segments": with resets.
     """
 
     exchange: str
@@ -239,7 +241,7 @@ class Source(NamedTuple):
 
     def _set(self, text: str) -> None:
         self.function._unsafe_update_src(text)
-        for module in (exchange, forward, backward):
+        for module in (products, exchange, forward, backward):
             for value in vars(module).values():
                 if isinstance(value, JITFunction):
                     value.hash = None  # of a function and all that it calls
@@ -287,6 +289,7 @@ LOADED_APART = rf"""half = (\1).to({POINTER})
             seen |= tl.load(half, volatile=True).to(tl.int64) & 0xFFFFFFFF"""
 add_parts = parts.add_parts
 product = exchange.recurrent_product
+_rows_at = products._rows_at
 PYTHON: list[Source | Host] = [
     Host("flag", "the buffer is not filled", "fill_with_sentinel", lambda buffer: None),
     Host("flag", "the buffer is filled with 0", "fill_with_sentinel", lambda buffer: buffer.zero_()),
@@ -305,6 +308,11 @@ PYTHON: list[Source | Host] = [
     Source("barrier", "wait's target is one less", exchange.wait, r"_ptr, target, ORD", "_ptr, target - 1, ORD"),
     Source("barrier", "wait's target is one more", exchange.wait, r"_ptr, target, ORD", "_ptr, target + 1, ORD"),
     Source("barrier", "wait does not acquire", exchange.wait, r"acquire", "relaxed"),
+    Source("segments", "where a segment begins nobody waits", product, r"all_begin\(.*\), 0, t", "segments != 0, 0, t"),
+    Source("segments", "rows before a segment are read", _rows_at, r"mask & \(begin.*", "mask & (row >= 0)"),
+    Source("segments", "a bit of another row", begin_segment, r">> rows", ">> (rows ^ 1)"),
+    Source("segments", "of every second row", as_bits, r"<< tl.arange\(0, BLOCK_B\)", "<< (tl.arange(0, BLOCK_B) | 1)"),
+    Source("segments", "of the row before", load_resets, r"resets_ptr \+ start", "resets_ptr - 1 + start"),
     Host("parts", "words are not cleared", "make_ready", lambda *most: exchange.make_ready(*most[:-1])),
     Host("parts", "words of a launch before are left", "make_ready", _words_of_two_steps),
     Source("parts", "a word's number is not compared", add_parts, r"!= number\)", "== -1)"),

@@ -44,12 +44,14 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     hidden: int = H
     steps: int = T
+    resets: bool = False
 
     @property
     def exchanges(self) -> set[str]:
         """What is exchanged, as mutations name it."""
         kind = self.plan.exchange
-        return {kind} if self.plan.splits == 1 else {kind, "parts", f"parts by {kind}"}
+        parts = set() if self.plan.splits == 1 else {"parts", f"parts by {kind}"}
+        return {kind, *parts} | ({"segments"} if self.resets else set())
 
     @property
     def rows(self) -> int:
@@ -73,6 +75,7 @@ CASES = {
         Case("flag in slices forward", "A100", Plan("flag", True, True, 16, 8, 64, 4, 1, 4)),
         Case("flag in slices backward", "A100", Plan("flag", True, True, 16, 8, 128, 4, 1, 4), True),
         *_both("barrier", "A100", *[Plan("barrier", True, True, 16, 8, 64, 4, 1, 4)] * 2),
+        *_both("segments", "A100", *[Plan("barrier", True, True, 16, 16, 64, 1, 1, 4)] * 2, resets=True),
         *_both("wgmma", "H100", *[Plan("flag", True, True, 64, 32, 64, 1, 1, 4)] * 2),
         Case("float32 forward", "A100", Plan("flag", True, True, 16, 16, 64, 1, 1, 4), dtype=torch.float32),
         Case("cut off forward", "A100", Plan("flag", True, True, 16, 16, 64, 1, 1, 4), hidden=50),
@@ -148,6 +151,10 @@ def record(case: Case, mutation: Source | Host | None = None) -> Launch:
     given = torch.randn(T, rows, 4 * hidden).to(case.dtype)
     given = given.sigmoid() if case.backward else given
     given[1, 1, 5] = float("nan")  # makes a product that is NaN, and complete
+    resets = None
+    if case.resets:
+        resets = torch.zeros(T, rows, dtype=torch.bool)
+        resets[1, ::2] = resets[2] = True
     with (
         mock.patch.object(gpu, "run", keep),
         mutation.applied() if mutation else nullcontext(),
@@ -155,10 +162,11 @@ def record(case: Case, mutation: Source | Host | None = None) -> Launch:
     ):
         if case.backward:
             dy, c_all = torch.randn(T, rows, hidden).to(case.dtype), torch.randn(T, rows, hidden, dtype=wide)
-            lstm_backward(dy, None, torch.randn_like(c0), w, c0, given, c_all, plan=case.plan)
+            dc_n = torch.randn_like(c0)
+            lstm_backward(dy, None, dc_n, w, c0, given, c_all, resets=resets, plan=case.plan)
         else:
             h0 = torch.randn(1, rows, hidden).to(case.dtype)
-            lstm_forward(given, w, h0, c0, plan=case.plan, save_gates=True, save_c=True)
+            lstm_forward(given, w, h0, c0, resets=resets, plan=case.plan, save_gates=True, save_c=True)
     (launch,) = made
     return launch
 
