@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.core.call import Call, LayerStates, PackedLayerStates
+from triton_lstm.core.call import Call, LayerStates
 from triton_lstm.core.checks import (
     by_layer,
-    check_lengths,
     check_pair,
     check_resets,
     check_shapes,
@@ -20,11 +19,12 @@ from triton_lstm.core.checks import (
     tell_opacus,
 )
 from triton_lstm.core.layout import Layout
-from triton_lstm.core.packing import DENSE, Rows, refuse_capture
+from triton_lstm.core.packing import DENSE, Rows
 from triton_lstm.core.segments import arranged
 from triton_lstm.core.weights import flatten_for_cudnn, weights_of
 from triton_lstm.dispatch import Route, decide, has_no_values
 from triton_lstm.operator.hooks import CallHook, begin_call
+from triton_lstm.packed import run_packed, run_padded
 from triton_lstm.settings import Backend, chosen_backend, exports_by_tracing
 from triton_lstm.stack import Options, stack
 
@@ -168,13 +168,16 @@ class LSTM(nn.RNNBase):
                 raise ValueError(
                     "cu_seqlens goes with a dense batch of one sequence, and not with packed rows or lengths"
                 )
-            run: Any = LSTM._forward_packed if lengths is None else LSTM._forward_padded
+            run: Any = run_packed if lengths is None else run_padded
             arguments = (self, input, hx, resets, return_states, *(() if lengths is None else (lengths,)))
             if torch.compiler.is_compiling():
                 from triton_lstm.operator.compiled import eagerly
 
                 return eagerly(run, *arguments)
             return run(*arguments)
+        return self._forward_dense(input, hx, resets, cu_seqlens, return_states)
+
+    def _forward_dense(self, input: Any, hx: Any, resets: Any, cu_seqlens: Any, return_states: bool) -> Any:
         params = weights_of(self)
         dims = input.dim()
         if dims not in (2, 3):
@@ -217,52 +220,6 @@ class LSTM(nn.RNNBase):
             kwargs |= zip(("lengths", "resets", "cu_seqlens", "return_states"), inputs[2:], strict=False)
             inputs = inputs[:2]
         return super()._slow_forward(*inputs, **kwargs)
-
-    def _forward_packed(
-        self, input: PackedSequence, hx: Any, resets: Any, return_states: bool, padded_to: int | None = None
-    ) -> Any:
-        """As forward; the output's rows and the states' are packed as the input's."""
-        params = weights_of(self)
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if sorted_indices is not None and hx is not None:
-            hx = hx[0], hx[1]  # nn.LSTM's permute_hidden looks no further either
-        self._check(data, hx, params, batch_sizes)
-        hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
-        indices = sorted_indices, unsorted_indices
-        layout = Layout(True, self.batch_first, batch_sizes, *indices, padded_to) if self._recordings else None
-        rows = arranged(data, Rows(self.batch_first, batch_sizes), resets, None, known=True)
-        output, h_n, c_n, *states = self._run(data, hx, params, rows, return_states, layout)
-
-        def packed(t: torch.Tensor) -> PackedSequence:
-            return PackedSequence(t, batch_sizes, sorted_indices, unsorted_indices)
-
-        states = [[PackedLayerStates(*map(packed, layer)) for layer in layers] for layers in states]
-        return packed(output), self.permute_hidden((h_n, c_n), unsorted_indices), *states
-
-    def _forward_padded(self, input: Any, hx: Any, resets: Any, return_states: bool, lengths: Any) -> Any:
-        """As forward with lengths: packs, runs and pads again."""
-        if isinstance(input, PackedSequence) or input.dim() != 3:
-            raise ValueError("lengths goes with a padded batch, a 3-D tensor; a PackedSequence has its own")
-        refuse_capture(input.device)
-        batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
-        if torch._C._are_functorch_transforms_active():
-            raise RuntimeError("lengths= does not go through torch.func: pack the sequences and transform their data")
-        lengths = check_lengths(lengths, batch, steps)
-        if batch == 0:
-            run: Any = LSTM.forward
-            return run(self, input, hx, resets=resets, return_states=return_states)
-
-        def pack(t: torch.Tensor) -> PackedSequence:
-            return pack_padded_sequence(t, lengths, self.batch_first, enforce_sorted=False)
-
-        resets = resets if resets is None else pack(check_resets(resets, input)).data
-        output, h_c, *states = self._forward_packed(pack(input), hx, resets, return_states, padded_to=steps)
-
-        def padded(sequence: PackedSequence) -> torch.Tensor:
-            return pad_packed_sequence(sequence, self.batch_first, total_length=steps)[0]
-
-        states = [[LayerStates(*map(padded, layer)) for layer in layers] for layers in states]
-        return padded(output), h_c, *states
 
     def _check(
         self, input: torch.Tensor, hx: Any, params: list[torch.Tensor], batch_sizes: torch.Tensor | None
