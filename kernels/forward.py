@@ -131,8 +131,8 @@ def lstm_forward_kernel(
             x_g = tl.load(xg + 2 * H, mask=mask_t, other=0.0)
             x_o = tl.load(xg + 3 * H, mask=mask_t, other=0.0)
             if resets_ptr is not None:  # the next step's: before a wait nobody has to stop for what was loaded long ago
-                later = tl.maximum(t, 2 * t - t_prev)
-                resets = load_resets(resets_ptr, starts_ptr, later, length, row, B, BLOCK_B)
+                t_next = 2 * t - t_prev
+                resets = load_resets(resets_ptr, starts_ptr, tl.maximum(t, t_next), length, row, B, BLOCK_B)
             if LAYER.EXCHANGE == "none":
                 a = tl.dot(h, weights[0], input_precision=LAYER.PRECISION, out_dtype=LAYER.ACC)
                 a = tl.reshape(a, (BLOCK_B, BLOCK_H, 2, 2))

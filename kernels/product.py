@@ -105,7 +105,7 @@ def _load(ptrs, mask, LAYER: tl.constexpr):
 @triton.jit
 def _rows_at(ptr, live, segments, k, LAYER: tl.constexpr, TILE: tl.constexpr):
     """Pointers to chunk k of the A operand, and their mask: its first `live` rows are there, unless one begins a
-    segment. segments: of `segments_begin`, or None."""
+    segment. segments: of segments.py's `as_bits`, or None."""
     K: tl.constexpr = LAYER.K // TILE.SPLITS
     if fills_fragments(ptr.dtype.element_ty.primitive_bitwidth, TILE):
         row, term = _in_fragments(k, TILE.BLOCK_B, ptr.dtype.element_ty.primitive_bitwidth, TILE)
@@ -114,7 +114,7 @@ def _rows_at(ptr, live, segments, k, LAYER: tl.constexpr, TILE: tl.constexpr):
         term = k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[None, :]
     mask = row < live
     if segments is not None:
-        mask = mask & (begin_segment(segments, row) == 0)
+        mask = mask & ~begin_segment(segments, row)
     if K % TILE.BLOCK_K:
         mask = mask & (term < K)
     return ptr + row * (LAYER.D * LAYER.K) + term, mask

@@ -13,6 +13,7 @@ def load_resets(resets_ptr, starts_ptr, t, length, row, B, BLOCK_B: tl.constexpr
     resets_ptr (N,) uint8. length: of the batch tile's longest sequence.
     """
     offs_b = tl.arange(0, BLOCK_B)
+    t = tl.cast(t, tl.int64)
     start, count = rows_of(starts_ptr, t, B)
     count = tl.where((t > 0) & (t < length), count, 0)
     return tl.load(resets_ptr + start + row + offs_b, mask=row + offs_b < count, other=0)
@@ -24,7 +25,7 @@ def as_bits(resets):
     BLOCK_B: tl.constexpr = resets.shape[0]
     tl.static_assert(BLOCK_B <= 64, "a row has a bit")
     WORD: tl.constexpr = tl.uint32 if BLOCK_B <= 32 else tl.uint64
-    return tl.xor_sum(resets.to(WORD) << tl.arange(0, BLOCK_B).to(WORD))
+    return tl.xor_sum((resets != 0).to(WORD) << tl.arange(0, BLOCK_B).to(WORD))
 
 
 @triton.jit
@@ -35,8 +36,8 @@ def begin_segment(segments, rows):
 
 @triton.jit
 def all_begin(segments, live, BLOCK_B: tl.constexpr):
-    """Whether all of a batch tile's first `live` rows begin a segment; there is one at least."""
+    """Whether all of a batch tile's first `live` rows begin a segment; the first one, if there are none."""
     WORD: tl.constexpr = segments.dtype
     SIZE: tl.constexpr = WORD.primitive_bitwidth
-    rest = (SIZE - tl.minimum(live, BLOCK_B)).to(WORD)
+    rest = (SIZE - tl.minimum(tl.maximum(live, 1), BLOCK_B)).to(WORD)
     return segments == tl.full((), 2**SIZE - 1, WORD) >> rest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.core.checks import check_cu_seqlens
+from triton_lstm.core.checks import check_cu_seqlens, check_documents
 from triton_lstm.core.weights import weights_of
 from triton_lstm.dispatch import decide_for
 from triton_lstm.module import LSTM
@@ -60,18 +60,23 @@ def explain(
         triton_lstm.explain(module, torch.empty(100, 64, 512, dtype=torch.bfloat16), gpu="H100")
     """
     there = None if gpu is None else known_gpu(gpu)
-    documents = None if cu_seqlens is None else _documents(check_cu_seqlens(cu_seqlens, 1))
-    for line in _lines(module, input, documents, resets is not None, there, model):
+    for line in _lines(module, input, resets, cu_seqlens, there, model):
         say(line, indent="    ")
 
 
-def _documents(cu_seqlens: torch.Tensor) -> int:
-    """How many documents a call runs side by side; 0 if it has resets for them."""
-    return int((cu_seqlens.diff() > 0).sum()) if cu_seqlens.device.type == "cpu" else 0
+def _documents(cu_seqlens: Any, resets: Any, steps: int, batch: int) -> int:
+    """How many documents a call runs side by side; 0: it has resets for them. Raises as the call does."""
+    if resets is not None:
+        raise ValueError("cu_seqlens goes with a batch of one sequence, and not with resets")
+    cu_seqlens = check_cu_seqlens(cu_seqlens, batch)
+    if cu_seqlens.device.type != "cpu":
+        return 0
+    check_documents(cu_seqlens, steps)
+    return int((cu_seqlens.diff() > 0).sum())
 
 
 def _lines(
-    module: LSTM, input: Any, documents: int | None, resets: bool, there: Device | None, model: Model | None
+    module: LSTM, input: Any, resets: Any, cu_seqlens: Any, there: Device | None, model: Model | None
 ) -> list[str]:
     if not isinstance(module, LSTM):
         kind = f"{type(module).__module__.removesuffix('.modules.rnn')}.{type(module).__qualname__}"
@@ -86,8 +91,14 @@ def _lines(
         raise ValueError(f"input has dtype {data.dtype}, the module's weights {weight.dtype}. Convert one of them")
     where = there.name if there else str(data.device)
     lines = [f"{module}, input {tuple(data.shape)}, {str(dtype).removeprefix('torch.')} on {where}"]
-    batch = documents or _batch(module, input)
-    plain = not (resets or documents is not None or isinstance(input, PackedSequence))
+    batch = _batch(module, input)
+    plain = resets is None and not isinstance(input, PackedSequence)
+    documents = 1
+    if cu_seqlens is not None:
+        steps = data.shape[1 if module.batch_first and data.dim() == 3 else 0]
+        documents = _documents(cu_seqlens, resets, steps, batch)
+        plain = documents == 1
+        batch = max(1, documents)
     reason = _why_torch(module, plain, data, batch, there)
     if reason:
         lines.append(reason if reason.startswith("an error") else f"PyTorch's own LSTM: {reason}")
@@ -100,7 +111,7 @@ def _lines(
             "The layers compute in float32: with a projection W_hh @ W_hr may be larger than float16 can hold."
         )
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    if documents:
+    if documents > 1:
         lines.append(f"{documents} documents, side by side as a packed batch")
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
     for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):

@@ -57,7 +57,7 @@ def stack(
     if rows.resets is not None:
         if exports_by_tracing():
             refuse_in_onnx(rows.resets)
-        resets = rows.resets.transpose(0, 1) if rows.transposed else rows.resets
+        resets = rows.resets.transpose(0, 1).contiguous() if rows.transposed else rows.resets
         rows = rows._replace(resets=resets if resets.numel() else None)
         if hx is not None:
             first = resets[0] if rows.batch_sizes is None else resets[: shapes[0][1]]

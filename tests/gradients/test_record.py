@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import triton_lstm
 from triton_lstm.core.tolerance import Allowance, draws, enlarge
 from triton_lstm.gradients.statistics import StepStatistics
+from triton_lstm.gradients.summary import growth, reach, state_norms
 from triton_lstm.planning.plan import Plan
 from triton_lstm.settings import layer_dtype
 
@@ -234,12 +235,26 @@ def test_a_summary_knows_segments(direction, device):
     text = grads.select(direction=direction).summary()
     assert "segments: some begin at 3 of the 29 steps after the first, in all sequences at 2" in text
     assert "no gradient crosses" in text
-    start, end = (25, 20) if direction == "forward" else (5, 6)
-    assert f"is largest at step {start} " in text
-    assert f"it reaches step {end} after" in text or f"at step {end}" in text or "drops below" in text
     (found,) = grads.select(direction=direction)
+    start, end = (25, 20) if direction == "forward" else (5, 6)
+    reached = reach(found, state_norms(found.statistics()))
+    assert (reached.largest, reached.end) == (start, end) and f"is largest at step {start} " in text
     norms = found.statistics()["hidden"].norm
     assert not norms[11:20].any() if direction == "forward" else not norms[20:].any()
+
+
+def test_what_entered_in_another_segment_makes_no_growth_small(device):
+    """Little enters at step 5 and grows, going back to step 3; at step 6, behind a cut, much more has entered."""
+    lstm = triton_lstm.LSTM(FEATURES, 4).to(device)
+    x, resets = torch.randn(7, 2, FEATURES, device=device), torch.zeros(7, 2, dtype=torch.bool, device=device)
+    resets[6] = True
+    with triton_lstm.record_gradients(lstm) as grads:
+        lstm(x, resets=resets)[0].sum().backward()
+    (record,) = grads
+    norms, asked = [0, 0, 0, 5.0, 0, 1.0, 100.0], [0, 0, 0, 0, 0, 1.0, 100.0]
+    assert growth(record, norms, asked) == (5.0, 3)
+    record.begun = None
+    assert growth(record, norms, asked)[0] < 1
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])

@@ -16,15 +16,15 @@ def alone(module: nn.RNNBase, x: Any, hx: Any, resets: Tensor, lengths: list[int
     """
     if isinstance(x, PackedSequence):
         padded, counts = pad_packed_sequence(x)
-        (of_rows, _), places = (pad_packed_sequence(x._replace(data=t)) for t in (resets, torch.arange(len(resets))))
+        row = torch.arange(len(resets), device=resets.device)
+        (of_rows, _), (places, _) = (pad_packed_sequence(x._replace(data=t)) for t in (resets, row))
         hx = hx and tuple(state.to(padded) for state in hx)
         if module.batch_first:
             padded, of_rows = padded.transpose(0, 1), of_rows.transpose(0, 1)
         output, states = alone(module, padded, hx, of_rows, counts.tolist())
         output = output.transpose(0, 1) if module.batch_first else output
-        there = torch.arange(len(output))[:, None] < counts
-        order = places[0][there].argsort()
-        return x._replace(data=output[there.to(output.device)][order.to(output.device)]), states
+        there = (torch.arange(len(output))[:, None] < counts).to(output.device)
+        return x._replace(data=output[there][places[there].argsort()]), states
     if x.dim() == 2:
         dim = 0 if module.batch_first else 1
         states = hx and tuple(state.unsqueeze(1) for state in hx)

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_sequence
 import triton_lstm
 import triton_lstm.kernels.launch as launch
 from triton_lstm.core.packing import starts_and_lengths
+from triton_lstm.core.segments import segments_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 CLOSE = dict(rtol=1e-4, atol=1e-4)  # a GEMM may take another algorithm in a graph
@@ -142,6 +143,8 @@ def test_unsupported_captures_fail_before_anything_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="packed input and lengths cannot be captured in a CUDA graph"):
         starts_and_lengths(torch.tensor([2, 1]), cuda)
+    with pytest.raises(RuntimeError, match="cu_seqlens on the CPU and resets on PyTorch's path"):
+        segments_of(torch.zeros(2, 1, dtype=torch.bool), None, cuda)
     starts_and_lengths(torch.tensor([2, 1]), torch.device("cpu"))
     assert launch._limit_for(cuda) == 0
     monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "9")

@@ -42,8 +42,13 @@ def test_documents_are_a_batch_where_they_are_known(module, capsys):
     assert "3 documents, side by side as a packed batch" in out
     explain(module, stream, cu_seqlens=torch.tensor([0, 2, 10], device="meta"), gpu="H200")
     assert "documents" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="cu_seqlens must be a 1-D tensor"):
-        explain(module, stream, cu_seqlens=[10])
+    explain(module, stream, cu_seqlens=[0, 0, 10], gpu="H200")
+    assert "documents" not in capsys.readouterr().out
+    for wrong in (dict(cu_seqlens=[10]), dict(cu_seqlens=[0, 3, 11]), dict(cu_seqlens=[0, 10], resets=stream > 0)):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            explain(module, stream, **wrong)
+    with pytest.raises(ValueError, match="a batch of 64"):
+        explain(module, X, cu_seqlens=[0, 10])
 
 
 def test_with_resets_the_faster_path_is_not_looked_up(folder, capsys):

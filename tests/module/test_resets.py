@@ -32,7 +32,9 @@ FACTORS = {
 
 
 def several_programs(exchange: str) -> Plan:
-    """In the interpreter one launch per step, on a GPU all steps in one."""
+    """In the interpreter one launch per step, on a GPU all steps in one; with no exchange, one program."""
+    if exchange == "none":
+        return Plan("none", True, True, 16, 64, 64, 1, groups=1, warps=4)
     return Plan(exchange, COMPILED, True, 16, 16, 16, 1, groups=1, warps=4)
 
 
@@ -67,8 +69,7 @@ def arguments(case, module, device):
 def test_like_every_segment_alone(case, device, monkeypatch):
     if case["dtype"] == torch.float64 and COMPILED:
         pytest.skip("float64 on a GPU goes to PyTorch's own LSTM")
-    if case["plan"] != "none":
-        monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: several_programs(case["plan"]))
+    monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: several_programs(case["plan"]))
     torch.manual_seed(0)
     kwargs = dict(num_layers=case["layers"], bidirectional=case["both"], bias=case["bias"], proj_size=case["proj"])
     kwargs |= dict(batch_first=case["layout"] == "batch_first")
@@ -108,7 +109,7 @@ def test_resets_matter(device):
 def test_none_set_changes_no_bit(plan, both, device, monkeypatch):
     monkeypatch.setattr("triton_lstm.operator.layer.plan_for", lambda *_, backward: several_programs(plan))
     torch.manual_seed(0)
-    module = triton_lstm.LSTM(3, 20, 2, bidirectional=both, backend="triton").to(device)
+    module = triton_lstm.LSTM(3, 20, bidirectional=both, backend="triton").to(device)
     x = torch.randn(T, 3, 3, device=device)
     hx = tuple(torch.randn(shape, device=device) for shape in state_shapes(module, 3))
     resets = torch.zeros(T, 3, dtype=torch.bool, device=device)
@@ -213,6 +214,14 @@ def test_of_unbatched_and_packed_input_they_have_the_rows(device):
     packed = pack_padded_sequence(torch.randn(4, 2, 3, device=device), torch.tensor([4, 2]))
     with pytest.raises(ValueError, match=r"\(6,\), got \(4, 2\)"):
         module(packed, resets=torch.zeros(4, 2, dtype=torch.bool, device=device))
+
+
+def test_any_byte_but_zero_is_true(device):
+    """As torch.where and indexing have it."""
+    module, x = triton_lstm.LSTM(3, 4, backend="triton").to(device), torch.randn(4, 3, 3, device=device)
+    odd = torch.zeros(4, 3, dtype=torch.uint8, device=device)
+    odd[2, 0], odd[3, 1] = 2, 255
+    torch.testing.assert_close(module(x, resets=odd.view(torch.bool)), module(x, resets=odd != 0))
 
 
 def test_an_empty_batch(device):

@@ -309,7 +309,7 @@ PYTHON: list[Source | Host] = [
     Source("barrier", "wait's target is one more", exchange.wait, r"_ptr, target, ORD", "_ptr, target + 1, ORD"),
     Source("barrier", "wait does not acquire", exchange.wait, r"acquire", "relaxed"),
     Source("segments", "where a segment begins nobody waits", product, r"all_begin\(.*\), 0, t", "segments != 0, 0, t"),
-    Source("segments", "rows before a segment are read", _rows_at, r"mask & \(begin.*", "mask & (row >= 0)"),
+    Source("segments", "rows before a segment are read", _rows_at, r"mask & ~begin.*", "mask & (row >= 0)"),
     Source("segments", "a bit of another row", begin_segment, r">> rows", ">> (rows ^ 1)"),
     Source("segments", "of every second row", as_bits, r"<< tl.arange\(0, BLOCK_B\)", "<< (tl.arange(0, BLOCK_B) | 1)"),
     Source("segments", "of the row before", load_resets, r"resets_ptr \+ start", "resets_ptr - 1 + start"),

@@ -52,7 +52,7 @@ def refuse_capture(device: torch.device) -> None:
         raise RuntimeError(
             "packed input and lengths cannot be captured in a CUDA graph, nor cu_seqlens on the CPU and resets on "
             "PyTorch's path: the batch size of each step is read on the CPU at every call. Capture padded input "
-            "without lengths, and cu_seqlens on the GPU."
+            "without lengths, cu_seqlens on the GPU, and resets where the kernels can run."
         )
 
 
@@ -66,7 +66,7 @@ def starts_and_lengths(batch_sizes: torch.Tensor, device: torch.device) -> tuple
     starts = torch.cat([ends.new_zeros(1), ends, ends[-1:]])
     sequences = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)  # not on the default device
     lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequences, right=True)  # steps with more rows
-    return starts.to(device), lengths.to(device, torch.int32)
+    return starts.to(device, non_blocking=True), lengths.to(device, torch.int32, non_blocking=True)
 
 
 def batch_sizes_of(starts: Index) -> list[int] | None:

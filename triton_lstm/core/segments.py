@@ -97,9 +97,8 @@ def segments_of(resets: Tensor, batch_sizes: Tensor | None, device: torch.device
     places[by_sequence] = (sizes.cumsum(0) - sizes)[row - begin[segment]] + rank[segment]
     order[places] = row
     last = first.roll(-1) - 1  # -1: the last one of all
-    order, places, first, last = (
-        index.to(device) for index in (order, places, rank[segment[first]], rank[segment[last]])
-    )
+    indices = torch.cat([order, places, rank[segment[first]], rank[segment[last]]]).to(device, non_blocking=True)
+    order, places, first, last = indices.split([rows, rows, batch, batch])
     return Segments(order, places, sizes, count, first, last)
 
 

@@ -26,7 +26,7 @@ def _record_frame(pd: Any, record: LayerGradients) -> Any:
         steps = range(-1, 0) if quantity in ("h0", "c0") else range(record.steps)
         numbers = torch.stack(statistics).cpu().numpy()
         columns = dict(step=steps, quantity=quantity, **dict(zip(StepStatistics._fields, numbers, strict=True)))
-        columns["begun"] = 0.0 if record.begun is None or quantity in ("h0", "c0") else record.begun.numpy()
+        columns["begun"] = 0.0 if record.begun is None or quantity in ("h0", "c0") else record.begun.cpu().numpy()
         columns["saturated"] = saturated[:, GATES.index(quantity)].numpy() if quantity in GATES else float("nan")
         parts.append(pd.DataFrame(columns))
     result = pd.concat(parts, ignore_index=True)

@@ -103,9 +103,10 @@ def saturation(gates: torch.Tensor, starts: Index) -> torch.Tensor:
 
 
 def fraction_begun(resets: torch.Tensor, starts: Index) -> torch.Tensor:
-    """(T,) float64 on the CPU: the fraction of each step's sequences in which a segment begins; resets (T, B), (N,)."""
-    begun = _over_sequences(resets.unsqueeze(-1).double() if starts is None else resets.double(), starts)
-    return (begun.flatten() / elements(1, resets, starts)).cpu()
+    """(T,) float64: the fraction of each step's sequences in which a segment begins; resets (T, B), (N,)."""
+    resets = resets.cpu() if resets.device.type == "mps" else resets
+    begun = _over_sequences(resets.double(), starts)
+    return begun / elements(1, resets, starts)
 
 
 def _over_sequences(rows: torch.Tensor, starts: Index) -> torch.Tensor:

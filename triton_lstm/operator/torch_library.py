@@ -111,16 +111,24 @@ def _torch_layer_backward(
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and the params; runs the layer again, whose graph no operator can keep."""
     segments = _segments(resets)
-    with torch.autocast(x.device.type, enabled=False), _autograd(), torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (x, h0, c0, *params)]
-        x, h0, c0, *params = leaves
-        outputs = _one_layer(x, h0, c0, params, has_biases, bidirectional, segments)
-        grads = torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)
-    return [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
+
+    def forward(x: Tensor, h0: Tensor, c0: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+        return _one_layer(x, h0, c0, params, has_biases, bidirectional, segments)
+
+    # Autograd itself is off in an operator; oneDNN looks at the grad mode all the same
+    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
+        if segments is None:
+            _, pull_back, *_ = torch.func.vjp(forward, x, h0, c0, *params)
+            grads = pull_back(tuple(cotangents))
+        else:  # torch.func has no packed LSTM
+            with _autograd():
+                leaves = [t.detach().requires_grad_() for t in (x, h0, c0, *params)]
+                grads = torch.autograd.grad(forward(*leaves), leaves, cotangents, materialize_grads=True)
+        return [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
 
 
 def _autograd() -> Any:
-    """A context with autograd, which is off in an operator. torch.func would do, but it has no packed LSTM."""
+    """A context in which autograd is on inside an operator."""
     off = torch._C._dispatch_tls_local_exclude_set()
     on = off.remove(torch._C.DispatchKey.AutogradFunctionality)
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), on)
