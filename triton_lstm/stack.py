@@ -51,9 +51,11 @@ def stack(
 
     weights: params by layer and direction; shapes: of h0 and c0; hooks: of every layer.
     """
+    directions = 2 if options.bidirectional else 1
     if rows.segments is not None:
-        of_segments: Any = dict(recompute=recompute, return_states=return_states)
-        return _packed_segments(input, hx, params, weights, shapes, options, rows, route, rows.segments, **of_segments)
+        same: Any = dict(params=params, weights=weights, options=options, route=route, recompute=recompute)
+        run = functools.partial(stack, **same, return_states=return_states)
+        return _side_by_side(run, input, hx, shapes, rows, directions)
     if rows.resets is not None:
         if exports_by_tracing():
             refuse_in_onnx(rows.resets)
@@ -61,7 +63,7 @@ def stack(
         rows = rows._replace(resets=resets if resets.numel() else None)
         if hx is not None:
             first = resets[0] if rows.batch_sizes is None else resets[: shapes[0][1]]
-            hx = without_reset(hx, first, 2 if options.bidirectional else 1)
+            hx = without_reset(hx, first, directions)
     by_torch = not (route.kernels or return_states)
     if by_torch and rows.resets is not None and not torch.compiler.is_compiling() and has_no_values(rows.resets):
         by_torch = False  # the loop of plain torch need not know where segments begin
@@ -80,27 +82,23 @@ def stack(
         return _layers(input, hx, weights, *more)
 
 
-def _packed_segments(
+def _side_by_side(
+    run: Callable[..., tuple[Any, ...]],
     input: Tensor,
     hx: Sequence[Tensor] | None,
-    params: Sequence[Tensor],
-    weights: list[Group],
     shapes: tuple[Shape, Shape],
-    options: Options,
     rows: Rows,
-    route: Route,
-    segments: Segments,
-    **more: Any,
+    directions: int,
 ) -> tuple[Any, ...]:
-    """`stack` on the segments of a dense batch as sequences side by side."""
-    of_segments: Any = [(groups, segments.segments, features) for groups, _, features in shapes]
+    """What `run`, a stack, makes of a dense batch whose segments are the sequences of a packed one."""
+    segments: Segments = rows.segments
 
-    def run(packed: Tensor, states: Any) -> tuple[Any, ...]:
-        of_packed = Rows(batch_sizes=segments.batch_sizes)
-        return stack(packed, states, params, weights, of_segments, options, of_packed, route, **more)
+    def run_packed(x: Tensor, states: Sequence[Tensor] | None) -> tuple[Any, ...]:
+        of_packed = [(groups, segments.number, features) for groups, _, features in shapes]
+        return run(x, states, shapes=of_packed, rows=Rows(batch_sizes=segments.batch_sizes))
 
     x = input.transpose(0, 1) if rows.transposed else input
-    y, h_n, c_n, *states = segments.run(run, x, hx, 2 if options.bidirectional else 1)
+    y, h_n, c_n, *states = segments.run(run_packed, x, hx, directions)
     if rows.transposed:
         y = y.transpose(0, 1)
         states = [[LayerStates(*(t.transpose(0, 1) for t in layer)) for layer in layers] for layers in states]

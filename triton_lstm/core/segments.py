@@ -17,14 +17,14 @@ class Segments(NamedTuple):
     """Dense or packed rows as packed rows of their segments, which run side by side.
 
     order (N,): the row of the data that is at each place among the segments' rows; places (N,): the inverse.
-    batch_sizes: of the segments, as a PackedSequence's. segments: how many they are.
+    batch_sizes: of the segments, as a PackedSequence's. number: how many they are.
     first, last (B,): the segment with each sequence's first step, and the one with its last step.
     """
 
     order: Tensor
     places: Tensor
     batch_sizes: Tensor
-    segments: int
+    number: int
     first: Tensor
     last: Tensor
 
@@ -54,7 +54,7 @@ class Segments(NamedTuple):
         parts = []
         for d, begin in enumerate((self.first, self.last)[:directions]):
             own = state[d::directions]
-            parts.append(own.new_zeros(own.shape[0], self.segments, own.shape[2]).index_copy(1, begin, own))
+            parts.append(own.new_zeros(own.shape[0], self.number, own.shape[2]).index_copy(1, begin, own))
         return parts[0] if directions == 1 else torch.stack(parts, 1).flatten(0, 1)
 
     def _collected(self, state: Tensor, directions: int) -> Tensor:
