@@ -19,6 +19,18 @@ def module_and_input(**kwargs):
     return triton_lstm.LSTM(48, 64, **kwargs, backend="triton").to("cuda"), torch.randn(9, 5, 48, device="cuda")
 
 
+def capture(function):
+    """A graph of `function`, after a call outside, and what it returned."""
+    stream = torch.cuda.Stream()  # autograd remembers the streams of leaves, as PyTorch's manual says
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        return graph, function()
+
+
 @needs_gpu
 @pytest.mark.parametrize("kwargs", KWARGS)
 def test_inference_is_captured(kwargs):
@@ -46,14 +58,7 @@ def test_training_is_captured(kwargs):
         y, (h_n, c_n) = module(x)
         return torch.autograd.grad(y.square().sum() + h_n.sin().sum() + c_n.cos().sum(), inputs)
 
-    stream = torch.cuda.Stream()  # autograd remembers the streams of leaves, as PyTorch's manual says
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        gradients()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = gradients()
+    graph, captured = capture(gradients)
     for _ in range(3):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))
@@ -72,14 +77,7 @@ def test_a_replay_reads_its_segments_anew(how):
     def gradients():
         return torch.autograd.grad(module(x, **{how: given})[0].square().sum(), [x, *module.parameters()])
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        gradients()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = gradients()
+    graph, captured = capture(gradients)
     for k in range(3):
         given.copy_(torch.rand(9, 5) < 0.3 if how == "resets" else torch.tensor([0, 2 + k, 9]))
         graph.replay()
