@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_lstm.core.checks import check_cu_seqlens, check_documents
+from triton_lstm.core.checks import check_cu_seqlens, check_documents, check_resets
 from triton_lstm.core.weights import weights_of
 from triton_lstm.dispatch import decide_for
 from triton_lstm.module import LSTM
@@ -94,7 +94,11 @@ def _lines(
     batch = _batch(module, input)
     plain = resets is None and not isinstance(input, PackedSequence)
     documents = 1
+    if resets is not None:
+        check_resets(resets, data)
     if cu_seqlens is not None:
+        if isinstance(input, PackedSequence):
+            raise ValueError("cu_seqlens goes with a batch of one sequence, and not with packed rows")
         steps = data.shape[1 if module.batch_first and data.dim() == 3 else 0]
         documents = _documents(cu_seqlens, resets, steps, batch)
         plain = documents == 1
@@ -111,6 +115,8 @@ def _lines(
             "The layers compute in float32: with a projection W_hh @ W_hr may be larger than float16 can hold."
         )
     layers = module.num_layers * (2 if module.bidirectional else 1)
+    if resets is not None or documents == 0:
+        lines.append("segments begin where resets say: a step zeroes these rows")
     if documents > 1:
         lines.append(f"{documents} documents, side by side as a packed batch")
     lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")

@@ -153,7 +153,7 @@ class LSTM(nn.RNNBase):
                 first step True puts zeros in the place of h0 and c0, in the forward direction.
             cu_seqlens: (documents + 1,) int32, of one sequence of packed documents, a batch of 1: 0, then where each of
                 them ends. Each is a segment; the first one has h0 and c0. On the CPU they run side by side, as a packed
-                batch; on the GPU they are resets, and are not waited for.
+                batch; on the GPU, and under torch.compile and torch.func, they are resets, and are not looked at.
             return_states: also return a list with every layer's LayerStates: c and the gates i, f, g, o of all steps.
 
         Returns:
@@ -199,8 +199,8 @@ class LSTM(nn.RNNBase):
         layout = Layout(batched, self.batch_first) if self._recordings else None
         rows = DENSE[self.batch_first]
         if resets is not None or cu_seqlens is not None:
-            known = not (self._recordings or has_no_values(input))  # what is recorded has the stream's steps
-            rows = arranged(input, rows, resets, cu_seqlens, known=known)
+            stream = bool(self._recordings)  # whose steps are recorded
+            rows = arranged(input, rows, resets, cu_seqlens, known=not has_no_values(input), side_by_side=not stream)
         output, h_n, c_n, *states = self._run(input, hx, params, rows, return_states, layout)
         if not batched:
             if torch.compiler.is_compiling() and output.requires_grad:

@@ -52,7 +52,8 @@ def stack(
     weights: params by layer and direction; shapes: of h0 and c0; hooks: of every layer.
     """
     directions = 2 if options.bidirectional else 1
-    if rows.segments is not None:
+    by_torch = not (route.kernels or return_states)
+    if rows.segments is not None and not by_torch:
         same: Any = dict(params=params, weights=weights, options=options, route=route, recompute=recompute)
         run = functools.partial(stack, **same, return_states=return_states)
         return _side_by_side(run, input, hx, shapes, rows, directions)
@@ -64,7 +65,6 @@ def stack(
         if hx is not None:
             first = resets[0] if rows.batch_sizes is None else resets[: shapes[0][1]]
             hx = without_reset(hx, first, directions)
-    by_torch = not (route.kernels or return_states)
     if by_torch and rows.resets is not None and not torch.compiler.is_compiling() and has_no_values(rows.resets):
         by_torch = False  # the loop of plain torch need not know where segments begin
     if by_torch:
@@ -121,7 +121,7 @@ def _torch_lstm(
             "ONNX's LSTM operator has no projection: an LSTM with proj_size cannot be exported by torch.onnx.export "
             "with dynamo=False; leave dynamo out"
         )
-    batch_first, batch_sizes, resets, _ = rows
+    batch_first, batch_sizes, resets, segments = rows
     lstm: Any = torch.lstm
     hx = [input.new_zeros(shape) for shape in shapes] if hx is None else list(hx)
     if torch.compiler.is_compiling():
@@ -131,8 +131,10 @@ def _torch_lstm(
     if hooks and wants_gradient(input, *hx, *params):
         return hooked_lstm(input, hx, weights, options, rows, hooks)
     if resets is not None:
+        segments = segments_of(resets, batch_sizes, input.device)
+    if segments is not None:
         x = input.transpose(0, 1) if rows.transposed else input
-        y, *states = lstm_of_segments(x, hx, params, options, segments_of(resets, batch_sizes, x.device))
+        y, *states = lstm_of_segments(x, hx, params, options, segments)
         return y.transpose(0, 1) if rows.transposed else y, *states
     if batch_sizes is not None:
         results: tuple[Tensor, ...] = lstm(input, batch_sizes, hx, params, *options)

@@ -94,7 +94,7 @@ REFUSED = [
     (dict(cu_seqlens=[1, 12]), ValueError, "never back"),
     (dict(cu_seqlens=[0, 8, 4, 12]), ValueError, "never back"),
     (dict(cu_seqlens=[*range(8), *range(13)]), ValueError, r"got \[0, 1, 2, 3, '...', 9, 10, 11, 12\]"),
-    (dict(cu_seqlens=[0.0, 12.0]), ValueError, "1-D tensor of int32.*got torch.float32"),
+    (dict(cu_seqlens=[0.0, 12.0]), ValueError, "1-D tensor of int32 or int64.*got torch.float32"),
     (dict(cu_seqlens=[12]), ValueError, r"got torch.int64 \(1,\)"),
     (dict(cu_seqlens=[]), ValueError, r"got torch.int32 \(0,\)"),
     (dict(cu_seqlens=torch.zeros(2, 2, dtype=torch.int32)), ValueError, r"got torch.int32 \(2, 2\)"),
@@ -114,9 +114,23 @@ def test_what_does_not_fit_is_refused(arguments, error, says, device):
         triton_lstm.lstm(x, None, list(module.parameters()), **arguments)
 
 
+def test_what_is_recorded_is_checked_as_well(device):
+    module, x = triton_lstm.LSTM(3, 4).to(device), torch.randn(T, 1, 3, device=device)
+    with triton_lstm.record_gradients(module), pytest.raises(ValueError, match="never back"):
+        module(x, cu_seqlens=[2, 4, 99])
+
+
+@pytest.mark.parametrize("segments", [dict(cu_seqlens=[0, 2, T]), dict(cu_seqlens=[0, 6, T])], ids=str)
+def test_the_dtype_under_autocast_does_not_depend_on_where_documents_end(segments, device):
+    """PyTorch's autocast on the CPU leaves packed rows in float32."""
+    module, x = triton_lstm.LSTM(3, 4, backend="torch").to(device), torch.randn(T, 1, 3, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert module(x, **segments)[0].dtype == module(x)[0].dtype
+
+
 def test_other_batches_are_refused(device):
     module, x = triton_lstm.LSTM(3, 4).to(device), torch.randn(T, 2, 3, device=device)
-    with pytest.raises(ValueError, match="a batch of 1; got a batch of 2"):
+    with pytest.raises(ValueError, match="got a batch of 2"):
         module(x, cu_seqlens=[0, T])
     with pytest.raises(ValueError, match="not with packed rows or lengths"):
         module(x, cu_seqlens=[0, T], lengths=[T, 3])

@@ -44,7 +44,8 @@ def test_documents_are_a_batch_where_they_are_known(module, capsys):
     assert "documents" not in capsys.readouterr().out
     explain(module, stream, cu_seqlens=[0, 0, 10], gpu="H200")
     assert "documents" not in capsys.readouterr().out
-    for wrong in (dict(cu_seqlens=[10]), dict(cu_seqlens=[0, 3, 11]), dict(cu_seqlens=[0, 10], resets=stream > 0)):
+    both = dict(cu_seqlens=[0, 10], resets=stream[..., 0] > 0)
+    for wrong in (dict(cu_seqlens=[10]), dict(cu_seqlens=[0, 3, 11]), both):
         with pytest.raises(ValueError, match="cu_seqlens"):
             explain(module, stream, **wrong)
     with pytest.raises(ValueError, match="a batch of 64"):
@@ -59,7 +60,10 @@ def test_with_resets_the_faster_path_is_not_looked_up(folder, capsys):
     explain(module, X, gpu="H200")
     assert "it was measured faster there" in capsys.readouterr().out
     explain(module, X, resets=torch.zeros(X.shape[:-1], dtype=torch.bool), gpu="H200")
-    assert "Triton kernels" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Triton kernels" in out and "segments begin where resets say" in out
+    with pytest.raises(ValueError, match="without its features"):
+        explain(module, X, resets=torch.zeros(3, dtype=torch.bool), gpu="H200")
 
 
 def test_how_the_flag_exchange_loads(capsys):

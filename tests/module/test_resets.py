@@ -187,9 +187,10 @@ def test_a_tile_waits_for_nobody_where_all_of_its_rows_begin_a_segment(interpret
 
 
 REFUSED = [
-    (lambda x: [[True]], TypeError, "resets must be a bool tensor, got list"),
+    (lambda x: [[True]], TypeError, r"got list: pass torch.as_tensor\(resets"),
     (lambda x: torch.zeros(x.shape[:-1]), ValueError, r"got torch.float32: pass resets.bool\(\)"),
-    (lambda x: torch.zeros(3, 9, dtype=torch.bool), ValueError, r"without its features, \(4, 2\), got \(3, 9\)"),
+    (lambda x: torch.zeros(3, 9, dtype=torch.bool), ValueError, r"without its features, \(4, 2\), got \(3, 9\)$"),
+    (lambda x: torch.zeros(2, 4, dtype=torch.bool), ValueError, r"got \(2, 4\): pass resets.t\(\)"),
     (lambda x: torch.zeros(x.shape, dtype=torch.bool), ValueError, r"got \(4, 2, 3\)"),
     (lambda x: torch.zeros(4, 2, dtype=torch.bool, device="meta"), RuntimeError, "not at the same device"),
 ]
@@ -212,8 +213,25 @@ def test_of_unbatched_and_packed_input_they_have_the_rows(device):
     with pytest.raises(ValueError, match=r"\(4,\), got \(4, 1\)"):
         module(torch.randn(4, 3, device=device), resets=torch.zeros(4, 1, dtype=torch.bool, device=device))
     packed = pack_padded_sequence(torch.randn(4, 2, 3, device=device), torch.tensor([4, 2]))
-    with pytest.raises(ValueError, match=r"\(6,\), got \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"\(6,\), got \(4, 2\); of a PackedSequence they are its rows"):
         module(packed, resets=torch.zeros(4, 2, dtype=torch.bool, device=device))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_a_state_that_alone_requires_grad(backend, device, precise):
+    """What the projection makes of h0 is added to what requires no gradient."""
+    dtype, close = precise
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(3, 5, proj_size=2, backend=backend).to(device, dtype).requires_grad_(False)
+    x, resets = torch.randn(T, 2, 3).to(device, dtype), draw_resets("random", T, 2)
+    resets[0] = torch.tensor([True, False])
+    h0, c0 = torch.randn(1, 2, 2).to(x).requires_grad_(), torch.randn(1, 2, 5).to(x)
+    y, _, layers = module(x, (h0, c0), resets=resets.to(device), return_states=True)
+    (got,) = torch.autograd.grad(y.sum() + layers[0].c.sum(), h0)
+    assert not got[0, 0].any() and got[0, 1].any()
+    y, _, layers = module(x[:, 1:], (h0[:, 1:], c0[:, 1:]), resets=resets[:, 1:].to(device), return_states=True)
+    (expected,) = torch.autograd.grad(y.sum() + layers[0].c.sum(), h0)
+    torch.testing.assert_close(got[0, 1], expected[0, 1], **close)
 
 
 def test_any_byte_but_zero_is_true(device):

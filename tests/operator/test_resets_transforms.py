@@ -127,9 +127,10 @@ def test_traced_with_other_resets(device):
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("mapped", ["x", "resets", "both", "weights"])
-def test_vmap(mapped, backend, device, precise):
+@pytest.mark.parametrize("kwargs", [dict(bidirectional=True), dict(proj_size=2)], ids=str)
+def test_vmap(kwargs, mapped, backend, device, precise):
     dtype, close = precise
-    module, x, resets, hx = module_and_input(device, dtype, backend, bidirectional=True)
+    module, x, resets, hx = module_and_input(device, dtype, backend, **kwargs)
     many = [inputs_of(module, T, B) for _ in range(3)]
     xs, all_resets = torch.stack([x for x, _, _ in many]), torch.stack([resets for _, resets, _ in many])
     params = dict(module.named_parameters())

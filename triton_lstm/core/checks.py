@@ -141,13 +141,21 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> torch.Tensor:
 def check_resets(resets: Any, input: torch.Tensor) -> torch.Tensor:
     """Raises unless resets are a bool tensor with one value for each row of `input`, and on its device."""
     if not isinstance(resets, torch.Tensor):
-        raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}")
+        advice = (
+            "its data" if type(resets).__name__ == "PackedSequence" else "torch.as_tensor(resets, dtype=torch.bool)"
+        )
+        raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}: pass {advice}")
     if resets.dtype != torch.bool:
         raise ValueError(f"resets must be a bool tensor, got {resets.dtype}: pass resets.bool()")
     if resets.shape != input.shape[:-1]:
+        advice = ""
+        if input.dim() == 3 and resets.shape == (input.shape[1], input.shape[0]):
+            advice = ": pass resets.t(), (B, T) with batch_first and (T, B) without"
+        elif input.dim() == 2 and resets.dim() == 2:
+            advice = "; of a PackedSequence they are its rows: pack_padded_sequence(resets, lengths, ...).data"
         raise ValueError(
             f"resets must have the input's shape without its features, {tuple(input.shape[:-1])}, got "
-            f"{tuple(resets.shape)}"
+            f"{tuple(resets.shape)}{advice}"
         )
     if resets.device != input.device:
         raise RuntimeError(
@@ -162,7 +170,7 @@ def check_cu_seqlens(cu_seqlens: Any, batch: int) -> torch.Tensor:
 
     Raises TypeError or ValueError unless they are integers, two at least, for a batch of one sequence.
     """
-    expected = "cu_seqlens must be a 1-D tensor of int32: 0, then where each document ends"
+    expected = "cu_seqlens must be a 1-D tensor of int32 or int64: 0, then where each document ends"
     if not isinstance(cu_seqlens, torch.Tensor):
         try:
             cu_seqlens = torch.tensor(cu_seqlens, dtype=None if len(cu_seqlens) else torch.int32, device="cpu")
@@ -171,7 +179,10 @@ def check_cu_seqlens(cu_seqlens: Any, batch: int) -> torch.Tensor:
     if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"{expected}; got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
     if batch != 1:
-        raise ValueError(f"cu_seqlens goes with one sequence of documents, a batch of 1; got a batch of {batch}")
+        raise ValueError(
+            "cu_seqlens goes with one sequence of documents, a batch of 1, which is (T, 1, I), or (1, T, I) with "
+            f"batch_first; got a batch of {batch}"
+        )
     return cu_seqlens
 
 

@@ -109,6 +109,20 @@ def add_to_first_rows(data: torch.Tensor, added: torch.Tensor, directions: int, 
         data[:, width:].index_add_(0, _last_of_each(starts, lengths), added[:, width:])
 
 
+def with_first_rows(
+    data: torch.Tensor, added: torch.Tensor, directions: int, starts: Index, lengths: Index
+) -> torch.Tensor:
+    """add_to_first_rows out of place: for autograd, torch.func, and exporters, which know no changes of views."""
+    (ahead, share), *against = zip(data.chunk(directions, -1), added.chunk(directions, -1), strict=True)
+    if starts is None or lengths is None:
+        parts = [torch.cat([ahead[:1] + share, ahead[1:]])]
+        parts += [torch.cat([back[:-1], back[-1:] + of_back]) for back, of_back in against]
+    else:
+        parts = [torch.cat([ahead[: lengths.shape[0]] + share, ahead[lengths.shape[0] :]])]
+        parts += [back.index_add(0, _last_of_each(starts, lengths), of_back) for back, of_back in against]
+    return torch.cat(parts, -1) if against else parts[0]
+
+
 def add_to_last_rows(data: torch.Tensor, added: torch.Tensor, starts: Index, *, against_time: bool) -> None:
     """Adds (B, F) in place to the rows that one direction of time processes last; data: its features only."""
     batch = added.shape[0]

@@ -109,13 +109,15 @@ def resets_at(cu_seqlens: Tensor, steps: int) -> Tensor:
     """
     steps_there = torch.arange(steps, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     document = torch.searchsorted(cu_seqlens, steps_there, right=True)
-    return torch.cat([document.new_zeros(1, dtype=torch.bool), document.diff() != 0])
+    return document != torch.cat([document[:1], document[:-1]])
 
 
-def arranged(input: Tensor, rows: Rows, resets: Tensor | None, cu_seqlens: Any, *, known: bool) -> Rows:
+def arranged(
+    input: Tensor, rows: Rows, resets: Tensor | None, cu_seqlens: Any, *, known: bool, side_by_side: bool = True
+) -> Rows:
     """`rows` of a batched input, with its segments.
 
-    known: whether values on the CPU may be looked at, and documents run side by side.
+    known: whether values on the CPU may be looked at; side_by_side: whether documents may run so where they are.
 
     Raises TypeError, ValueError or RuntimeError for resets or cu_seqlens that do not fit the input.
     """
@@ -126,9 +128,11 @@ def arranged(input: Tensor, rows: Rows, resets: Tensor | None, cu_seqlens: Any, 
         raise ValueError(f"cu_seqlens goes with a batch of one sequence, and not with {other}")
     batch, steps = input.shape[:2] if rows.batch_first else (input.shape[1], input.shape[0])
     cu_seqlens = check_cu_seqlens(cu_seqlens, batch)
-    if not known or cu_seqlens.device.type != "cpu":
+    known = known and cu_seqlens.device.type == "cpu"
+    if known:
+        check_documents(cu_seqlens, steps)
+    if not (known and side_by_side):
         return rows._replace(resets=resets_at(cu_seqlens.to(input.device), steps).view(input.shape[:-1]))
-    check_documents(cu_seqlens, steps)
     resets = resets_at(cu_seqlens, steps)
     if not resets.any():
         return rows

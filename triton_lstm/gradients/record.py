@@ -30,8 +30,8 @@ def record_gradients(
 
     and :math:`dL/dh_0` and :math:`dL/dc_0`. The model's results and gradients are bit-identical with and without
     recording, but for calls with cu_seqlens on the CPU: inside of the block they run as resets, so that what is
-    recorded has the stream's steps. All recorded tensors are kept until `grads` is deleted: several of the output's
-    size per layer and call.
+    recorded has the stream's steps, which changes the last bits, and the random numbers of dropout. All recorded
+    tensors are kept until `grads` is deleted: several of the output's size per layer and call.
 
     Args:
         model: an nn.Module that contains triton_lstm.LSTM modules, or is one; may be wrapped in

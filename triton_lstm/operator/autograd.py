@@ -14,7 +14,7 @@ from triton_lstm.kernels import accumulator
 from triton_lstm.operator.arguments import DIFFERENTIABLE, Cotangents, LayerArguments, LayerResults
 from triton_lstm.operator.hooks import Hooks, Totals, active, refuse_batched
 from triton_lstm.operator.layer import layer_backward, layer_forward, layer_gradients
-from triton_lstm.operator.torch_layer import layer_by_torch, loop_by_torch, preactivations
+from triton_lstm.operator.torch_layer import all_preactivations, layer_by_torch, loop_by_torch
 from triton_lstm.operator.vmap import backward_rule, forward_rule
 from triton_lstm.settings import wants_gradient
 
@@ -230,8 +230,8 @@ def _differentiate_twice(saved: tuple[Any, ...], cotangents: tuple[Any, ...]) ->
         for i, t in zip(present, values, strict=True):
             wide[i] = t.to(accumulator(t.dtype))
         arguments = LayerArguments(*[*wide[COTANGENTS:], starts, lengths, resets])
-        x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, *_ = arguments
-        xg = preactivations(x, w_ih, b_ih, b_hh, r0, arguments.sizes[0], starts, lengths)
+        _, h0, c0, _, w_hh, *_ = arguments
+        xg = all_preactivations(arguments)
         zeros = xg.new_zeros(arguments.sizes)
         h0, c0 = (zeros if state is None else state for state in (h0, c0))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from triton_lstm.core.packing import first_rows, last_rows, successions
+from triton_lstm.core.packing import add_to_first_rows, first_rows, last_rows, successions
 from triton_lstm.kernels import accumulator, lstm_backward, lstm_forward
 from triton_lstm.kernels.totals import sums_for
 from triton_lstm.operator.arguments import Cotangents, LayerArguments, LayerResults
@@ -26,7 +26,9 @@ def layer_forward(arguments: LayerArguments, *, save_gates: bool, save_c: bool) 
     directions, batch, hidden_size = arguments.sizes
     if starts is not None:  # sequences begin at different steps of the loop: h0's share is added beforehand
         h0, r0 = None, _initial_share(h0, w_hh, r0, directions)
-    xg = preactivations(x, w_ih, b_ih, b_hh, r0, directions, starts, lengths)
+    xg = preactivations(x, w_ih, b_ih, b_hh)
+    if r0 is not None:
+        add_to_first_rows(xg, r0, directions, starts, lengths)
     c0 = None if c0 is None else c0.to(accumulator(x.dtype))
     w_hh, h0, c0 = _readable(w_hh, h0, c0)
     y, h_n, c_n, c = lstm_forward(
@@ -178,7 +180,9 @@ def _recomputed(arguments: LayerArguments, y: Tensor) -> Tensor:
     x, h0, _, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths, resets = arguments
     directions, _, hidden_size = arguments.sizes
     share = _initial_share(h0, w_hh, r0, directions)
-    gates = preactivations(x, w_ih, b_ih, b_hh, share, directions, starts, lengths)
+    gates = preactivations(x, w_ih, b_ih, b_hh)
+    if share is not None:
+        add_to_first_rows(gates, share, directions, starts, lengths)
     for d, w in enumerate(w_hh.chunk(directions)):
         a, h = gates.chunk(directions, -1)[d], y.chunk(directions, -1)[d]
         now, before = successions(a, h, starts, lengths, resets, against_time=d == 1)

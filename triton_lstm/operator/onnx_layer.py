@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from triton_lstm.core.packing import side_by_side
+from triton_lstm.core.packing import side_by_side, with_first_rows
 from triton_lstm.core.segments import refuse_in_onnx
 from triton_lstm.operator.arguments import LayerArguments, LayerResults
 from triton_lstm.operator.torch_layer import preactivations
@@ -34,13 +34,13 @@ def layer_by_onnx(arguments: LayerArguments) -> LayerResults:
     rows = 4 * hidden_size
     zeros = x.new_zeros(directions, batch, hidden_size)
     h0, c0 = (zeros if state is None else state for state in (h0, c0))
-    xg = preactivations(x, w_ih, b_ih, b_hh, None, directions, None, None)
+    xg = preactivations(x, w_ih, b_ih, b_hh)
     w_ih, w_hh = (w.unflatten(0, (directions, rows)) for w in (w_ih, w_hh))
     picks = torch.eye(directions * rows, dtype=x.dtype, device=x.device).unflatten(0, (directions, rows))
     if r0 is None:
         y, h_n, c_n = _operator(x, h0, c0, w_ih, w_hh, (b_ih, b_hh))
     else:  # the operator's input is the pre-activations, of which every direction picks its own
-        xg = _with_first_rows(xg, r0, directions)
+        xg = with_first_rows(xg, r0, directions, None, None)
         y, h_n, c_n = _operator(xg, h0, c0, picks, w_hh)
     # The operator keeps its gates and c to itself: the gates again, in one product over all steps ...
     first = side_by_side(h0).unsqueeze(0)
@@ -53,14 +53,6 @@ def layer_by_onnx(arguments: LayerArguments) -> LayerResults:
     open_o = torch.stack([i, f, g, torch.full_like(o, SURE)], -2).flatten(-3)
     c, _, _ = _operator(open_o, h0, c0, picks, torch.zeros_like(w_hh), output_is_c=True)
     return y, h_n, c_n, gates, c
-
-
-def _with_first_rows(xg: Tensor, r0: Tensor, directions: int) -> Tensor:
-    """packing.add_to_first_rows, out of place, since the exporter does not decompose in-place updates of views."""
-    (ahead, added), *against = zip(xg.chunk(directions, -1), r0.chunk(directions, -1), strict=True)
-    parts = [torch.cat([ahead[:1] + added, ahead[1:]])]
-    parts += [torch.cat([back[:-1], back[-1:] + added]) for back, added in against]
-    return torch.cat(parts, -1)
 
 
 def _operator(

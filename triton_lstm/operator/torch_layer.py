@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from triton_lstm.core.packing import add_to_first_rows, batch_sizes_of
+from triton_lstm.core.packing import batch_sizes_of, with_first_rows
 from triton_lstm.operator.arguments import LayerArguments, LayerResults
 
 Tensor = torch.Tensor
@@ -80,29 +80,24 @@ def _zero_first(state: Tensor, begins: Tensor) -> Tensor:
     return kept if here == state.shape[0] else torch.cat([kept, state[here:]])
 
 
-def preactivations(
-    x: Tensor,
-    w_ih: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    r0: Tensor | None,
-    directions: int,
-    starts: Tensor | None,
-    lengths: Tensor | None,
-) -> Tensor:
-    """The input's share of the gates' pre-activations and r0, contiguous."""
+def preactivations(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+    """The input's share of the gates' pre-activations, contiguous."""
     bias = None if b_ih is None or b_hh is None else b_ih + b_hh
-    xg = linear(x, w_ih, bias).contiguous()
-    if r0 is not None:
-        add_to_first_rows(xg, r0, directions, starts, lengths)
-    return xg
+    return linear(x, w_ih, bias).contiguous()
+
+
+def all_preactivations(arguments: LayerArguments) -> Tensor:
+    """The same, and r0."""
+    x, _, _, w_ih, _, b_ih, b_hh, r0, starts, lengths, _ = arguments
+    xg = preactivations(x, w_ih, b_ih, b_hh)
+    return xg if r0 is None else with_first_rows(xg, r0, arguments.sizes[0], starts, lengths)
 
 
 def layer_by_torch(arguments: LayerArguments) -> LayerResults:
     """As layer.layer_forward, with the gates and every c."""
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, r0, starts, lengths, resets = arguments
+    x, h0, c0, _, w_hh, *_, starts, _, resets = arguments
     wide = torch.promote_types(x.dtype, torch.float32)  # the state c adds up rounding errors in 16 bits
-    xg = preactivations(x, w_ih, b_ih, b_hh, r0, arguments.sizes[0], starts, lengths).to(wide)
+    xg = all_preactivations(arguments).to(wide)
     zeros = xg.new_zeros(arguments.sizes)
     h0, c0 = (zeros if state is None else state.to(wide) for state in (h0, c0))
     y, h_n, c_n, gates, c = loop_by_torch(xg, h0, c0, w_hh.to(wide), batch_sizes_of(starts), resets)

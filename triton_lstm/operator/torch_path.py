@@ -24,6 +24,11 @@ def lstm_of_segments(
 ) -> tuple[Tensor, ...]:
     """torch.lstm, once, on dense rows (T, B, I) or packed ones (N, I) split into segments, which are packed."""
     lstm: Any = torch.lstm
+    kind = x.device.type
+    if kind == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        # PyTorch's autocast knows the LSTM of dense rows only there
+        dtype = torch.get_autocast_dtype(kind)
+        x, hx, params = x.to(dtype), [state.to(dtype) for state in hx], [weight.to(dtype) for weight in params]
 
     def run(rows: Tensor, states: list[Tensor]) -> Sequence[Any]:
         results: Sequence[Any] = lstm(rows, segments.batch_sizes, states, params, *options)
