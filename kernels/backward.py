@@ -211,10 +211,7 @@ def lstm_backward_kernel(
             if dact_ptr is not None:
                 dact = dact_ptr + (start + row) * (4 * D * H) + offs_gates
                 own_i, own_f, own_g, own_o = gates_backward(i, f, g, o, dact, H, mask_t)
-                da_i += own_i
-                da_f += own_f
-                da_g += own_g
-                da_o += own_o
+                da_i, da_f, da_g, da_o = da_i + own_i, da_f + own_f, da_g + own_g, da_o + own_o
             dc = tl.where(mask_t, dc_before, dc) if PACKED else dc_before
             if resets_ptr is not None:
                 dc = tl.where(begin_segment(segments, offs_b)[:, None], 0.0, dc)
