@@ -23,7 +23,7 @@ from triton_lstm.kernels.totals import keep_totals
 from triton_lstm.planning.plan import Plan
 
 
-@triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
+@triton.jit(do_not_specialize=["step_begin", "step_end", "T", "B"])
 def lstm_backward_kernel(
     dy_ptr,  # (N, D, H) or None
     dh_n_ptr,  # (D, B, H) or None
@@ -43,9 +43,9 @@ def lstm_backward_kernel(
     signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
     step_end,
-    first_direction,
     T,
     B,
+    FIRST_DIRECTION: tl.constexpr,  # of time; 1 if the one against time is launched alone
     LAYER: tl.constexpr,
     TILE: tl.constexpr,
     TOTALS: tl.constexpr,  # "elements", "sums" or ""
@@ -63,7 +63,7 @@ def lstm_backward_kernel(
     tiles = tl.cdiv(B, BLOCK_B)
     direction = 0
     if D == 2:
-        direction = tl.program_id(2) + first_direction  # of the forward pass; 1: against time
+        direction = tl.program_id(2) + FIRST_DIRECTION  # of the forward pass; 1: against time
         w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
         state = tl.cast(direction, tl.int64) * B * H
         dc_ptr += state

@@ -181,7 +181,7 @@ class _Group:
             **(dict(parts_ptr=self.parts) if self.backward else {}),
             step_begin=0,
             step_end=self.steps,
-            first_direction=0,
+            FIRST_DIRECTION=0,
             T=self.steps,
             B=self.batch,
             launch_cooperative_grid=self.exchange != "none",

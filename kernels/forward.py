@@ -20,7 +20,7 @@ from triton_lstm.kernels.steps import rows_of
 from triton_lstm.planning.plan import Plan
 
 
-@triton.jit(do_not_specialize=["step_begin", "step_end", "first_direction", "T", "B"])
+@triton.jit(do_not_specialize=["step_begin", "step_end", "T", "B"])
 def lstm_forward_kernel(
     xg_ptr,  # (N, D, 4H)
     w_hh_ptr,  # (D, 4H, H)
@@ -38,9 +38,9 @@ def lstm_forward_kernel(
     signals_ptr,  # (1 + D * batch tiles * COPIES, LINE) int32, zero: whether a wait gave up, and counters; or None
     step_begin,
     step_end,
-    first_direction,
     T,
     B,
+    FIRST_DIRECTION: tl.constexpr,  # of time; 1 if the one against time is launched alone
     LAYER: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -55,7 +55,7 @@ def lstm_forward_kernel(
     first_unit = tl.program_id(0) * BLOCK_H
     direction = 0
     if D == 2:
-        direction = tl.program_id(2) + first_direction  # 1: against time
+        direction = tl.program_id(2) + FIRST_DIRECTION  # 1: against time
         xg_ptr += direction * 4 * H
         w_hh_ptr += tl.cast(direction, tl.int64) * (4 * H * H)
         state = tl.cast(direction, tl.int64) * B * H

@@ -216,7 +216,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
         grid = (*grid[:2], 1)
     with launching(device):
         for first in range(0, D, grid[2]):
-            arguments["first_direction"] = first
+            arguments["FIRST_DIRECTION"] = first
             try:
                 _launch_steps(kernel[grid], plan, grid, T, arguments, device)
             except OutOfResources as shortage:  # nothing ran

@@ -53,7 +53,7 @@ def compile_kernel(problem: Problem, plan: Plan, variant: Variant = Variant()) -
     precision = "ieee" if device.backend == "hip" else PRECISION[problem.precision]
     sizes = problem.H, problem.directions
     layer = Layer.of(plan.exchange, dtype, *sizes, precision, variant.limit, problem.backward, device.backend)
-    values: dict[str, Any] = dict(LAYER=layer, TILE=plan.tile)
+    values: dict[str, Any] = dict(LAYER=layer, TILE=plan.tile, FIRST_DIRECTION=0)
     if not variant.limit and plan.exchange == "none":
         values["signals_ptr"] = None
     if plan.splits == 1:

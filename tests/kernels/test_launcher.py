@@ -36,11 +36,10 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     cooperative: bool = True
     steps: tuple[int, int] = (0, 3)
-    first_direction: int = 0
     answer: int = 0
 
 
-EACH_DIRECTION = [Launch((2, 1, 1), first_direction=direction) for direction in (0, 1)]
+EACH_DIRECTION = [Launch((2, 1, 1))] * 2  # of kernels that differ
 EACH_STEP = [Launch((2, 1, 2), cooperative=False, steps=(t, t + 1)) for t in range(3)]
 USUAL = dict(T=3, B=5, H=32, D=1, packed=False, offset=0, limit=0, offers=[(None, None)])
 # The plan, what is unusual about the calls, and the launches of each call
@@ -119,7 +118,7 @@ def reports(tmp_path_factory):
 def expected(case, call, launch):
     """A launch as CUDA has to see it, but for the shared memory and which kernel it is."""
     begin, end = launch.steps
-    numbers = dict(step_begin=begin, step_end=end, first_direction=launch.first_direction, T=case["T"], B=case["B"])
+    numbers = dict(step_begin=begin, step_end=end, T=case["T"], B=case["B"])
     parameters = [[name, 8, address] for name, address in call["pointers"].items()]
     parameters += [[name, 4, number] for name, number in numbers.items()]
     parameters.sort(key=lambda parameter: call["arguments"].index(parameter[0]))
@@ -173,3 +172,9 @@ def test_which_kernel_is_launched(reports):
     usual, other_sizes, misaligned = (reports["H100", name, False][0]["launches"][0] for name in names)
     assert usual["kernel"] == other_sizes["kernel"] != misaligned["kernel"]
     assert [launch["parameters"][0][1] % 16 for launch in (usual, misaligned)] == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["one direction at a time", "refused"])
+def test_each_direction_alone_has_a_kernel_of_its_own(name, reports):
+    forward, against_time = reports["H100", name, False][-1]["launches"]
+    assert forward["kernel"] != against_time["kernel"]

@@ -49,7 +49,7 @@ def test_what_is_compiled_ahead_is_what_is_measured(key, monkeypatch):
 
     def run(self, *args, grid, warmup, **kwargs):
         dtypes = {name: value.dtype if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
-        for name in ("step_begin", "step_end", "first_direction", "T", "B"):  # which are not specialized
+        for name in ("step_begin", "step_end", "T", "B"):  # which are not specialized
             assert isinstance(dtypes.pop(name), int)
         seen[warmup].add(str(sorted(dtypes.items())))
         return shipped(self, *args, grid=grid, warmup=warmup, **kwargs)
