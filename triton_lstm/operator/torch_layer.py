@@ -52,10 +52,8 @@ def direction_steps(
     w_hr (P, H): a projection, for h of P features.
     """
     rows: list[tuple[Tensor, ...]] = []
-    steps, begins = (
-        None if t is None else t.unbind(0) if batch_sizes is None else t.split(batch_sizes) for t in (xg, resets)
-    )
-    assert steps is not None
+    steps = _by_step(xg, batch_sizes)
+    begins = None if resets is None else _by_step(resets, batch_sizes)
     times = range(len(steps))
     for t in reversed(times) if against_time else times:
         xg_t = steps[t]
@@ -71,6 +69,10 @@ def direction_steps(
         rows.append((torch.cat([i, f, g, o], -1), c_t, h_t))
         c, h = torch.cat([c_t, c[here:]]), torch.cat([h_t, h[here:]])
     return rows[::-1] if against_time else rows, h, c
+
+
+def _by_step(rows: Tensor, batch_sizes: list[int] | None) -> tuple[Tensor, ...]:
+    return rows.unbind(0) if batch_sizes is None else rows.split(batch_sizes)
 
 
 def _zero_first(state: Tensor, begins: Tensor) -> Tensor:
