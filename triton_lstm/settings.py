@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -56,6 +58,17 @@ SPELLINGS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64"
 def dtype_name(text: str) -> str:
     """The name in DTYPES of one of PyTorch's names; any other text unchanged."""
     return SPELLINGS.get(text, text)
+
+
+@contextlib.contextmanager
+def switches(precision: str) -> Iterator[None]:
+    """Sets PyTorch's TF32 switches, for cuDNN and for matmuls, to whether precision is "tf32"; restores them."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")  # the extra `perf`

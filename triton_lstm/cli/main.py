@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a character that cannot be encoded is no failure
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    own_options = given[:1] == ["train"]  # parsed by another library, from its configuration
+    args = _parser().parse_args(given[:1] if own_options else given)
+    args.arguments = given[1:]
     args.argv = sys.argv[1:] if argv is None else None  # for a command that restarts itself
     try:
         with signals_raise_interrupt():

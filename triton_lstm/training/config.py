@@ -38,8 +38,8 @@ class Data:
         tokenizer: a file of the `tokenizers` package; without one, every byte is a token.
         separator: what separates documents inside of a file; without one, every file is a document.
         held_out: the share of the text, in whole documents, that is held out for validation.
-        batches: "stream" cuts the text into contiguous streams, and every batch continues where the last one ended, with
-            the states carried over; "windows" starts anywhere, from a state of zeros.
+        batches: "stream" cuts the text into contiguous streams, and every batch continues where the last one ended,
+            with the states carried over; "windows" starts anywhere, from a state of zeros.
         reset: whether states begin anew where a document begins.
         batch: sequences in a batch; 64 without a GPU.
         seq_len: tokens of a sequence in one batch, through which gradients flow; 12 without a GPU.

@@ -1,0 +1,168 @@
+"""The options of `train`: flags over a file over defaults, all of them from the dataclasses of training/config.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from triton_lstm.settings import UsageError, device_for
+from triton_lstm.training.checkpoint import Content, load_checkpoint
+from triton_lstm.training.config import (
+    CHANGEABLE,
+    ON_CPU,
+    Config,
+    Data,
+    Execution,
+    Model,
+    Optimizer,
+    Output,
+    differences,
+)
+from triton_lstm.training.run_folder import RunFolder, existing_run, for_file
+
+RUNS = Path("runs")
+
+
+@dataclasses.dataclass
+class Options:
+    """What the command line asks for. content: the checkpoint of `folder` to continue from, with --resume."""
+
+    config: Config
+    run: Path | None
+    compare: bool
+    folder: RunFolder | None = None
+    content: Content | None = None
+
+
+def parse(arguments: Sequence[str]) -> Options | None:
+    """The options, None if help was printed instead. Raises UsageError for anything that cannot be used."""
+    resumed: dict[str, Any] = {}
+
+    def sources(app: cyclopts.App, commands: tuple[str, ...], found: cyclopts.ArgumentCollection) -> None:
+        """Adds what the command line leaves open."""
+
+        def value(name: str) -> str | None:
+            tokens = found[name].tokens
+            return tokens[-1].value or str(tokens[-1].implicit_value) if tokens else None
+
+        if path := value("--config"):
+            _file(Path(path))(app, commands, found)
+        if value("--resume") == "True":
+            run = value("--run")
+            resumed["folder"] = existing_run(Path(run) if run else None, RUNS)
+            last = resumed["folder"].steps()[-1]
+            before = "Move it away to continue from the one before" if len(resumed["folder"].steps()) > 1 else ""
+            resumed["content"] = load_checkpoint(last, before or "Start over without --resume")
+            stored = for_file(resumed["content"]["config"])
+            cyclopts.config.Dict(stored, source=str(last))(app, commands, found)
+        elif value("--device") != "cuda" and device_for(value("--device")).type == "cpu":
+            preset = {name: default for section in ON_CPU.values() for name, default in section.items()}
+            cyclopts.config.Dict(preset, source="the defaults without a GPU")(app, commands, found)
+
+    app = cyclopts.App(
+        name="triton-lstm train",
+        help=_train.__doc__,
+        version_flags=(),
+        config=sources,
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True, allow_repeating=True),
+        result_action="return_value",
+    )
+    app.default(_train)
+    try:
+        options: Options | None = app(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise UsageError(f"{_in_one_line(error)}. See triton-lstm train --help") from None
+    if options and resumed:
+        options.folder, options.content = resumed["folder"], resumed["content"]
+        _check_unchanged(resumed["content"]["config"], options.config)
+    return options
+
+
+def _train(
+    *,
+    config: Path | None = None,
+    run: Path | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    compare: Annotated[bool, Parameter(negative=())] = False,
+    data: Annotated[Data, Parameter("*", group="Data")] = Data(),  # noqa: B008 - it is frozen
+    model: Annotated[Model, Parameter("*", group="Model")] = Model(),  # noqa: B008
+    optimizer: Annotated[Optimizer, Parameter("*", group="Optimizer")] = Optimizer(),  # noqa: B008
+    execution: Annotated[Execution, Parameter("*", group="Execution")] = Execution(),  # noqa: B008
+    output: Annotated[Output, Parameter("*", group="Output")] = Output(),  # noqa: B008
+) -> Options:
+    """Train a language model on text.
+
+    Args:
+        config: a YAML or TOML file with any of the options below, over which flags take precedence. The folder of every
+            run has one, config.yaml.
+        run: the run's folder; without one, a new one in runs/, named by the time.
+        resume: continue --run, or the run that saved last.
+        compare: also train nn.LSTM on the same batches; exit 1 if the losses diverge.
+    """
+    whole = Config(data=data, model=model, optimizer=optimizer, execution=execution, output=output)
+    return Options(whole, run, compare)
+
+
+def _file(path: Path) -> Any:
+    """The source of --config."""
+    kinds = {".yaml": cyclopts.config.Yaml, ".yml": cyclopts.config.Yaml, ".toml": cyclopts.config.Toml}
+    if path.suffix not in kinds:
+        raise UsageError(f"--config {path} must end in .yaml, .yml or .toml")
+    try:
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read --config {path}: {getattr(error, 'strerror', error)}") from None
+    source = kinds[path.suffix](path, must_exist=True)
+    try:
+        source.config  # noqa: B018 - reads and parses it
+    except (cyclopts.CycloptsError, ValueError) as error:
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UsageError(f"--config {path}: {why}") from None
+    return source
+
+
+def _in_one_line(error: cyclopts.CycloptsError) -> str:
+    """The message, with the nearest option's name, and without pydantic's layout."""
+    if details := getattr(error.__cause__, "errors", None):
+        first = details(include_url=False)[0]
+        name = "--" + ".".join(map(str, first["loc"])).replace("_", "-")
+        return f"{name}: {first['msg'].removeprefix('Value error, ').lower()}, got {str(first['input'])[:40]!r}"
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in text and error.argument_collection:
+        names = [name for argument in error.argument_collection for name in argument.names]
+        given = "--" + (error.token.keyword or error.token.value).strip("[]-").replace("_", "-")
+        if near := difflib.get_close_matches(given, names, n=1, cutoff=0.0):
+            text += f". The nearest one is {near[0]}"
+    return text
+
+
+def _check_unchanged(stored: Config, wanted: Config) -> None:
+    """Raises UsageError if a run cannot go on as it is wanted."""
+    for section, name, old, new in differences(stored, wanted):
+        if name not in CHANGEABLE[section]:
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"the run was trained with --{flag} {_shown(old)}, not {_shown(new)}. Omit the option, or start over "
+                "without --resume"
+            )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def text_is_named_absolutely(config: Config) -> Config:
+    """The configuration with absolute paths, so that a run can be continued from anywhere."""
+    data = dataclasses.replace(
+        config.data,
+        text=tuple(map(os.path.abspath, config.data.text)),
+        tokenizer=config.data.tokenizer and os.path.abspath(config.data.tokenizer),
+    )
+    return dataclasses.replace(config, data=data)
