@@ -78,15 +78,18 @@ class UsageError(Exception):
     """An error that the user can fix; its message says how."""
 
 
-def require(*packages: str) -> None:
-    """Raises UsageError for a package that cannot be imported, or a triton that cannot be used."""
+def require(*packages: str, extra: str = "perf") -> None:
+    """Raises UsageError for a package that cannot be imported, or a triton that cannot be used.
+
+    extra: the optional dependencies in pyproject.toml that have the packages.
+    """
     for package in packages:
         if package == "triton" and (reason := why_no_triton()):
             raise UsageError(f"this requires triton: {reason}")
         try:
             __import__(package)
         except ImportError:
-            raise UsageError(f'this requires {package}: pip install ".[perf]" in the checkout') from None
+            raise UsageError(f'this requires {package}: pip install ".[{extra}]" in the checkout') from None
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{package} cannot be imported: {why}") from None

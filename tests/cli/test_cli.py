@@ -12,7 +12,7 @@ from triton_lstm.cli import main as cli
 from triton_lstm.settings import DTYPES, UsageError
 from triton_lstm.training.config import SMALL, Config
 
-COMMANDS = ("train", "gradients", "bench", "report", "diff", "tune", "doctor")
+COMMANDS = ("train", "runs", "gradients", "bench", "report", "diff", "tune", "doctor")
 TORCH = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: python -m triton_lstm train | gradients | bench | report | diff | tune | doctor."""
+"""The command line: python -m triton_lstm train | runs | gradients | bench | report | diff | tune | doctor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import triton_lstm
 from triton_lstm.cli import bench as perf_commands
 from triton_lstm.cli import doctor
 from triton_lstm.cli import gradients as gradient_commands
+from triton_lstm.cli import runs as run_commands
 from triton_lstm.cli import train as commands
 from triton_lstm.cli import tune as tune_commands
 from triton_lstm.settings import UsageError
@@ -40,6 +41,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"triton-lstm {triton_lstm.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_commands(subparsers)
+    run_commands.add_commands(subparsers)
     gradient_commands.add_commands(subparsers)
     perf_commands.add_commands(subparsers)
     tune_commands.add_commands(subparsers)
