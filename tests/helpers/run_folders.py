@@ -1,10 +1,9 @@
 """Folders of made-up training runs, as `train` leaves them."""
 
-import dataclasses
 import math
 from pathlib import Path
 
-from triton_lstm.training.config import Config, Model, Optimizer
+from triton_lstm.training.config import Config, Model, Optimizer, for_file
 from triton_lstm.training.metrics import Metrics
 
 
@@ -14,11 +13,7 @@ def make_run(folder: Path, losses=(3.0, 2.0, 1.0), validation=(), config=None, a
 
     config = config or Config(optimizer=Optimizer(steps=100))
     folder.mkdir(parents=True)
-    sections = {
-        section: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        for section, values in dataclasses.asdict(config).items()
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    (folder / "config.yaml").write_text(yaml.safe_dump(for_file(config)))
     if about:
         (folder / "about.yaml").write_text(yaml.safe_dump({"torch": "2.9.1", "gpu": "NVIDIA H100"}))
     (folder / "checkpoints").mkdir()

@@ -29,14 +29,16 @@ def text(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, text, capsys, monkeypatch):
-    """Runs `train` in this process; returns exit status, standard output and standard error."""
+    """Runs `train` in this process, with TINY sizes unless a run is resumed; returns exit status, standard output and
+    standard error."""
     pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the command sets it
 
     def call(*args, text=text):
         try:
-            status = cli.main(["train", *TINY, *(["--text", str(text)] if text else []), *map(str, args)])
+            sizes = [] if "--resume" in args else TINY
+            status = cli.main(["train", *sizes, *(["--text", str(text)] if text else []), *map(str, args)])
         except SystemExit as error:
             status = error.code
         out, err = capsys.readouterr()
@@ -57,7 +59,8 @@ def train_process(tmp_path, text):
     started = []
 
     def start(*args, before=(), **environment):
-        command = [sys.executable, "-m", "triton_lstm", "train", *TINY, "--text", str(text), *map(str, args)]
+        sizes = [] if "--resume" in args else [*TINY, "--text", str(text)]
+        command = [sys.executable, "-m", "triton_lstm", "train", *sizes, *map(str, args)]
         alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment  # last bits depend on it
         pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         started.append(subprocess.Popen([*before, *command], cwd=tmp_path, env=alike, **pipes))

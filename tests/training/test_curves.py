@@ -121,7 +121,7 @@ def test_many_runs():
 def test_names_are_no_formulas(tmp_path, suffix, begin):
     """Nor are they left out, or obeyed."""
     names = ["_a", r"$\frac{$", "b\x1b[31m", "$x$"]
-    runs = [made(name, [2, 1], config={"m": {"x": "y" * 200 * (name == "$x$")}}) for name in names]
+    runs = [made(name, [2, 1], config={"x": "y" * 200 * (name == "$x$")}) for name in names]
     figure = draw(runs)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[0].strip().startswith("_a") and texts[1].startswith(r"\$\frac{\$") and r"\x1b" in texts[2]

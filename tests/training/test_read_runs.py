@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def test_a_run(tmp_path):
     run = read_run(make_run(tmp_path / "a", (3.0, 1 / 3), (math.nan,)))
     assert run.problem is None and run.name == "a" and run.about == {"torch": "2.9.1", "gpu": "NVIDIA H100"}
-    assert run.config["optimizer"]["steps"] == 100
+    assert run.config["steps"] == 100
     assert run.logged["loss"].to_dict() == {1: 3.0, 2: 1 / 3}
     assert list(run.logged["validation_loss"].index) == [1] and math.isnan(run.logged["validation_loss"][1])
     assert len(run.logged["lr"]) == 0
@@ -92,15 +92,15 @@ BOMB = "\n".join(["b0: &b0 [x, x]", *(f"b{k}: &b{k} [*b{k - 1}, *b{k - 1}]" for 
         (b"just text", "config.yaml is damaged"),
         (b"!!python/object/apply:os.system [false]", "config.yaml is damaged"),
         (DEEP.encode(), "config.yaml is damaged"),
-        (b"model: {hidden: 2026-99-99}", "config.yaml is damaged"),
-        (b"model: 3", "config.yaml is not a run's configuration"),
+        (b"hidden: 2026-99-99", "config.yaml is damaged"),
+        (b"model: 3", None),
         (b"x: " + b"y" * 2_000_000, "config.yaml is too large"),
-        (b"model: {hidden: " + b"9" * 5000 + b"}", "config.yaml is damaged"),
+        (b"hidden: " + b"9" * 5000, "config.yaml is damaged"),
         (b"model: {hidden: {a: {b: c}}, [1]: 2}", "config.yaml is damaged"),
         (b"model: {hidden: [[1, 2], {a: b}], none: ~}", None),
-        (b"optimizer: {steps: many}", None),
-        (b"optimizer: {steps: 1.0e+400, lr: .nan}", None),
-        (BOMB.encode(), "config.yaml is not a run's configuration"),
+        (b"steps: many", None),
+        (b"steps: 1.0e+400\nlr: .nan", None),
+        (BOMB.encode(), None),
         (f"model: {{{', '.join(BOMB.splitlines())}}}".encode(), None),
     ],
 )
@@ -146,10 +146,10 @@ def test_only_values_that_differ_are_columns(tmp_path):
     assert differing(runs) == {
         "text": [[], [], ["x", "y"]],
         "tokenizer": [None, None, "t"],
-        "clip": [1.0, 1.0, None],
+        "clip": [1.0, 1.0, "off"],
     }
     table = frame(runs)
-    assert list(table["text"]) == ["none", "none", "x, y"] and list(table["clip"]) == ["1.0", "1.0", "none"]
+    assert list(table["text"]) == ["none", "none", "x, y"] and list(table["clip"]) == ["1.0", "1.0", "off"]
     assert list(table["of"]) == [100, 100, 200]
 
 
@@ -165,8 +165,8 @@ def test_a_run_without_a_configuration_differs_in_nothing(tmp_path):
 def test_names_that_collide_with_other_columns(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(f"x: {{loss: {name}, same: {name}}}\ny: {{same: {name}}}")
-    assert list(differing([read_run(tmp_path / name) for name in "ab"])) == ["x.loss", "x.same", "y.same"]
+        (tmp_path / name / "config.yaml").write_text(f"loss: {name}\nother: {name}")
+    assert list(differing([read_run(tmp_path / name) for name in "ab"])) == ["config.loss", "other"]
 
 
 def test_runs_with_the_same_name(tmp_path):

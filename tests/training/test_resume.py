@@ -46,8 +46,8 @@ def assert_same(a: Path, b: Path) -> None:
     """Two checkpoints of the same state, whatever time it took and how often it was saved."""
     left, right = (torch.load(path, weights_only=True) for path in (a, b))
     for content in (left, right):
-        content.pop("seconds")
-        content["config"].pop("output")
+        for name in ("seconds", "config", "digest"):
+            assert content.pop(name)
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
 
 
@@ -75,7 +75,7 @@ CHANGED = {
     "batch": (["--batch", 2], "was trained with --batch 4, not 2"),
     "betas": (["--betas", 0.5, 0.6], "was trained with --betas 0.8 0.95, not 0.5 0.6"),
     "clip": (["--clip", "off"], "was trained with --clip 1.0, not None"),
-    "separator": (["--separator", "x"], "was trained with --separator '\\n', not 'x'"),
+    "separator": (["--separator", "x"], "was trained with --separator \\n, not x"),
     "steps": (["--steps", 2], "is already at step 2. Give a larger --steps"),
     "a config": (["--config", "other.yaml"], "was trained with --seed 0, not 7"),
     "compare": (["--compare"], "Omit --resume"),
@@ -200,6 +200,7 @@ def test_ctrl_c_during_a_save_is_deferred(steps, run, tmp_path, monkeypatch, qui
     shipped = torch.save
 
     def interrupted(content, file):
+        monkeypatch.setattr(torch, "save", shipped)
         signal.raise_signal(signal.SIGINT)
         shipped(content, file)
 
@@ -236,24 +237,24 @@ def test_a_signal_saves_and_the_printed_command_resumes(number, train_process, r
 
 def test_kill_9_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(train_process, run, tmp_path, quick):
     """Killed again and again, while it saves after every step; in the end nothing differs."""
-    options = ["--steps", 60, "--validate-every", 7, "--log-every", 2]
+    options = ["--steps", 500, "--validate-every", 70, "--log-every", 2]
     assert run(*options, "--run", "whole")[0] == 0
     more = ["--save-every", 1, "--keep", 2, "--run", "killed"]
-    resume, kills = [], 0
+    started, kills = [*options, *more], 0
     for k in range(12):
-        process = train_process(*options, *more, *resume)
+        process = train_process(*started)
         first_step(process)
-        time.sleep(0.03 * k)
+        time.sleep(0.02 * k)
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        resume = ["--resume"]
+        started = ["--resume", "--run", "killed"]
         checkpoints = RunFolder(tmp_path / "killed").steps()
         assert checkpoints and len(checkpoints) <= 3
-        if checkpoints[-1].name == "step_00000060.pt":
+        if checkpoints[-1].name == "step_00000500.pt":
             break
     assert kills >= 3
-    if checkpoints[-1].name != "step_00000060.pt":
+    if checkpoints[-1].name != "step_00000500.pt":
         assert run("--resume", "--run", "killed", text=None)[0] == 0
     found, expected = rows(tmp_path / "killed"), rows(tmp_path / "whole")
     assert found == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import difflib
 import math
@@ -180,14 +179,13 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 
 def _changed(run: Run) -> list[dict[str, str]]:
-    from triton_lstm.training.config import Config
+    """The values that are not the defaults on a GPU; what is None is not in the file."""
+    from triton_lstm.training.config import Config, for_file
     from triton_lstm.training.runs import shown
 
-    defaults = dataclasses.asdict(Config())
-    rows = []
-    for section, values in run.config.items():
-        for name, value in values.items():
-            default = shown(defaults.get(section, {}).get(name, "unknown"))
-            if shown(value) != default:
-                rows.append({"": f"{section}.{name}", "value": shown(value), "default": default})
-    return rows
+    defaults = for_file(Config())
+    return [
+        {"": name, "value": shown(value), "default": shown(defaults.get(name))}
+        for name, value in run.config.items()
+        if shown(value) != shown(defaults.get(name))
+    ]

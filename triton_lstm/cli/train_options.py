@@ -24,8 +24,9 @@ from triton_lstm.training.config import (
     Optimizer,
     Output,
     differences,
+    for_file,
 )
-from triton_lstm.training.run_folder import RunFolder, existing_run, for_file
+from triton_lstm.training.run_folder import RunFolder, existing_run
 
 RUNS = Path("runs")
 

@@ -194,6 +194,15 @@ CHANGEABLE = {
 }
 
 
+def for_file(config: Config) -> dict[str, Any]:
+    """The configuration as --config reads it: a key for every flag; what is None is left out."""
+    fields = {name: value for section in dataclasses.asdict(config).values() for name, value in section.items()}
+    fields["clip"] = "off" if fields["clip"] is None else fields["clip"]
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value is not None
+    }
+
+
 def differences(before: Config, after: Config) -> Iterator[tuple[str, str, Any, Any]]:
     """Yields section, field, and both values of every field that differs."""
     for section, values in dataclasses.asdict(after).items():

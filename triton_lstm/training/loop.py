@@ -22,7 +22,6 @@ from triton_lstm.training.model import held_out_loss, sample
 from triton_lstm.training.run_folder import RunFolder
 from triton_lstm.training.trainer import Trainer
 
-
 HELD_OUT_TOKENS = 8192  # of a held-out batch, or a training batch's if that is more
 
 

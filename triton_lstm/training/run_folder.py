@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import glob
 import importlib.metadata
 import itertools
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +21,7 @@ from triton_lstm._version import __version__
 from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write, remove_leftovers
 from triton_lstm.system.machine import commit, now
-from triton_lstm.training.config import Config
+from triton_lstm.training.config import Config, for_file
 
 NAME = re.compile(r"step_(\d{8,12})\.pt")
 
@@ -105,15 +103,6 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-
-def for_file(config: Config) -> dict[str, Any]:
-    """The configuration as --config reads it: a key for every flag; what is None is left out."""
-    fields = {name: value for section in dataclasses.asdict(config).values() for name, value in section.items()}
-    fields["clip"] = "off" if fields["clip"] is None else fields["clip"]
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value is not None
-    }
 
 
 def new_run(path: Path | None, runs: Path) -> RunFolder:

@@ -39,14 +39,14 @@ class Run:
 
     Attributes:
         folder: where it is.
-        config: the values of its configuration, by section and field; empty if they cannot be read.
+        config: the values of its configuration, by name; empty if they cannot be read.
         about: what else is known about it, such as its versions.
         logged: by column of metrics.csv the values that were logged, NaN and infinity included, by step.
         problem: what is missing or damaged, in one line; None if nothing is.
     """
 
     folder: Path
-    config: dict[str, dict[str, Any]]
+    config: dict[str, Any]
     about: dict[str, Any]
     logged: dict[str, pd.Series]
     problem: str | None
@@ -99,12 +99,7 @@ def read_run(folder: str | os.PathLike[str], columns: Sequence[str] = metrics.CO
     """
     folder = Path(folder)
     problems: list[str] = []
-    config = {}
-    for section, values in _read_yaml(folder / CONFIG, problems).items():
-        if isinstance(values, dict):
-            config[str(section)] = {str(name): _plain(value) for name, value in values.items()}
-        elif not any(problem.startswith(CONFIG) for problem in problems):
-            problems.append(f"{CONFIG} is not a run's configuration")
+    config = {str(name): _plain(value) for name, value in _read_yaml(folder / CONFIG, problems).items()}
     # its absence is no problem: nothing depends on it
     about = _read_yaml(folder / ABOUT, problems) if os.path.lexists(folder / ABOUT) else {}
     logged, problem = read_logged(folder / metrics.FILE, columns)
@@ -153,15 +148,12 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     The number of steps is left out: how many a run has done matters more.
     """
     known = [run.config for run in runs if run.config]
-    fields = dict.fromkeys((section, name) for config in known for section, values in config.items() for name in values)
-    fields.pop(("optimizer", "steps"), None)
+    names = dict.fromkeys(name for config in known for name in config)
+    names.pop("steps", None)
     found = {}
-    for section, name in fields:
-        values = [run.config.get(section, {}).get(name) for run in runs]
-        texts = {shown(config.get(section, {}).get(name)) for config in known}
-        if len(texts) > 1:
-            several = name in COLUMNS or sum(other == name for _, other in fields) > 1
-            found[f"{section}.{name}" if several else name] = values
+    for name in names:
+        if len({shown(config.get(name)) for config in known}) > 1:
+            found[f"config.{name}" if name in COLUMNS else name] = [run.config.get(name) for run in runs]
     return found
 
 
@@ -194,7 +186,7 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
             {
                 "run": name if names.count(name) == 1 else str(run.folder),
                 "steps": max((series.index[-1] for series in run.logged.values() if len(series)), default=0),
-                "of": _number(run.config.get("optimizer", {}).get("steps")),
+                "of": _number(run.config.get("steps")),
                 "seconds": last(run, "seconds"),
                 "loss": last(run, "loss"),
                 "validation_loss": last(run, "validation_loss"),
