@@ -31,6 +31,10 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     resets: torch.Tensor | None
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; the host does not wait for pinned memory."""
+        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
+
 
 class Streams(Dataset[Batch]):
     """Batches each of which continues where the one before ended: `batch * accumulate` contiguous rows of an epoch.
