@@ -128,7 +128,7 @@ BAD_INPUT = {
     "malformed TOML": (["--config", "bad.toml"], "--config bad.toml: Unclosed array"),
     "a config that is a list": (["--config", "list.yaml"], "must be a mapping, but got list"),
     "unknown key": (["--config", "unknown.yaml"], "unknown.yaml. Did you mean --weight-decay?"),
-    "a key with other letters": (["--config", "far.toml"], "far.toml. The nearest one is --betas"),
+    "a key with other letters": (["--config", "far.toml"], "far.toml. Did you mean --betas?"),
     "a bad value in a config": (["--config", "value.yaml"], "--dropout: input should be a valid number"),
 }
 

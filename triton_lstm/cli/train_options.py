@@ -139,8 +139,8 @@ def _in_one_line(error: cyclopts.CycloptsError) -> str:
     if isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in text and error.argument_collection:
         names = [name for argument in error.argument_collection for name in argument.names]
         given = "--" + (error.token.keyword or error.token.value).strip("[]-").replace("_", "-")
-        if near := difflib.get_close_matches(given, names, n=1, cutoff=0.0):
-            text += f". The nearest one is {near[0]}"
+        if near := difflib.get_close_matches(given, names, n=1):
+            text += f". Did you mean {near[0]}?"
     return text
 
 

@@ -33,7 +33,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; the host does not wait for pinned memory."""
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
+        inputs, targets, resets = self
+        resets = None if resets is None else resets.to(device, non_blocking=True)
+        return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True), resets)
 
 
 class Streams(Dataset[Batch]):

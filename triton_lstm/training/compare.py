@@ -28,9 +28,11 @@ class ResettingLSTM(nn.LSTM):
         super().__init__(*args, **kwargs)
         self.compute = compute
 
-    def forward(self, input: torch.Tensor, hx: Any = None, resets: torch.Tensor | None = None) -> Any:
+    def forward(  # type: ignore[override] # one argument more
+        self, input: torch.Tensor, hx: Any = None, resets: torch.Tensor | None = None
+    ) -> Any:
         """input (T, B, I), hx as nn.LSTM's, resets (T, B): the state before this step is zero."""
-        weights = [weight.to(self.compute) for weight in self._flat_weights]
+        weights = [weight.to(self.compute) for weight in self.parameters()]
         shape = (self.num_layers, input.shape[1], self.hidden_size)
         state = tuple(s.to(self.compute) for s in hx or [input.new_zeros(shape) for _ in range(2)])
         outputs = []
@@ -39,7 +41,7 @@ class ResettingLSTM(nn.LSTM):
                 if resets is not None:
                     state = tuple(s.masked_fill(resets[begin].unsqueeze(1), 0) for s in state)
                 x = input[begin:end].to(self.compute)
-                y, *state = torch.lstm(
+                y, *state = torch.lstm(  # type: ignore[assignment]
                     x, state, weights, True, self.num_layers, self.dropout, self.training, False, False
                 )
                 outputs.append(y)

@@ -42,8 +42,7 @@ def open_text(config: Config, corpus: Corpus) -> Text:
 
 
 def _whole_batches(data: Data) -> Data:
-    """The sizes of held-out batches, which may be larger than those of training: of the dimension that the loss does not
-    depend on."""
+    """The sizes of held-out batches: larger than in training, in the dimension that the loss does not depend on."""
     if data.batches == "stream":
         return dataclasses.replace(data, seq_len=max(data.seq_len, HELD_OUT_TOKENS // data.batch))
     return dataclasses.replace(data, batch=max(data.batch, HELD_OUT_TOKENS // data.seq_len))
