@@ -92,10 +92,7 @@ def open_corpus(data: Data) -> Corpus:
     meanwhile.
     """
     vocabulary = read_vocabulary(data.tokenizer)
-    try:
-        separator = None if data.separator is None else data.separator.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        raise UsageError(f"--separator {data.separator!r} is not text. Give characters that UTF-8 has") from None
+    separator = None if data.separator is None else data.separator.encode()
     sources = find_sources(data.text)
     facts: list[Any] = [FORMAT, vocabulary.digest, data.separator, *sources]
     if len(sources) == 1:

@@ -17,7 +17,7 @@ from triton_lstm.settings import UsageError
 
 Content = TypeVar("Content")
 SOON_S = 3.0  # a wait of another process that is not worth a message
-DAMAGED = OSError, ValueError, KeyError
+DAMAGED = OSError, ValueError, KeyError, TypeError, EOFError
 
 
 def cache_folder(named: str | None) -> Path:
@@ -26,7 +26,7 @@ def cache_folder(named: str | None) -> Path:
     if not named and not folder.is_absolute():
         raise UsageError("the folder for token files is unknown: there is no home folder. Give one by --cache")
     if str(folder).startswith("~"):
-        raise UsageError(f"--cache {named} begins with the home folder of a user that does not exist")
+        raise UsageError(f"--cache {named} begins with the home folder of nobody here. Give a folder that can be made")
     return folder.absolute()
 
 

@@ -36,7 +36,7 @@ class TokenFile:
         digest: identifies documents, their order and the vocabulary, wherever their files are.
 
     Raises:
-        OSError, ValueError, KeyError: if the folder does not exist or is damaged.
+        OSError, ValueError, KeyError, TypeError, EOFError: if the folder does not exist or is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
