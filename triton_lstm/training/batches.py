@@ -111,8 +111,9 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """Loads the batches of the steps from `first_step` to before `last_step`, in order.
 
-    Its iterator raises what a worker raises, and RuntimeError or OSError if a worker dies. Workers ignore Ctrl-C and
-    SIGHUP, after which this process may still need batches to complete its step.
+    Its iterator raises what a worker raises. If one dies, PyTorch raises RuntimeError with "DataLoader worker", also
+    outside of the iterator, from a signal handler. Workers ignore Ctrl-C and SIGHUP, after which this process may still
+    need batches to complete its step.
 
     Args:
         dataset: indexed by the number of a batch.
@@ -121,7 +122,7 @@ def make_loader(
         workers: processes; 0 for none.
         pin: whether batches are copied to pinned memory.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=None,
         sampler=range(first_step * accumulate, last_step * accumulate),
@@ -129,6 +130,14 @@ def make_loader(
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_parent,
     )
+
+
+class _Loader(DataLoader[Batch]):
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # it died while it sent a batch
+            raise RuntimeError("DataLoader worker died") from error
 
 
 class HeldOut:

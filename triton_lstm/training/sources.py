@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from triton_lstm.settings import UsageError
 
-CHUNK = 1 << 20  # bytes of a read; the tokens of documents longer than that depend on it
+CHUNK = 1 << 18  # bytes of a read; the tokens of documents longer than that depend on it
 LONGEST = 4  # bytes of a UTF-8 character
 
 

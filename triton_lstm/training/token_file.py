@@ -18,7 +18,10 @@ from triton_lstm.training.vocabulary import Vocabulary
 
 FORMAT = 1  # raise it if a change makes token files different
 TOKENS, OFFSETS, SIZES, TOKENIZER, ABOUT = "tokens.bin", "documents.npy", "bytes.npy", "tokenizer.json", "about.json"
-TOGETHER, MANY = 1 << 23, 1 << 16  # bytes and pieces that are encoded together, in parallel
+TOGETHER, MANY = (
+    1 << 22,
+    1 << 15,
+)  # bytes, of up to 150 in memory, and pieces that are encoded in parallel
 
 
 class TokenFile:
