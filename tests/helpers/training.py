@@ -58,12 +58,13 @@ def train_process(tmp_path, text):
     """Starts `train` in another process."""
     started = []
 
-    def start(*args, before=(), **environment):
+    def start(*args, before=(), alone=False, **environment):
         sizes = [] if "--resume" in args else [*TINY, "--text", str(text)]
         command = [sys.executable, "-m", "triton_lstm", "train", *sizes, *map(str, args)]
         alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment  # last bits depend on it
         pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        started.append(subprocess.Popen([*before, *command], cwd=tmp_path, env=alike, **pipes))
+        # `alone`: in a process group of its own
+        started.append(subprocess.Popen([*before, *command], cwd=tmp_path, env=alike, start_new_session=alone, **pipes))
         return started[-1]
 
     yield start

@@ -235,6 +235,32 @@ def test_a_signal_saves_and_the_printed_command_resumes(number, train_process, r
     assert losses(tmp_path / "a run's") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_all_processes_saves(number, train_process, run, tmp_path, quick):
+    """Workers too, as from a terminal or a scheduler."""
+    process = train_process("--steps", 100000, "--run", "a", "--workers", 2, "--schedule", "constant", alone=True)
+    first_step(process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and b"Traceback" not in err, err
+    done = len(losses(tmp_path / "a"))
+    assert f"stopped after step {done}; continue with: " in out.decode()
+    assert run("--resume", "--run", "a", "--steps", done + 2, "--workers", 0, text=None)[0] == 0
+    assert run("--steps", done + 2, "--run", "whole", "--schedule", "constant")[0] == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_ends_the_run(train_process, tmp_path, quick):
+    process = train_process("--steps", 100000, "--run", "a", "--workers", 2, "--save-every", 1)
+    first_step(process)
+    (worker, *_) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    last_line = err.decode().splitlines()[-1]
+    assert process.returncode == 2 and "Traceback" not in err.decode()
+    assert "DataLoader worker" in last_line and "continue with: " in last_line
+
+
 def test_kill_9_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(train_process, run, tmp_path, quick):
     """Killed again and again, while it saves after every step; in the end nothing differs."""
     options = ["--steps", 500, "--validate-every", 70, "--log-every", 2]

@@ -95,17 +95,22 @@ def _run(config: Config, device: torch.device, options: Options) -> int:
             _announce(trainer, folder, reason, resumed=content is not None)
             try:
                 loop.run(comparison.step if comparison else None)
-            except (OSError, UsageError) as error:  # between two steps: a full disk, or an output that was closed
-                with contextlib.suppress(UsageError):
-                    loop.save()
+            except (OSError, RuntimeError, UsageError) as error:
+                # A full disk, an output that was closed, or a worker that a signal to all processes has ended
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                if trainer.between_steps:
+                    with contextlib.suppress(UsageError):
+                        loop.save()
                 if isinstance(error, BrokenPipeError):
                     raise
-                raise UsageError(f"{_reason(error)}. {_advice(folder, config)}") from None
-            if stop:
+                if not (stop and isinstance(error, RuntimeError)):
+                    raise UsageError(f"{_reason(error)}. {_advice(error, folder)}") from None
+            if stop and trainer.between_steps:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
                     loop.save()
     if stop:
-        return _report_stop(folder, config, trainer.step)
+        return _report_stop(folder, config.optimizer.steps)
     _report(loop, folder)
     return _report_comparison(comparison) if comparison else 0
 
@@ -143,22 +148,26 @@ def _kernels(device: torch.device) -> str:
     return "Triton kernels" if device.type == "cuda" else interpreted
 
 
-def _report_stop(folder: RunFolder, config: Config, step: int) -> int:
+def _report_stop(folder: RunFolder, steps: int) -> int:
     """Says how a run that was stopped by a signal goes on."""
-    if step < config.optimizer.steps:
-        print(f"stopped after step {step}; continue with: {_resume_command(folder, config)}")
+    from triton_lstm.training.run_folder import step_of
+
+    saved = folder.steps()
+    if not saved:
+        print("stopped before the first checkpoint")
+    elif (step := step_of(saved[-1])) < steps:
+        print(f"stopped after step {step}; continue with: {_resume_command(folder)}")
     else:
         print(f"stopped after step {step}, the last one; run: {folder}")
     return INTERRUPTED
 
 
-def _advice(folder: RunFolder, config: Config) -> str:
-    if not folder.steps():
-        return "Free some space, and start again"
-    return f"Free some space, and continue with: {_resume_command(folder, config)}"
+def _advice(error: BaseException, folder: RunFolder) -> str:
+    remedy = "Lower --workers" if isinstance(error, RuntimeError) else "Free some space"
+    return f"{remedy}, and {f'continue with: {_resume_command(folder)}' if folder.steps() else 'start again'}"
 
 
-def _resume_command(folder: RunFolder, config: Config) -> str:
+def _resume_command(folder: RunFolder) -> str:
     """The command that resumes a run, quoted for the shell."""
     path = f"./{folder}" if str(folder).startswith("-") else str(folder)
     return shlex.join([sys.orig_argv[0], "-m", "triton_lstm", "train", "--resume", "--run", path])
@@ -167,7 +176,7 @@ def _resume_command(folder: RunFolder, config: Config) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error).rstrip(".")
+    return str(error).rstrip(".").splitlines()[0]
 
 
 def _report(loop: Loop, folder: RunFolder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from triton_lstm.settings import UsageError
 from triton_lstm.training.config import Data
 from triton_lstm.training.corpus import Corpus, Documents
-from triton_lstm.training.order import numbers, shuffled
+from triton_lstm.training.order import random_numbers
 
 IGNORED = -100  # the target of padding, which PyTorch's losses ignore
 
@@ -74,7 +74,7 @@ class Streams(Dataset[Batch]):
         step, part = divmod(index, self._accumulate)
         epoch, step = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            order = shuffled(len(self._documents.starts), self._seed, epoch)
+            order = random_numbers(self._seed, epoch).permutation(len(self._documents.starts))
             self._joined, self._epoch = _Joined(self._corpus, self._documents, order), epoch
         rows = np.arange(part * self._data.batch, (part + 1) * self._data.batch)
         batch = _batch(self._joined, rows * self._length + step * self._data.seq_len, self._data)
@@ -101,19 +101,19 @@ class Windows(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self._accumulate)
-        random = numbers(self._data.batch * self._accumulate, self._seed, step)
-        rows = random[part * self._data.batch : (part + 1) * self._data.batch]
-        return _batch(self._joined, (rows % np.uint64(self._places)).astype(np.int64), self._data)
+        rows = self._data.batch * self._accumulate
+        places = random_numbers(self._seed, step).randint(self._places, size=rows, dtype=np.int64)
+        return _batch(self._joined, places[part * self._data.batch :][: self._data.batch], self._data)
 
 
-def make_loader(
+def load(
     dataset: Streams | Windows, first_step: int, last_step: int, accumulate: int, workers: int, pin: bool
-) -> DataLoader[Batch]:
-    """Loads the batches of the steps from `first_step` to before `last_step`, in order.
+) -> Generator[Batch, None, None]:
+    """Yields the batches of the steps from `first_step` to before `last_step`, in order.
 
-    Its iterator raises what a worker raises. If one dies, PyTorch raises RuntimeError with "DataLoader worker", also
-    outside of the iterator, from a signal handler. Workers ignore Ctrl-C and SIGHUP, after which this process may still
-    need batches to complete its step.
+    The iterator has to be closed, which ends the workers: they ignore Ctrl-C, SIGTERM and SIGHUP, after which this
+    process may still need batches to complete its step. It raises what a worker raises. If one dies, PyTorch
+    raises RuntimeError with "DataLoader worker", also outside of the iterator, from a signal handler.
 
     Args:
         dataset: indexed by the number of a batch.
@@ -122,7 +122,7 @@ def make_loader(
         workers: processes; 0 for none.
         pin: whether batches are copied to pinned memory.
     """
-    return _Loader(
+    loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(first_step * accumulate, last_step * accumulate),
@@ -130,14 +130,10 @@ def make_loader(
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_parent,
     )
-
-
-class _Loader(DataLoader[Batch]):
-    def __iter__(self) -> Any:
-        try:
-            yield from super().__iter__()
-        except (EOFError, ConnectionError, FileNotFoundError) as error:  # it died while it sent a batch
-            raise RuntimeError("DataLoader worker died") from error
+    try:
+        yield from loader
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # a worker died while it sent a batch
+        raise RuntimeError("DataLoader worker died") from error
 
 
 class HeldOut:
@@ -207,7 +203,7 @@ def _too_few(documents: Documents, least: int, batch: str, accumulate: int, data
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """A terminal sends them to all its processes. SIGTERM is how the parent ends a worker."""
-    for name in ("SIGINT", "SIGHUP"):
+    """A terminal or a scheduler sends them to all processes."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

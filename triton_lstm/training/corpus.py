@@ -16,7 +16,7 @@ from triton_lstm.settings import UsageError
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.config import Data
 from triton_lstm.training.folder_cache import cache_folder, cached
-from triton_lstm.training.order import shuffled
+from triton_lstm.training.order import random_numbers
 from triton_lstm.training.sources import Source, cut, find_sources, only_document, pieces
 from triton_lstm.training.token_file import FORMAT, TokenFile, write_token_file
 from triton_lstm.training.vocabulary import read_vocabulary
@@ -72,7 +72,7 @@ class Corpus(TokenFile):
             chosen[-1] = True
         else:
             wanted = self.held_out * len(self.tokens)
-            order = shuffled(len(sizes), SPLIT)
+            order = random_numbers(SPLIT).permutation(len(sizes))
             order = order[sizes[order] <= wanted]
             count = 1 + int(np.searchsorted(np.cumsum(sizes[order]), wanted))
             chosen[order[: min(count, len(sizes) - 1)] if len(order) else np.argmin(sizes)] = True

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from triton_lstm.system.terminal import Bar
-from triton_lstm.training.batches import Streams, Windows, held_out_batches, make_loader
+from triton_lstm.training.batches import Streams, Windows, held_out_batches, load
 from triton_lstm.training.checkpoint import Best, Content, save_checkpoint
 from triton_lstm.training.config import Config, Data
 from triton_lstm.training.corpus import Corpus, Documents
@@ -91,11 +91,9 @@ class Loop:
         """
         trainer, steps, accumulate = self.trainer, self.config.optimizer.steps, self.config.optimizer.accumulate
         pinned = self.device.type == "cuda"
-        batches = iter(
-            make_loader(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
-        )
+        batches = load(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
         self._since, self._logged_seconds, first = time.perf_counter(), self.seconds, True
-        with Bar(total=steps, initial=trainer.step, unit="step") as bar:
+        with contextlib.closing(batches), Bar(total=steps, initial=trainer.step, unit="step") as bar:
             while trainer.step < steps and not self.stop:
                 micro = [batch.to(self.device) for batch in itertools.islice(batches, accumulate)]
                 if first:

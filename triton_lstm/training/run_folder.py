@@ -26,6 +26,11 @@ from triton_lstm.training.config import Config, for_file
 NAME = re.compile(r"step_(\d{8,12})\.pt")
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
 class RunFolder:
     """config.yaml, about.yaml, metrics.csv and checkpoints/ of one run."""
 
@@ -43,7 +48,7 @@ class RunFolder:
     def steps(self) -> list[Path]:
         """The checkpoints of the last steps, oldest first."""
         found = [file for file in self.checkpoints.glob("step_*.pt") if NAME.fullmatch(file.name)]
-        return sorted(found, key=lambda file: int(file.stem.removeprefix("step_")))
+        return sorted(found, key=step_of)
 
     def at(self, step: int) -> Path:
         """The checkpoint of a step."""

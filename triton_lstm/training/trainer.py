@@ -25,6 +25,7 @@ class Trainer:
     def __init__(self, model: LanguageModel, config: Config, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
         self.step = 0
+        self.between_steps = True  # else an exception has interrupted one, and the state is of no use
         self.optimizer = adamw(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.execution.dtype == "fp16")
         # One for each micro-batch of a step, which has streams of its own
@@ -51,6 +52,7 @@ class Trainer:
         and the Gradients of the first micro-batch if `record`, else None.
         """
         wanted = self.config.optimizer
+        self.between_steps = False
         torch.manual_seed(self.config.execution.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = wanted.rate(self.step)
@@ -66,6 +68,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
+        self.between_steps = True
         return total / len(batches), norm, recorded
 
     def _backward(self, batch: Batch, micro: int, loss_of: Callable[..., Any]) -> torch.Tensor:
