@@ -28,6 +28,15 @@ def text(tmp_path):
 
 
 @pytest.fixture
+def own_text_cache(tmp_path, monkeypatch):
+    """Token files in a folder of the test, not in the user's."""
+    pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
+    from triton_lstm.training import folder_cache
+
+    monkeypatch.setattr(folder_cache.platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def run(tmp_path, text, capsys, monkeypatch):
     """Runs `train` in this process, with TINY sizes unless a run is resumed; returns exit status, standard output and
     standard error."""

@@ -243,9 +243,7 @@ def test_workers_leave_signals_to_their_parent(corpus):
 )
 def test_too_little_text(corpus, kind, options, accumulate, message):
     documents = corpus.split()[0]
-    with pytest.raises(
-        UsageError, match=rf"^{documents.tokens:,} tokens to train on are too few: .*{message}. Give more"
-    ):
+    with pytest.raises(UsageError, match=rf"^{documents.tokens:,} tokens are too few: .*{message}. Give more"):
         kind(corpus, documents, Data(**options), 0, accumulate)
 
 

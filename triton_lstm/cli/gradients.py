@@ -17,11 +17,11 @@ from triton_lstm.gradients.record import record_gradients
 from triton_lstm.gradients.results import Gradients
 from triton_lstm.module import LSTM
 from triton_lstm.settings import SHOWING, UsageError, require
-from triton_lstm.training.batches import Windows
+from triton_lstm.training.batches import Batch, Windows
 from triton_lstm.training.checkpoint import Content, load_checkpoint
 from triton_lstm.training.config import ON_CPU, Config
 from triton_lstm.training.corpus import Corpus, open_corpus
-from triton_lstm.training.model import autocast, build
+from triton_lstm.training.model import LanguageModel, autocast, build
 from triton_lstm.training.run_folder import newest_checkpoint
 
 SEQ_LEN = 100
@@ -54,7 +54,8 @@ def _gradients(args: argparse.Namespace) -> int:
         _check_plot(args.plot)
     config, content = _model_config(args)
     interpreted = not checked_backend(torch.float32, device) and device.type == "cpu"
-    text = _text(args, config, content)
+    corpus = _text(args, config, content)
+    batch = Windows(corpus, corpus.split()[1], config.data, config.execution.seed)[0].to(device)
     if interpreted:
         print("this takes a minute or more in Triton's interpreter (no GPU)", flush=True)
     _print_shapes(device)
@@ -64,7 +65,11 @@ def _gradients(args: argparse.Namespace) -> int:
         "the direct gradient of the output, zero at steps that the loss does not use;\n"
         "grads.hidden is the total, including the gradient through time. h0: layer 0.\n"
     )
-    grads = _record(config, content, text, device, last=args.loss == "last")
+    model = build(config, corpus.vocabulary.size, device, LSTM)
+    if content:
+        model.load_state_dict(content["model"])
+    with autocast(config, device):
+        grads = _record(model, batch, last=args.loss == "last")
     source = f"the model of {args.checkpoint}" if args.checkpoint else "a random model"
     of = "the last token" if args.loss == "last" else "every token"
     which = "held-out text" if args.checkpoint and not args.text else "text"
@@ -130,13 +135,8 @@ def _print_shapes(device: torch.device) -> None:
     print_table(pd.DataFrame(rows))
 
 
-def _record(config: Config, content: Content | None, corpus: Corpus, device: torch.device, *, last: bool) -> Gradients:
-    model = build(config, corpus.vocabulary.size, device, LSTM)
-    if content:
-        model.load_state_dict(content["model"])
-    _, held_out = corpus.split()
-    batch = Windows(corpus, held_out, config.data, config.execution.seed)[0].to(device)
-    with record_gradients(model) as grads, autocast(config, device):
+def _record(model: LanguageModel, batch: Batch, *, last: bool) -> Gradients:
+    with record_gradients(model) as grads:
         logits, _ = model(batch.inputs)
         logits, targets = (logits[-1:], batch.targets[-1:]) if last else (logits, batch.targets)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()

@@ -198,7 +198,7 @@ def _batch(joined: _Joined, begins: np.ndarray, data: Data) -> Batch:
 def _too_few(documents: Documents, least: int, batch: str, accumulate: int, data: Data) -> None:
     sizes = [batch, f"--accumulate {accumulate}" if accumulate > 1 else "", f"--seq-len {data.seq_len}"]
     wanted = " with ".join(filter(None, sizes))
-    what = f"{documents.tokens:,} tokens to train on are too few: a step of {wanted} needs {least:,}"
+    what = f"{documents.tokens:,} tokens are too few: a step of {wanted} needs {least:,}"
     raise UsageError(f"{what}. Give more --text, or a smaller --batch or --seq-len")
 
 
