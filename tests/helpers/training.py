@@ -31,9 +31,9 @@ def text(tmp_path):
 def own_text_cache(tmp_path, monkeypatch):
     """Token files in a folder of the test, not in the user's."""
     pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
-    from triton_lstm.training import folder_cache
+    import platformdirs
 
-    monkeypatch.setattr(folder_cache.platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "cache"))
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "cache"))
 
 
 @pytest.fixture

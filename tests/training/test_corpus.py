@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import corpus_of, documents_of, save_tokenizer, write
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training import folder_cache, sources, token_file
+from triton_lstm.training import sources, token_file
 from triton_lstm.training.config import Data
 from triton_lstm.training.corpus import open_corpus
 from triton_lstm.training.sources import find_sources, pieces
@@ -298,7 +299,7 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 
 
 def test_no_home_folder(monkeypatch):
-    monkeypatch.setattr(folder_cache.platformdirs, "user_cache_dir", lambda *args: "~/.cache/triton_lstm")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *args: "~/.cache/triton_lstm")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(UsageError, match=r"there is no home folder. Give one by --cache"):
         open_corpus(Data())

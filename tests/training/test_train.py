@@ -163,8 +163,9 @@ def test_a_model_without_end_is_refused(run, quick):
 
 
 def test_a_run_that_diverges_still_reports(run, quick):
-    status, out, _ = run("--steps", 3, "--lr", "1e30", "--warmup", 0)
-    assert status == 0 and "sample: none: the model's logits are not finite" in out
+    status, out, err = run("--steps", 3, "--lr", "1e30", "--warmup", 0)
+    assert status == 0 and err.count("the loss is nan. The best model") == 1
+    assert "sample: none: the model's logits are not finite" in out
 
 
 def test_held_out_is_in_nats_and_bits(run, text, tmp_path, quick):

@@ -178,6 +178,47 @@ def test_a_compiled_model_has_the_same_losses(resets, interpreter):
         torch.testing.assert_close(compiled.train([batch])[:2], eager.train([batch])[:2])
 
 
+def replayed(module, example):
+    """A stand-in for torch.cuda.make_graphed_callables: inputs, outputs and gradients are in the same memory always."""
+    inputs, weights = example, tuple(module.parameters())
+    outputs, gradients = [], []
+
+    class Replayed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *given):
+            for static, new in zip(inputs, given, strict=False):
+                static.copy_(new)
+            with torch.enable_grad():
+                ctx.results = module(*inputs)
+            outputs[:] = outputs or [result.detach().clone() for result in ctx.results]
+            for static, new in zip(outputs, ctx.results, strict=True):
+                static.copy_(new.detach())
+            return tuple(static.detach() for static in outputs)
+
+        @staticmethod
+        def backward(ctx, *given):
+            found = torch.autograd.grad(ctx.results, weights, given)
+            gradients[:] = gradients or [gradient.clone() for gradient in found]
+            for static, new in zip(gradients, found, strict=True):
+                static.copy_(new)
+            return (*[None] * len(inputs), *(static.detach() for static in gradients))
+
+    return lambda *given: Replayed.apply(*given, *weights)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_nothing_is_kept_in_the_memory_of_a_cuda_graph(accumulate, interpreter, monkeypatch):
+    """Losses, states and gradients of several micro-batches survive the next replay."""
+    config = with_(accumulate=accumulate)
+    eager, graphs = (trainer_of(c, torch.device("cpu")) for c in (config, with_(config, cuda_graphs=True)))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", replayed)
+    found = batches(6)
+    graphs.prepare(found[0])
+    for begin in range(0, 6, accumulate):
+        step = found[begin : begin + accumulate]
+        torch.testing.assert_close(graphs.train(step)[:2], eager.train(step)[:2])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "dtype": "fp16"}, {"dropout": 0.3}], ids=str)

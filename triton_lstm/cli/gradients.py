@@ -6,10 +6,9 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter
 
 from triton_lstm.cli.device import checked_backend, command_device, positive, seed_number
 from triton_lstm.gradients import shapes as gradient_shapes
@@ -17,12 +16,13 @@ from triton_lstm.gradients.record import record_gradients
 from triton_lstm.gradients.results import Gradients
 from triton_lstm.module import LSTM
 from triton_lstm.settings import SHOWING, UsageError, require
-from triton_lstm.training.batches import Batch, Windows
-from triton_lstm.training.checkpoint import Content, load_checkpoint
-from triton_lstm.training.config import ON_CPU, Config
-from triton_lstm.training.corpus import Corpus, open_corpus
-from triton_lstm.training.model import LanguageModel, autocast, build
-from triton_lstm.training.run_folder import newest_checkpoint
+
+if TYPE_CHECKING:  # they need packages that `_gradients` asks for
+    from triton_lstm.training.batches import Batch
+    from triton_lstm.training.checkpoint import Content
+    from triton_lstm.training.config import Config
+    from triton_lstm.training.corpus import Corpus
+    from triton_lstm.training.model import LanguageModel
 
 SEQ_LEN = 100
 OTHER = "Give another --checkpoint"
@@ -50,6 +50,10 @@ def add_commands(commands: Any) -> None:
 def _gradients(args: argparse.Namespace) -> int:
     device = command_device(args.device)
     require(*SHOWING)
+    require("pydantic", extra="train")
+    from triton_lstm.training.batches import Windows
+    from triton_lstm.training.model import autocast, build
+
     if args.plot:
         _check_plot(args.plot)
     config, content = _model_config(args)
@@ -94,6 +98,12 @@ def _check_plot(path: Path) -> None:
 
 def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:
     """The configuration of the checkpoint or of a random model, with this command's seq_len, and the checkpoint."""
+    from pydantic import TypeAdapter
+
+    from triton_lstm.training.checkpoint import load_checkpoint
+    from triton_lstm.training.config import ON_CPU, Config
+    from triton_lstm.training.run_folder import newest_checkpoint
+
     content = None
     config = TypeAdapter(Config).validate_python(ON_CPU)
     if args.checkpoint:
@@ -107,6 +117,8 @@ def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:
 
 def _text(args: argparse.Namespace, config: Config, content: Content | None) -> Corpus:
     """The text of --text, else the checkpoint's own, else the default one."""
+    from triton_lstm.training.corpus import open_corpus
+
     if args.text or not content:
         text = tuple(map(os.path.abspath, args.text or ()))
         corpus = open_corpus(dataclasses.replace(config.data, text=text))

@@ -46,7 +46,7 @@ def _positive(text: str) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    require("pandas", "rich")
+    require("pandas", "pydantic", "rich", "yaml", extra="train")
     if args.plot:
         _check_plot(args.plot)
     from triton_lstm.training.metrics import COLUMNS

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # they need the packages that `_train` asks for
     from triton_lstm.training.run_folder import RunFolder
     from triton_lstm.training.trainer import Trainer
 
-TRAINING = ("pydantic", "cyclopts", "yaml")  # of the extra `train`
+PACKAGES = ("pydantic", "cyclopts", "yaml")
 INTERPRETED_S = 0.02  # per step of the time loop in Triton's interpreter
 
 
@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    require(*TRAINING)
+    require(*PACKAGES, extra="train")
     from triton_lstm.cli import train_options
     from triton_lstm.training.compare import check_comparable
 
@@ -78,6 +78,8 @@ def _run(config: Config, device: torch.device, options: Options) -> int:
 
     content, steps = options.content, config.optimizer.steps
     reason = checked_backend(DTYPES[config.execution.dtype], device)
+    if reason and config.execution.cuda_graphs and config.data.reset:
+        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which CUDA graphs cannot capture. Add --no-reset")
     text = open_text(config, open_corpus(config.data))
     if content and content["digest"] != text.corpus.digest:
         raise UsageError(f"{options.folder} was trained on another text. Give that one with --text, or omit --resume")

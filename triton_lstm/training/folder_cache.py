@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import filelock
-import platformdirs
 
 from triton_lstm.settings import UsageError
 
@@ -22,12 +21,23 @@ DAMAGED = OSError, ValueError, KeyError, TypeError, EOFError
 
 def cache_folder(named: str | None) -> Path:
     """The named folder, else the platform's for token files. Raises UsageError if that is unknown."""
-    folder = Path(os.path.expanduser(named or os.path.join(platformdirs.user_cache_dir("triton_lstm", False), "text")))
-    if not named and not folder.is_absolute():
-        raise UsageError("the folder for token files is unknown: there is no home folder. Give one by --cache")
+    folder = Path(os.path.expanduser(named or _platform_folder()))
     if str(folder).startswith("~"):
         raise UsageError(f"--cache {named} begins with the home folder of nobody here. Give a folder that can be made")
     return folder.absolute()
+
+
+def _platform_folder() -> str:
+    try:
+        import platformdirs
+    except ImportError:
+        raise UsageError(
+            "the folder for token files is unknown: platformdirs is missing. Give one by --cache"
+        ) from None
+    folder = os.path.join(platformdirs.user_cache_dir("triton_lstm", False), "text")
+    if not os.path.isabs(folder):
+        raise UsageError("the folder for token files is unknown: there is no home folder. Give one by --cache")
+    return folder
 
 
 def cached(folder: Path, read: Callable[[Path], Content], make: Callable[[Path], None]) -> Content:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -83,6 +84,7 @@ class Loop:
         self.seconds = content["seconds"] if content else 0.0
         self.validation: Validation | None = None
         self._since = self._logged_seconds = 0.0
+        self._finite = True  # the last loss that was logged
 
     def run(self, after: Callable[[Any, float], None] | None = None) -> None:
         """Trains up to the last step of the configuration, or until `stop`; validates and saves at the last step.
@@ -142,6 +144,9 @@ class Loop:
             tokens_per_s=rate,
             **({"loss_scale": self.trainer.scaler.get_scale()} if self.trainer.scaler.is_enabled() else {}),
         )
+        if not math.isfinite(loss) and self._finite:
+            Bar.write(f"step {step}: the loss is {loss}. The best model so far is kept", file=sys.stderr)
+        self._finite = math.isfinite(loss)
         self.logged, self._logged_seconds = step, self.seconds
         self.loss_sum.zero_()
         bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)

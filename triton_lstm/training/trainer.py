@@ -36,14 +36,17 @@ class Trainer:
     def prepare(self, batch: Batch) -> None:
         """Compiles the model, or captures it as CUDA graphs, for batches like this one, as the configuration says."""
         wanted = self.config.execution
+        if wanted.cuda_graphs:
+            # A replay writes gradients to the same memory again: they are added to tensors of our own
+            for weight in self.model.parameters():
+                weight.grad = torch.zeros_like(weight)
         if wanted.compile:
             mode = "reduce-overhead" if wanted.cuda_graphs else "default"
             self._loss = torch.compile(Loss(self.model), fullgraph=True, dynamic=False, mode=mode)
         elif wanted.cuda_graphs:
+            example = tuple(tensor.clone() for tensor in self._arguments(batch, self.states[0]))  # every replay's input
             with autocast(self.config, self.device):
-                self._loss = torch.cuda.make_graphed_callables(
-                    Loss(self.model), self._arguments(batch, zero_state(self.config, self.device))
-                )
+                self._loss = torch.cuda.make_graphed_callables(Loss(self.model), example)
 
     def train(self, batches: Sequence[Batch], record: bool = False) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """One step on `accumulate` micro-batches.
@@ -56,7 +59,7 @@ class Trainer:
         torch.manual_seed(self.config.execution.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = wanted.rate(self.step)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.config.execution.cuda_graphs)
         total, recorded = torch.zeros((), dtype=torch.float64, device=self.device), None
         for micro, batch in enumerate(batches):
             recording = record_gradients(self.model, reduce="norm") if record and micro == 0 else None
@@ -75,11 +78,13 @@ class Trainer:
         """Adds a micro-batch's share to the gradients; carries its state on, detached. Returns its loss."""
         carried = self.config.data.batches == "stream"
         state = self.states[micro]
+        if self.config.execution.compile and self.config.execution.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned has been used
         with autocast(self.config, self.device):
             loss, h, c = loss_of(*self._arguments(batch, state))
         self.scaler.scale(loss / self.config.optimizer.accumulate).backward()
         if carried:
-            # Copied, since the next replay of a CUDA graph writes to the same memory
+            # Copied, since the next replay of a CUDA graph writes to the memory of h and c
             for old, new in zip(state, (h, c), strict=True):
                 old.copy_(new.detach())
         return loss.detach()
