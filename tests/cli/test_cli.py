@@ -10,7 +10,6 @@ import triton_lstm
 from triton_lstm import settings
 from triton_lstm.cli import main as cli
 from triton_lstm.settings import DTYPES, UsageError
-from triton_lstm.training.config import Execution
 
 COMMANDS = ("train", "runs", "gradients", "bench", "report", "diff", "tune", "doctor")
 TORCH = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -77,6 +76,9 @@ def test_dtypes_in_help(run, monkeypatch):
 
 
 def test_both_spellings_give_the_same_configuration():
+    pytest.importorskip("pydantic")
+    from triton_lstm.training.config import Execution
+
     assert Execution(dtype="bfloat16") == Execution(dtype="bf16")
     assert DTYPES[Execution(dtype="bfloat16").dtype] is torch.bfloat16
 

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
+pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
 import pandas as pd
 from run_folders import make_run, three_runs

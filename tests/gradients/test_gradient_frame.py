@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
 from triton_lstm.cli import main as cli
-from triton_lstm.training.batches import Windows
 
 T, B, H = 6, 3, 5
 PNG, SVG = b"\x89PNG", b"<?xml"
@@ -446,6 +445,8 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
     """Not Python's sources, as a model of one letter shows; a text that has changed is an error."""
     (tmp_path / "text.txt").write_bytes(b"z" * 3000)
     assert command(*SMALL, "--steps", "1", command="train")[0] == 0
+    from triton_lstm.training.batches import Windows
+
     seen = []
     at = Windows.__getitem__
     monkeypatch.setattr(Windows, "__getitem__", lambda self, index: seen.append(at(self, index)) or seen[-1])

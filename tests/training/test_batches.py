@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

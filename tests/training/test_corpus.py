@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
+platformdirs = pytest.importorskip("platformdirs")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import corpus_of, documents_of, save_tokenizer, write

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("yaml")

@@ -11,6 +11,8 @@ import sys
 
 import hypothesis.strategies as st
 import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings

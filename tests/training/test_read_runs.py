@@ -6,6 +6,8 @@ import os
 import hypothesis.strategies as st
 import pytest
 
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
+
 pytest.importorskip("pandas")
 pytest.importorskip("yaml")
 import pandas as pd

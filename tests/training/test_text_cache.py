@@ -11,6 +11,8 @@ from pathlib import Path
 
 import filelock
 import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 from texts import corpus_of, documents_of, save_tokenizer, write
 
 from triton_lstm.settings import UsageError
