@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("pydantic", reason="the configuration needs pydantic")
-platformdirs = pytest.importorskip("platformdirs")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import corpus_of, documents_of, save_tokenizer, write
@@ -301,6 +300,7 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 
 
 def test_no_home_folder(monkeypatch):
+    platformdirs = pytest.importorskip("platformdirs")
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *args: "~/.cache/triton_lstm")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(UsageError, match=r"there is no home folder. Give one by --cache"):
