@@ -83,7 +83,8 @@ class Loop:
         self.loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=self.device)
         self.seconds = content["seconds"] if content else 0.0
         self.validation: Validation | None = None
-        self._since = self._logged_seconds = 0.0
+        self._since = 0.0
+        self._timed = trainer.step, self.seconds  # where the measurement of tokens_per_s begins
         self._finite = True  # the last loss that was logged
 
     def run(self, after: Callable[[Any, float], None] | None = None) -> None:
@@ -94,7 +95,7 @@ class Loop:
         trainer, steps, accumulate = self.trainer, self.config.optimizer.steps, self.config.optimizer.accumulate
         pinned = self.device.type == "cuda"
         batches = load(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
-        self._since, self._logged_seconds, first = time.perf_counter(), self.seconds, True
+        self._since, first = time.perf_counter(), True
         with contextlib.closing(batches), Bar(total=steps, initial=trainer.step, unit="step") as bar:
             while trainer.step < steps and not self.stop:
                 micro = [batch.to(self.device) for batch in itertools.islice(batches, accumulate)]
@@ -129,11 +130,11 @@ class Loop:
 
     def _log(self, bar: Bar, norm: torch.Tensor) -> None:
         step = self.trainer.step
-        number = step - self.logged
-        loss = self.loss_sum.item() / number  # waits for the GPU, so that the time is right
+        loss = self.loss_sum.item() / (step - self.logged)  # waits for the GPU, so that the time is right
         self._lap()
         tokens_per_step = self.config.data.batch * self.config.data.seq_len * self.config.optimizer.accumulate
-        rate = tokens_per_step * number / max(self.seconds - self._logged_seconds, 1e-9)
+        first, seconds = self._timed
+        rate = tokens_per_step * (step - first) / max(self.seconds - seconds, 1e-9)
         self.metrics.log(
             step,
             tokens=tokens_per_step * step,
@@ -147,7 +148,7 @@ class Loop:
         if not math.isfinite(loss) and self._finite:
             Bar.write(f"step {step}: the loss is {loss}. The best model so far is kept", file=sys.stderr)
         self._finite = math.isfinite(loss)
-        self.logged, self._logged_seconds = step, self.seconds
+        self.logged, self._timed = step, (step, self.seconds)
         self.loss_sum.zero_()
         bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
 
