@@ -71,6 +71,7 @@ def switches(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+LARGEST, SEEDS = 1 << 31, 1 << 32  # the limits of sizes and of seeds
 SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")  # the extra `perf`
 
 

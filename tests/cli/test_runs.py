@@ -151,7 +151,7 @@ def test_a_plot(runs, tmp_path):
         (["file"], "file is not a folder. Give a run, or a folder of runs."),
         (["there", "--sort", "los"], "runs have no column 'los'. Did you mean 'loss'? Available: run, steps, of, "),
         (["there", "--sort", "\x1b[31m"], r"runs have no column '\x1b[31m'. Available: run"),
-        (["there", "--last", "0"], "argument --last: must be an integer above 0, got '0'. See"),
+        (["there", "--last", "0"], "argument --last: must be an integer from 1 to 2147483648, got '0'. See"),
         (["there", "--plot", "out.gif"], "cannot save out.gif: the suffix must be .png, .svg or .pdf. Choose"),
         (["there", "--plot", "no/out.png"], "cannot save no/out.png: its folder does not exist or is not writable."),
         (["there", "--plot", "folder.png"], "cannot save folder.png: it is not a regular file."),

@@ -18,7 +18,7 @@ from texts import corpus_of
 from torch.utils.data import DataLoader
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training.batches import IGNORED, HeldOut, Streams, Windows, held_out_batches, load
+from triton_lstm.training.batches import IGNORED, HeldOut, Streams, Windows, load
 from triton_lstm.training.config import Data
 from triton_lstm.training.corpus import Corpus, Documents
 from triton_lstm.training.order import random_numbers
@@ -119,7 +119,7 @@ def test_held_out(lengths, B, T):
         corpus = corpus_of(Path(name), numbered(lengths))
         _, documents = corpus.split()
         tokens = joined(corpus, documents, range(len(documents.starts)))
-        batches = held_out_batches(corpus, documents, Data(batch=B, seq_len=T))
+        batches = HeldOut(corpus, documents, Data(batch=B, seq_len=T))
         found = list(batches)
         assert len(found) == len(batches) and len({batch.inputs.shape[1] for batch in found}) == 1
         assert all(batch.inputs.shape[0] == T for batch in found[:-1]) and found[-1].inputs.shape[0] <= T

@@ -114,7 +114,7 @@ MALFORMED = {
     "no data": (lambda c: c["model"].update({"head.bias": torch.zeros(257, device="meta")}), "the tensors do not"),
     "a negative square": (lambda c: c["exp_avg_sq"]["head.bias"].sub_(1), "a second moment is negative"),
     "a state": (lambda c: c["states"].append(c["states"][0]), "the states do not match the sizes"),
-    "best": (lambda c: c["best"].update(loss="low"), "best.loss"),
+    "best": (lambda c: c["progress"]["best"].update(loss="low"), "best.loss"),
     "scaler": (lambda c: c.update(scaler={"scale": -1.0, "age": 0}), "scaler.scale"),
 }
 

@@ -16,6 +16,7 @@ pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 import torch
 from training import last, losses, rows, runs, saved
 
+from triton_lstm.settings import UsageError
 from triton_lstm.training.run_folder import RunFolder
 
 EXACT = {
@@ -46,8 +47,9 @@ def assert_same(a: Path, b: Path) -> None:
     """Two checkpoints of the same state, whatever time it took and how often it was saved."""
     left, right = (torch.load(path, weights_only=True) for path in (a, b))
     for content in (left, right):
-        for name in ("seconds", "config", "digest"):
+        for name in ("config", "digest"):
             assert content.pop(name)
+        assert content["progress"].pop("seconds")
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
 
 
@@ -115,7 +117,7 @@ def test_the_last_checkpoints_and_the_best_one_are_kept(run, tmp_path, quick):
     validated = {int(row["step"]): float(row["validation_loss"]) for row in rows(run_folder) if row["validation_loss"]}
     best = torch.load(run_folder / "checkpoints/best.pt", weights_only=True)
     assert len(validated) == 7 and best["step"] == min(validated, key=validated.get)
-    assert best["best"] == {"step": best["step"], "loss": min(validated.values())}
+    assert best["progress"]["best"] == {"step": best["step"], "loss": min(validated.values())}
 
 
 def test_a_worse_validation_does_not_replace_the_best(run, tmp_path, quick):
@@ -182,6 +184,118 @@ def test_a_full_disk_while_logging_saves(run, tmp_path, monkeypatch, quick):
     assert run("--resume", "--run", "a", text=None)[0] == 0
     assert run("--steps", 5, "--run", "b")[0] == 0
     assert_same(last(tmp_path / "a"), last(tmp_path / "b"))
+
+
+def test_a_process_that_went_on_meanwhile(run, tmp_path, monkeypatch, quick):
+    """Between reading a checkpoint and locking the run: its steps are not repeated, nor their rows deleted."""
+    from triton_lstm.training import corpus
+
+    assert run("--steps", 2, "--run", "a")[0] == 0
+    opened = corpus.open_corpus
+    path = tmp_path / "a/checkpoints"
+
+    def slow(data):
+        (path / "step_00000004.pt").write_bytes((path / "step_00000002.pt").read_bytes())
+        return opened(data)
+
+    before = (tmp_path / "a/metrics.csv").read_bytes()
+    monkeypatch.setattr(corpus, "open_corpus", slow)
+    status, _, err = run("--resume", "--run", "a", "--steps", 3)
+    assert status == 2 and "another process has gone on with a meanwhile. Start again" in err
+    assert (tmp_path / "a/metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("steps", [9, 6], ids=["on the way", "at the end"])
+def test_a_validation_that_a_signal_prevents_comes_later(steps, run, tmp_path, monkeypatch, quick):
+    from triton_lstm.training import loop
+
+    options = ["--steps", steps, "--validate-every", 3]
+    assert run(*options, "--run", "whole")[0] == 0
+    validate = loop.held_out_loss
+
+    def interrupted(model, *rest):
+        if len(losses(tmp_path / "parts")) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return validate(model, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "held_out_loss", interrupted)
+        status, out, _ = run(*options, "--run", "parts")
+    assert status == 130 and "stopped after step 6; continue with: " in out
+    assert [row["step"] for row in rows(tmp_path / "parts") if row["validation_loss"]] == ["3"]
+    status, out, _ = run("--resume", "--run", "parts", text=None)
+    assert status == 0 and "held out: " in out
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert_same(last(tmp_path / "parts"), last(tmp_path / "whole"))
+    assert run("--resume", "--run", "parts", text=None)[0] == 2  # nothing is left to do
+
+
+def test_whatever_fails_between_steps_saves(run, tmp_path, monkeypatch, quick):
+    from triton_lstm.training import loop
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "held_out_loss", too_large)
+        status, _, err = run("--steps", 5, "--validate-every", 4, "--run", "a")
+    assert status == 2 and "continue with: " in err and err.endswith("or add --recompute.\n")
+    assert last(tmp_path / "a").name == "step_00000004.pt"
+    assert run("--resume", "--run", "a", "--recompute", text=None)[0] == 0
+    assert run("--steps", 5, "--validate-every", 4, "--run", "b")[0] == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_a_run_without_a_checkpoint_begins_again(run, tmp_path, monkeypatch, quick):
+    """As one that was killed early, and whose folder is there."""
+    from triton_lstm.training.trainer import Trainer
+
+    def fails(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "prepare", fails)
+        assert run("--steps", 2, "--run", "a")[0] == 2
+    assert "start it without --resume" in run("--resume", "--run", "a")[2]
+    assert run("--steps", 2, "--run", "a")[0] == 0 and len(losses(tmp_path / "a")) == 2
+
+
+def test_a_best_model_that_cannot_be_saved_is_not_the_best(run, tmp_path, monkeypatch, quick):
+    from triton_lstm.training import loop
+
+    save = loop.save_checkpoint
+
+    def full(path, content):
+        if path.name == "best.pt" and content["step"] == 2:
+            raise UsageError("No space left on device")
+        save(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", full)
+        assert run("--steps", 3, "--validate-every", 1, "--lr", 0.1, "--warmup", 0, "--run", "a")[0] == 2
+    content = torch.load(last(tmp_path / "a"), weights_only=True)
+    assert content["step"] == 2 and content["progress"]["best"]["step"] == 1
+    assert torch.load(tmp_path / "a/checkpoints/best.pt", weights_only=True)["step"] == 1
+
+
+def test_paths_count_from_where_they_were_given(run, tmp_path, monkeypatch, quick):
+    """Relative ones, and those of a home folder; a tokenizer may move like a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.train_from_iterator(["the quick brown fox"], tokenizers.trainers.BpeTrainer(show_progress=False))
+    tokenizer.save(str(tmp_path / "tok.json"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("tokenizer: tok.json\ntext: [~/text.txt]\ncache: cache\n")
+    assert run("--steps", 2, "--config", "own.yaml", "--run", "a", text=None)[0] == 0
+    assert run("--steps", 3, "--config", "own.yaml", "--run", "a", "--resume", text=None)[0] == 0
+    (tmp_path / "tok.json").rename(tmp_path / "moved.json")
+    monkeypatch.chdir(tmp_path / "a")
+    moved = ["--tokenizer", "../moved.json"]
+    assert run("--steps", 4, "--run", ".", "--resume", *moved, text=None)[0] == 0
+    tokenizer.add_tokens(["fox"])
+    tokenizer.save(str(tmp_path / "moved.json"))
+    status, _, err = run("--steps", 5, "--run", ".", "--resume", text=None)
+    assert status == 2 and "was trained on another text" in err
 
 
 def test_leftovers_of_killed_runs_are_removed(run, tmp_path, quick):
@@ -337,4 +451,7 @@ def test_the_folder_says_where_it_came_from(run, tmp_path, quick):
     assert again.returncode == 0, again.stderr
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     configs = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in "ab"]
+    assert run("--resume", "--steps", 4, "--run", "a", text=None)[0] == 0
+    resumed = yaml.safe_load((tmp_path / "a/about.yaml").read_text())
+    assert resumed.items() >= about.items() and resumed["resumed"][0].keys() == about.keys()
     assert configs[0] == configs[1] and configs[0]["clip"] == "off"

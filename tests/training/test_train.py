@@ -1,6 +1,7 @@
 """The command train: what it prints, what it refuses, and its comparison with nn.LSTM."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ COMPARED = {
     "accumulation": ["--accumulate", 2, "--dtype", "fp16"],
     "memory": ["--recompute", "--clip", "off", "--schedule", "constant", "--weight-decay", 0.5],
     "deterministic": ["--deterministic", "--workers", 1],
+    "compiled": ["--compile", "--dtype", "bf16"],
 }
 
 
@@ -120,6 +122,7 @@ BAD_INPUT = {
     "graphs without a GPU": (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs needs a GPU"),
     "gradients for nobody": (["--gradients-every", "3"], "Add --tensorboard or --wandb"),
     "dropout and resets to compare": (["--compare", "--dropout", "0.1"], "Add --no-reset, or omit one of them"),
+    "dropout and compilation to compare": (["--compare", "--dropout", "0.1", "--compile"], "Omit one"),
     "missing tokenizer": (["--tokenizer", "nowhere.json"], "nowhere.json"),
     "malformed tokenizer": (["--tokenizer", "short.txt"], "short.txt is not a file of the tokenizers package"),
     "missing config": (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml: No such file"),
@@ -155,6 +158,17 @@ def test_bad_input_is_one_line(case, run, tmp_path):
     assert expected in err and len(err.strip().splitlines()) == 1, err
     assert err.startswith("triton-lstm train: ") and out == ""
     assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+@pytest.mark.parametrize("content", ["clip: off", "clip: 'off'", "clip: no", "clip = false", "clip = 'off'"])
+def test_clipping_is_off_in_any_spelling(content, tmp_path, monkeypatch):
+    from triton_lstm.cli.train_options import parse
+
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))
+    path = tmp_path / ("a.toml" if "=" in content else "a.yaml")
+    path.write_text(content)
+    assert parse(["--config", str(path), "--device", "cpu"]).config.optimizer.clip is None
+    assert parse(["--config", str(path), "--clip", "0.5", "--device", "cpu"]).config.optimizer.clip == 0.5
 
 
 def test_a_model_without_end_is_refused(run, quick):

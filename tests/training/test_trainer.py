@@ -223,6 +223,8 @@ def test_nothing_is_kept_in_the_memory_of_a_cuda_graph(accumulate, interpreter, 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "dtype": "fp16"}, {"dropout": 0.3}], ids=str)
 def test_cuda_graphs_have_the_same_losses(options, compile):
+    if compile and "dropout" in options:
+        pytest.skip("a compiled model draws other random numbers")
     device = torch.device("cuda")
     config = with_(**({"dtype": "bf16"} | options))
     graphs = with_(config, cuda_graphs=True, compile=compile)

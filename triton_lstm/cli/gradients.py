@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from triton_lstm.cli.device import checked_backend, command_device, positive, seed_number
+from triton_lstm.cli.common import check_plot, checked_backend, command_device, positive, seed_number
 from triton_lstm.gradients import shapes as gradient_shapes
 from triton_lstm.gradients.record import record_gradients
 from triton_lstm.gradients.results import Gradients
@@ -55,7 +55,7 @@ def _gradients(args: argparse.Namespace) -> int:
     from triton_lstm.training.model import autocast, build
 
     if args.plot:
-        _check_plot(args.plot)
+        check_plot(args.plot)
     config, content = _model_config(args)
     interpreted = not checked_backend(torch.float32, device) and device.type == "cpu"
     corpus = _text(args, config, content)
@@ -83,17 +83,6 @@ def _gradients(args: argparse.Namespace) -> int:
         grads.plot(args.plot)
         print(f"figure: {args.plot}")
     return 0
-
-
-def _check_plot(path: Path) -> None:
-    """Raises UsageError unless a figure can be saved there."""
-    require("matplotlib")
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"cannot save {path}: the suffix must be .png or .svg. Choose another --plot")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"cannot save {path}: it is not a regular file. Choose another --plot")
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"cannot save {path}: its folder does not exist or is not writable. Choose another --plot")
 
 
 def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:

@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
             raise
-        advice = ". Lower --batch or --hidden" if args.command in ("train", "tune") else ""
-        _print_error(args, f"out of memory{advice}")
+        remedies = {"train": ". Lower --batch or --hidden, or add --recompute", "tune": ". Lower --batch or --hidden"}
+        _print_error(args, f"out of memory{remedies.get(args.command, '')}")
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: no error at exit

@@ -7,11 +7,11 @@ import contextlib
 import datetime
 import difflib
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triton_lstm.cli.common import check_plot, positive
 from triton_lstm.settings import UsageError, require
 from triton_lstm.system.terminal import escaped, print_table, say, spaced
 
@@ -32,23 +32,19 @@ def add_commands(commands: Any) -> None:
     r.add_argument(
         "path", type=Path, nargs="*", default=[Path("runs")], help="runs, or folders of runs (default: runs)"
     )
-    r.add_argument("--last", type=_positive, metavar="N", help="only the last N by name: the newest")
+    r.add_argument("--last", type=positive, metavar="N", help="only the last N by name: the newest")
     r.add_argument("--sort", metavar="COLUMN", help="sort by any column (default: run)")
     r.add_argument("--plot", type=Path, metavar="FILE", help="save the curves of the losses there, .png, .svg or .pdf")
     r.add_argument("--csv", action="store_true", help="print everything as CSV, with full precision")
     r.set_defaults(run=_runs)
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"must be an integer above 0, got {text[:40]!r}")
-    return int(text)
-
-
 def _runs(args: argparse.Namespace) -> int:
     require("pandas", "pydantic", "rich", "yaml", extra="train")
     if args.plot:
-        _check_plot(args.plot)
+        from triton_lstm.training.curves import SUFFIXES
+
+        check_plot(args.plot, SUFFIXES)
     from triton_lstm.training.metrics import COLUMNS
     from triton_lstm.training.runs import find_runs, frame, read_run
 
@@ -76,19 +72,6 @@ def _runs(args: argparse.Namespace) -> int:
         save(draw([runs[k] for k in table.index]), args.plot)
         print(escaped(f"figure: {args.plot}"), file=sys.stderr)
     return 0
-
-
-def _check_plot(path: Path) -> None:
-    """Raises UsageError unless a figure can be saved there."""
-    require("matplotlib")
-    from triton_lstm.training.curves import SUFFIXES
-
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"cannot save {path}: the suffix must be .png, .svg or .pdf. Choose another --plot")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"cannot save {path}: it is not a regular file. Choose another --plot")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot save {path}: its folder does not exist or is not writable. Choose another --plot")
 
 
 def _sorted(table: pd.DataFrame, wanted: str) -> pd.DataFrame:

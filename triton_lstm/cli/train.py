@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import math
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from triton_lstm.cli.device import checked_backend, command_device
+from triton_lstm.cli.common import checked_backend, command_device
 from triton_lstm.module import LSTM
 from triton_lstm.settings import DTYPES, UsageError, require, switches
 from triton_lstm.system.early_interrupt import INTERRUPTED
@@ -41,78 +43,84 @@ def _train(args: argparse.Namespace) -> int:
     require(*PACKAGES, extra="train")
     from triton_lstm.cli import train_options
     from triton_lstm.training.compare import check_comparable
+    from triton_lstm.training.trackers import require_trackers
+    from triton_lstm.training.trainer import determinism
 
     options = train_options.parse(args.arguments)
     if options is None:  # help
         return 0
-    config = train_options.text_is_named_absolutely(options.config)
+    config = options.config
     device = command_device(config.execution.device)
-    _check(config, device)
+    if config.execution.cuda_graphs and device.type != "cuda":
+        raise UsageError("--cuda-graphs needs a GPU. Omit it")
+    require_trackers(config)
     if options.compare:
         require("pandas", "rich")
         if options.content:
             raise UsageError("--compare starts both models from the same weights. Omit --resume")
         check_comparable(config, device)
-    from triton_lstm.training.trainer import determinism
-
-    with switches(config.execution.dtype), determinism(config.execution.deterministic):
-        return _run(config, device, options)
-
-
-def _check(config: Config, device: torch.device) -> None:
-    """Raises UsageError for what cannot run here."""
-    if config.execution.cuda_graphs and device.type != "cuda":
-        raise UsageError("--cuda-graphs needs a GPU. Omit it")
-    if config.output.gradients_every and not (config.output.tensorboard or config.output.wandb):
-        raise UsageError("--gradients-every has nowhere to go. Add --tensorboard or --wandb PROJECT")
+    reason = checked_backend(DTYPES[config.execution.dtype], device)
+    if reason and config.execution.cuda_graphs and config.data.reset:
+        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which CUDA graphs cannot capture. Add --no-reset")
+    threads = 1 if device.type == "cpu" and not reason else torch.get_num_threads()
+    with switches(config.execution.dtype), determinism(config.execution.deterministic), _threads(threads):
+        return _run(options, device, reason)
 
 
-def _run(config: Config, device: torch.device, options: Options) -> int:
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Triton's interpreter computes with small arrays, for which PyTorch's threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(options: Options, device: torch.device, reason: str | None) -> int:
     """Trains, saves and reports."""
     from triton_lstm.cli.train_options import RUNS
     from triton_lstm.training.compare import Comparison
     from triton_lstm.training.corpus import open_corpus
     from triton_lstm.training.loop import Loop, open_text
     from triton_lstm.training.metrics import Metrics
-    from triton_lstm.training.run_folder import new_run
+    from triton_lstm.training.run_folder import new_run, step_of
 
-    content, steps = options.content, config.optimizer.steps
-    reason = checked_backend(DTYPES[config.execution.dtype], device)
-    if reason and config.execution.cuda_graphs and config.data.reset:
-        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which CUDA graphs cannot capture. Add --no-reset")
+    config, content = options.config, options.content
     text = open_text(config, open_corpus(config.data))
+    tokens = text.corpus.vocabulary.size
     if content and content["digest"] != text.corpus.digest:
         raise UsageError(f"{options.folder} was trained on another text. Give that one with --text, or omit --resume")
-    if content and content["step"] >= steps:
-        raise UsageError(f"{options.folder} is already at step {content['step']}. Give a larger --steps")
-    trainer = _trainer(config, text.corpus.vocabulary.size, device, content)
-    comparison = Comparison(config, text.corpus.vocabulary.size, device) if options.compare else None
+    trainer = _trainer(config, tokens, device, content)
+    comparison = Comparison(config, tokens, device) if options.compare else None
+    progress = content["progress"] if content else None
+    if progress and trainer.step >= config.optimizer.steps and progress["validated"] == trainer.step:
+        raise UsageError(f"{options.folder} is already at step {trainer.step}. Give a larger --steps")
+    options.content = content = None  # as large as the model and its moments
 
     folder = options.folder or new_run(options.run, RUNS)
     with folder.locked(), deferred_signals() as stop:
-        folder.clean()
+        if progress and step_of(folder.steps()[-1]) != trainer.step:
+            raise UsageError(f"another process has gone on with {folder} meanwhile. Start again")
+        folder.prepare()
         folder.write_about(config, device, text.corpus.digest)
         with Metrics(folder.path, config, trainer.step) as metrics:
-            loop = Loop(trainer, text, folder, metrics, content, stop)
-            _announce(trainer, folder, reason, resumed=content is not None)
+            loop = Loop(trainer, text, folder, metrics, progress, stop)
+            _announce(trainer, folder, reason, resumed=progress is not None)
             try:
                 loop.run(comparison.step if comparison else None)
-            except (OSError, RuntimeError, UsageError) as error:
-                # A full disk, an output that was closed, or a worker that a signal to all processes has ended
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                    raise
-                if trainer.between_steps:
+            except BaseException as error:
+                if trainer.between_steps and trainer.step:
                     with contextlib.suppress(UsageError):
                         loop.save()
-                if isinstance(error, BrokenPipeError):
-                    raise
-                if not (stop and isinstance(error, RuntimeError)):
-                    raise UsageError(f"{_reason(error)}. {_advice(error, folder)}") from None
+                if not (stop and _is_dead_worker(error)):  # ended by a signal to all processes
+                    _raise_with_advice(error, folder)
             if stop and trainer.between_steps:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
                     loop.save()
     if stop:
-        return _report_stop(folder, config.optimizer.steps)
+        return _report_stop(folder, config.optimizer.steps, validated=loop.validated)
     _report(loop, folder)
     return _report_comparison(comparison) if comparison else 0
 
@@ -150,23 +158,35 @@ def _kernels(device: torch.device) -> str:
     return "Triton kernels" if device.type == "cuda" else interpreted
 
 
-def _report_stop(folder: RunFolder, steps: int) -> int:
+def _report_stop(folder: RunFolder, steps: int, validated: int) -> int:
     """Says how a run that was stopped by a signal goes on."""
     from triton_lstm.training.run_folder import step_of
 
     saved = folder.steps()
     if not saved:
         print("stopped before the first checkpoint")
-    elif (step := step_of(saved[-1])) < steps:
+    elif (step := step_of(saved[-1])) < steps or step != validated:
         print(f"stopped after step {step}; continue with: {_resume_command(folder)}")
     else:
         print(f"stopped after step {step}, the last one; run: {folder}")
     return INTERRUPTED
 
 
-def _advice(error: BaseException, folder: RunFolder) -> str:
-    remedy = "Lower --workers" if isinstance(error, RuntimeError) else "Free some space"
-    return f"{remedy}, and {f'continue with: {_resume_command(folder)}' if folder.steps() else 'start again'}"
+def _is_dead_worker(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _raise_with_advice(error: BaseException, folder: RunFolder) -> NoReturn:
+    """Raises what can be mended as a UsageError, with the command that goes on; says that command for anything else."""
+    command = _resume_command(folder) if folder.steps() else None
+    if (isinstance(error, OSError | UsageError) and not isinstance(error, BrokenPipeError)) or _is_dead_worker(error):
+        full = "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Lower --workers" if _is_dead_worker(error) else "Free some space" if full else "See to it"
+        go_on = f"continue with: {command}" if command else "start again"
+        raise UsageError(f"{_reason(error)}. {remedy}, and {go_on}") from None
+    if command and not isinstance(error, BrokenPipeError):
+        print(f"continue with: {command}", file=sys.stderr)
+    raise error
 
 
 def _resume_command(folder: RunFolder) -> str:

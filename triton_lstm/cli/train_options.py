@@ -13,6 +13,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from triton_lstm.settings import UsageError, device_for
+from triton_lstm.system.terminal import sentence
 from triton_lstm.training.checkpoint import Content, load_checkpoint
 from triton_lstm.training.config import (
     CHANGEABLE,
@@ -79,7 +80,9 @@ def parse(arguments: Sequence[str]) -> Options | None:
     try:
         options: Options | None = app(arguments, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        raise UsageError(f"{_in_one_line(error)}. See triton-lstm train --help") from None
+        raise UsageError(f"{_in_one_line(error)} See triton-lstm train --help") from None
+    if options:
+        options.config = _with_absolute_paths(options.config)
     if options and resumed:
         options.folder, options.content = resumed["folder"], resumed["content"]
         _check_unchanged(resumed["content"]["config"], options.config)
@@ -134,13 +137,13 @@ def _in_one_line(error: cyclopts.CycloptsError) -> str:
     if details := getattr(error.__cause__, "errors", None):
         first = details(include_url=False)[0]
         name = "--" + ".".join(map(str, first["loc"])).replace("_", "-")
-        return f"{name}: {first['msg'].removeprefix('Value error, ').lower()}, got {str(first['input'])[:40]!r}"
-    text = " ".join(str(error).split()).rstrip(".")
+        return f"{name}: {first['msg'].removeprefix('Value error, ').lower()}, got {str(first['input'])[:40]!r}."
+    text = sentence(" ".join(str(error).split()))
     if isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in text and error.argument_collection:
         names = [name for argument in error.argument_collection for name in argument.names]
         given = "--" + (error.token.keyword or error.token.value).strip("[]-").replace("_", "-")
         if near := difflib.get_close_matches(given, names, n=1):
-            text += f". Did you mean {near[0]}?"
+            text += f" Did you mean {near[0]}?"
     return text
 
 
@@ -159,11 +162,13 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def text_is_named_absolutely(config: Config) -> Config:
-    """The configuration with absolute paths, so that a run can be continued from anywhere."""
-    data = dataclasses.replace(
-        config.data,
-        text=tuple(map(os.path.abspath, config.data.text)),
-        tokenizer=config.data.tokenizer and os.path.abspath(config.data.tokenizer),
-    )
-    return dataclasses.replace(config, data=data)
+def _with_absolute_paths(config: Config) -> Config:
+    """So that a run can be continued from anywhere."""
+    data = config.data
+    tokenizer, cache = (None if path is None else _absolute(path) for path in (data.tokenizer, data.cache))
+    text = tuple(map(_absolute, data.text))
+    return dataclasses.replace(config, data=dataclasses.replace(data, text=text, tokenizer=tokenizer, cache=cache))
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

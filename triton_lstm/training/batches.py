@@ -166,11 +166,6 @@ class HeldOut:
             yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), resets)
 
 
-def held_out_batches(corpus: Corpus, documents: Documents, data: Data) -> HeldOut:
-    """All batches of held-out documents."""
-    return HeldOut(corpus, documents, data)
-
-
 class _Joined:
     """Documents one after the other, as one sequence that is indexed by arrays of positions."""
 

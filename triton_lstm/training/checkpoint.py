@@ -15,10 +15,10 @@ from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, TypeAdapter,
 from torch import nn
 from typing_extensions import TypedDict
 
-from triton_lstm.settings import UsageError
-from triton_lstm.system.atomic_file import atomic_write
+from triton_lstm.settings import LARGEST, UsageError
+from triton_lstm.system.atomic_file import atomic_write, sync
 from triton_lstm.system.signals import deferred_signals
-from triton_lstm.training.config import LARGEST, Config
+from triton_lstm.training.config import Config
 from triton_lstm.training.model import build, state_dtype
 
 FORMAT = 2
@@ -45,21 +45,31 @@ class Scaler(TypedDict):
 
 
 @with_config(STRICT)
+class Progress(TypedDict):
+    """What a run has shown so far.
+
+    seconds: trained. logged, validated: the steps of the last losses in metrics.csv. loss_sum: of the steps since then.
+    """
+
+    seconds: NotNegative
+    logged: Number
+    loss_sum: float
+    validated: Number
+    best: Best | None
+
+
+@with_config(STRICT)
 class Content(TypedDict):
     """What a checkpoint has.
 
-    digest: of the tokens of all documents. tokens: the size of the vocabulary. seconds: trained so far. logged: the
-    step of the last row of metrics.csv. loss_sum: of the steps since then. The others as in Trainer.state_dict.
+    digest: of the tokens of all documents. tokens: the size of the vocabulary. The others as in Trainer.state_dict.
     """
 
     format: Literal[2]
     config: InstanceOf[Config]
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     tokens: Annotated[int, Field(ge=2, le=LARGEST)]
-    seconds: NotNegative
-    logged: Number
-    loss_sum: float
-    best: Best | None
+    progress: Progress
     step: Number
     updates: Number
     model: Tensors
@@ -114,6 +124,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 torch.save({"format": FORMAT} | content | {"config": dataclasses.asdict(content["config"])}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            sync(path.parent)
         except (OSError, RuntimeError) as error:  # torch.save closes its archive with a RuntimeError on a full disk
             raise UsageError(f"cannot write the checkpoint {path}: {_reason(error)}") from None
     if received:  # pass it on to the outer handler

@@ -93,6 +93,10 @@ def check_comparable(config: Config, device: torch.device) -> None:
         raise UsageError(
             "--compare cannot have --dropout on a GPU, where cuDNN draws other random numbers. Omit one of them"
         )
+    if config.execution.compile:
+        raise UsageError(
+            "--compare cannot have --dropout and --compile, which draws other random numbers. Omit one of them"
+        )
     if config.data.reset:
         raise UsageError(
             "--compare cannot have --dropout where states begin anew, since nn.LSTM draws its random numbers piece by "

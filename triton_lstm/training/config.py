@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from triton_lstm.settings import dtype_name
+from triton_lstm.settings import LARGEST, SEEDS, dtype_name
 
-LARGEST, LAYERS, SEEDS = 1 << 31, 1000, 1 << 32  # the limits of sizes, layers and seeds
+LAYERS = 1000  # their limit
 RATE = 1e30  # the largest learning rate: ten times as much has to fit float32
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -24,7 +24,9 @@ Rate = Annotated[float, Field(gt=0, le=RATE)]
 NotNegative = Annotated[float, Field(ge=0, le=RATE)]
 Dtype = Annotated[Literal["fp16", "bf16", "tf32", "fp32", "fp64"], BeforeValidator(dtype_name)]
 # YAML reads a bare `off` as False
-Clip = Annotated[Rate | None, BeforeValidator(lambda value: None if value in ("off", "none", False) else value)]
+Clip = Annotated[
+    Rate | None, BeforeValidator(lambda value: None if str(value).lower() in ("off", "none", "false") else value)
+]
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -186,7 +188,7 @@ ON_CPU: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: neither the model nor the order of the data, nor what a step computes
 CHANGEABLE = {
-    "data": {"text", "workers", "cache"},
+    "data": {"text", "tokenizer", "workers", "cache"},
     "model": {"recompute"},
     "optimizer": {"steps"},
     "execution": {"device", "compile", "cuda_graphs", "deterministic"},

@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 import filelock
 
 from triton_lstm.settings import UsageError
+from triton_lstm.system.atomic_file import sync
 
 Content = TypeVar("Content")
 SOON_S = 3.0  # a wait of another process that is not worth a message
@@ -84,10 +85,10 @@ def _replace(folder: Path, make: Callable[[Path], None]) -> None:
         temporary.mkdir()
         make(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         _remove(folder)
         os.rename(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         _remove(temporary)
 
@@ -127,14 +128,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file or a folder to the disk."""
-    if path.is_dir() and os.name != "posix":
-        return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

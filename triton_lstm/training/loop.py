@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from triton_lstm.system.terminal import Bar
-from triton_lstm.training.batches import Streams, Windows, held_out_batches, load
-from triton_lstm.training.checkpoint import Best, Content, save_checkpoint
+from triton_lstm.training.batches import HeldOut, Streams, Windows, load
+from triton_lstm.training.checkpoint import Best, Progress, save_checkpoint
 from triton_lstm.training.config import Config, Data
 from triton_lstm.training.corpus import Corpus, Documents
 from triton_lstm.training.metrics import Metrics
@@ -62,7 +62,7 @@ class Loop:
     """Trains up to the last step, logs, validates and saves.
 
     Args:
-        content: the checkpoint to continue from.
+        progress: of the checkpoint to continue from.
         stop: the loop ends after the step in which this gets an item, as from a signal.
     """
 
@@ -72,16 +72,15 @@ class Loop:
         text: Text,
         folder: RunFolder,
         metrics: Metrics,
-        content: Content | None = None,
+        progress: Progress | None = None,
         stop: Sequence[Any] = (),
     ) -> None:
         self.trainer, self.text, self.folder, self.metrics, self.stop = trainer, text, folder, metrics, stop
         self.config, self.device = trainer.config, trainer.device
-        self.best: Best | None = content["best"] if content else None
-        self.logged = content["logged"] if content else 0
-        loss_sum = content["loss_sum"] if content else 0.0
-        self.loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=self.device)
-        self.seconds = content["seconds"] if content else 0.0
+        done = progress or {"seconds": 0.0, "logged": 0, "loss_sum": 0.0, "validated": 0, "best": None}
+        self.seconds, self.logged, self.validated = done["seconds"], done["logged"], done["validated"]
+        self.loss_sum = torch.tensor(done["loss_sum"], dtype=torch.float64, device=self.device)
+        self.best = done["best"]
         self.validation: Validation | None = None
         self._since = 0.0
         self._timed = trainer.step, self.seconds  # where the measurement of tokens_per_s begins
@@ -97,6 +96,10 @@ class Loop:
         batches = load(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
         self._since, first = time.perf_counter(), True
         with contextlib.closing(batches), Bar(total=steps, initial=trainer.step, unit="step") as bar:
+            if trainer.step and self._validation_is_due():  # a signal came before it
+                with self._paused():
+                    self._validate()
+                    self.save()
             while trainer.step < steps and not self.stop:
                 micro = [batch.to(self.device) for batch in itertools.islice(batches, accumulate)]
                 if first:
@@ -114,6 +117,10 @@ class Loop:
         """Whether something is due after the step that is `ahead`."""
         return every > 0 and (self.trainer.step + ahead) % every == 0
 
+    def _validation_is_due(self) -> bool:
+        due = self._due(self.config.output.validate_every) or self.trainer.step == self.config.optimizer.steps
+        return due and self.validated != self.trainer.step
+
     def _between_steps(self, bar: Bar, norm: torch.Tensor, gradients: Any) -> None:
         output, last = self.config.output, self.trainer.step == self.config.optimizer.steps
         if self._due(output.log_every) or last:
@@ -121,7 +128,7 @@ class Loop:
         if gradients is not None:
             with self._paused():
                 self.metrics.log_gradients(self.trainer.step, gradients)
-        if self._due(output.validate_every) or last:
+        if self._validation_is_due():
             with self._paused():
                 self._validate()
         if self._due(output.save_every) or last:
@@ -160,13 +167,15 @@ class Loop:
         self.validation, step = found, self.trainer.step
         self.metrics.log(step, validation_loss=found.loss, bits_per_byte=found.bits_per_byte)
         self.metrics.log_text(step, found.sample)
+        self.validated = step
         if math.isfinite(found.loss) and (self.best is None or found.loss < self.best["loss"]):
-            self.best = {"step": step, "loss": found.loss}
-            save_checkpoint(self.folder.best, self._content())
+            best: Best = {"step": step, "loss": found.loss}
+            save_checkpoint(self.folder.best, self._content(best))
+            self.best = best
 
     def _held_out(self) -> Validation | None:
         config, (corpus, documents, _) = self.config, self.text
-        batches = held_out_batches(corpus, documents, _whole_batches(config.data))
+        batches = HeldOut(corpus, documents, _whole_batches(config.data))
         found = held_out_loss(self.trainer.model, batches, config, self.device, self.stop)
         if found is None:
             return None
@@ -176,18 +185,23 @@ class Loop:
 
     def save(self) -> None:
         """Saves the present step, and deletes the oldest checkpoints beyond `keep`."""
-        save_checkpoint(self.folder.at(self.trainer.step), self._content())
+        self.metrics.sync()
+        save_checkpoint(self.folder.at(self.trainer.step), self._content(self.best))
         self.folder.keep(self.config.output.keep)
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, best: Best | None) -> dict[str, Any]:
+        progress: Progress = {
+            "seconds": self.seconds,
+            "logged": self.logged,
+            "loss_sum": self.loss_sum.item(),
+            "validated": self.validated,
+            "best": best,
+        }
         return {
             "config": self.config,
             "digest": self.text.corpus.digest,
             "tokens": self.text.corpus.vocabulary.size,
-            "seconds": self.seconds,
-            "logged": self.logged,
-            "loss_sum": self.loss_sum.item(),
-            "best": self.best,
+            "progress": progress,
             **self.trainer.state_dict(),
         }
 
@@ -199,6 +213,8 @@ class Loop:
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
         """Inside the block the time does not count as training."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self._lap()
         yield
         self._since = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import numbers
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,11 @@ class Metrics:
         self._write(f"{','.join(_cell(row.get(name)) for name in COLUMNS)}\n".encode())
         scalars = {name: float(value) for name, value in logged.items()}
         self._each(lambda tracker: tracker.log(step, scalars))
+
+    def sync(self) -> None:
+        """Flushes metrics.csv to the disk. Raises OSError if that fails."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def log_text(self, step: int, sample: str) -> None:
         """Shows a text of the model in TensorBoard and Weights & Biases."""

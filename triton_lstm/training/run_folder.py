@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,13 +62,14 @@ class RunFolder:
                 file.unlink()
 
     def write_about(self, config: Config, device: torch.device, digest: str) -> None:
-        """Writes config.yaml, which --config reads, and about.yaml: versions, git commit, device, command, time.
+        """Writes config.yaml, which --config reads, and about.yaml: versions, git commit, device, command and time of
+        the first start, and of all others below it.
 
         Raises UsageError if that is not possible.
         """
         import yaml
 
-        about = {
+        about: dict[str, Any] = {
             **{name: _version(name) for name in ("torch", "triton", "numpy", "tokenizers")},
             "triton_lstm": __version__,
             "commit": commit(),
@@ -78,6 +80,10 @@ class RunFolder:
             "started": now(),
         }
         about = {name: value for name, value in about.items() if value}
+        with contextlib.suppress(yaml.YAMLError, OSError, ValueError):
+            first = yaml.safe_load((self.path / "about.yaml").read_text(encoding="utf-8"))
+            if isinstance(first, dict) and isinstance(later := first.get("resumed", []), list):
+                about = first | {"resumed": [*later, about]}
         try:
             for name, content in (("about.yaml", about), ("config.yaml", for_file(config))):
                 with atomic_write(self.path / name) as temporary:
@@ -85,8 +91,15 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
-    def clean(self) -> None:
-        """Removes what killed processes left behind."""
+    def prepare(self) -> None:
+        """Removes what killed processes left behind, and makes the folder of the checkpoints.
+
+        Raises UsageError if that is not possible.
+        """
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.checkpoints, error) from None
         for place in (self.path, self.checkpoints):
             remove_leftovers(f"{glob.escape(str(place))}{os.sep}*")
 
@@ -117,9 +130,10 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
         folder = path or runs / (f"{name}_{k}" if k > 1 else name)
         try:
             folder.mkdir(parents=True)
-            (folder / "checkpoints").mkdir()
             return RunFolder(folder)
         except FileExistsError as error:
+            if path and (path / "config.yaml").is_file() and not RunFolder(path).steps():
+                return RunFolder(path)  # it ended before its first checkpoint
             if path:
                 raise UsageError(f"{path} exists. Continue it with --resume, or choose another --run") from None
             if not folder.is_dir():
@@ -134,7 +148,7 @@ def existing_run(path: Path | None, runs: Path) -> RunFolder:
     if path:
         folder = RunFolder(path)
         if not folder.steps():
-            raise UsageError(f"{path} has no checkpoint of `train`. Choose another --run, or omit --resume")
+            raise UsageError(f"{path} has no checkpoint of `train`. Choose another --run, or start it without --resume")
         return folder
     return RunFolder(newest_checkpoint(runs).parents[1])
 

@@ -42,7 +42,7 @@ def require_trackers(config: Config) -> None:
         require("wandb", extra="wandb")
     if config.output.gradients_every:
         if not (config.output.tensorboard or config.output.wandb):
-            raise UsageError("gradients_every requires somewhere to log gradients to: tensorboard or wandb")
+            raise UsageError("--gradients-every has nowhere to go. Add --tensorboard or --wandb PROJECT")
         require("matplotlib")
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from triton_lstm.gradients.record import record_gradients
 from triton_lstm.training.batches import Batch
 from triton_lstm.training.config import Config
 from triton_lstm.training.model import LanguageModel, Loss, State, autocast, zero_state
+from triton_lstm.training.order import random_numbers
 
 
 class Trainer:
@@ -49,14 +51,14 @@ class Trainer:
                 self._loss = torch.cuda.make_graphed_callables(Loss(self.model), example)
 
     def train(self, batches: Sequence[Batch], record: bool = False) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """One step on `accumulate` micro-batches.
+        """One step on `accumulate` micro-batches on the device.
 
         Returns the mean loss in nats per token, the norm of all gradients before clipping, both scalars on the device,
         and the Gradients of the first micro-batch if `record`, else None.
         """
         wanted = self.config.optimizer
         self.between_steps = False
-        torch.manual_seed(self.config.execution.seed * 1_000_003 + self.step)
+        torch.manual_seed(int(random_numbers(self.config.execution.seed, self.step).randint(1 << 62, dtype=np.int64)))
         for group in self.optimizer.param_groups:
             group["lr"] = wanted.rate(self.step)
         self.optimizer.zero_grad(set_to_none=not self.config.execution.cuda_graphs)
@@ -64,7 +66,7 @@ class Trainer:
         for micro, batch in enumerate(batches):
             recording = record_gradients(self.model, reduce="norm") if record and micro == 0 else None
             with recording or contextlib.nullcontext() as found:
-                total += self._backward(batch.to(self.device), micro, self._plain if recording else self._loss)
+                total += self._backward(batch, micro, self._plain if recording else self._loss)
             recorded = found or recorded
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()

@@ -1,15 +1,16 @@
-"""What the commands have in common: numbers on the command line, the device, and whether the kernels run there."""
+"""What commands have in common: numbers and figures as options, the device, whether the kernels run there."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from triton_lstm.dispatch import why_torch
-from triton_lstm.settings import UsageError, device_for, spin_limit
-
-LARGEST, SEEDS = 1 << 31, 1 << 32  # the limits of sizes and seeds
+from triton_lstm.settings import LARGEST, SEEDS, UsageError, device_for, require, spin_limit
 
 
 def positive(text: str) -> int:
@@ -26,6 +27,18 @@ def _integer(text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
         raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}, got {text[:40]!r}")
     return int(text)
+
+
+def check_plot(path: Path, suffixes: Sequence[str] = (".png", ".svg")) -> None:
+    """Raises UsageError unless a figure can be saved there."""
+    require("matplotlib")
+    if path.suffix.lower() not in suffixes:
+        known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UsageError(f"cannot save {path}: the suffix must be {known}. Choose another --plot")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot save {path}: it is not a regular file. Choose another --plot")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot save {path}: its folder does not exist or is not writable. Choose another --plot")
 
 
 def command_device(name: str | None) -> torch.device:
