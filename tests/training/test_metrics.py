@@ -208,7 +208,7 @@ def test_a_tracker_that_fails_is_given_up(tmp_path, monkeypatch, capsys):
         ("tensorboard", Output(tensorboard=True), r'requires tensorboard: pip install "\.\[train\]"'),
         ("wandb", Output(wandb="x"), r'requires wandb: pip install "\.\[wandb\]"'),
         ("matplotlib", Output(tensorboard=True, gradients_every=5), "requires matplotlib"),
-        ("nothing", Output(gradients_every=5), "gradients_every requires somewhere"),
+        ("nothing", Output(gradients_every=5), "--gradients-every has nowhere to go"),
     ],
 )
 def test_missing_packages(tmp_path, monkeypatch, missing, output, message):
