@@ -466,7 +466,7 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
     status, out, err = command("--checkpoint", ".", text=None)
     assert status == 2 and out == "" and len(err.splitlines()) == 1
     assert f"the text that {path} was trained on is not available: cannot read the text" in err
-    assert err.endswith("with --text.\n")
+    assert err.endswith("by --text.\n")
 
 
 @pytest.mark.parametrize("arguments, text", [

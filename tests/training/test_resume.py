@@ -76,7 +76,7 @@ CHANGED = {
     "hidden": (["--hidden", 16], "was trained with --hidden 8, not 16. Omit the option"),
     "batch": (["--batch", 2], "was trained with --batch 4, not 2"),
     "betas": (["--betas", 0.5, 0.6], "was trained with --betas 0.8 0.95, not 0.5 0.6"),
-    "clip": (["--clip", "off"], "was trained with --clip 1.0, not None"),
+    "clip": (["--clip", "off"], "was trained with --clip 1.0, not off"),
     "separator": (["--separator", "x"], "was trained with --separator \\n, not x"),
     "steps": (["--steps", 2], "is already at step 2. Give a larger --steps"),
     "a config": (["--config", "other.yaml"], "was trained with --seed 0, not 7"),
@@ -261,21 +261,37 @@ def test_a_run_without_a_checkpoint_begins_again(run, tmp_path, monkeypatch, qui
 
 
 def test_a_best_model_that_cannot_be_saved_is_not_the_best(run, tmp_path, monkeypatch, quick):
-    from triton_lstm.training import loop
-
-    save = loop.save_checkpoint
-
-    def full(path, content):
-        if path.name == "best.pt" and content["step"] == 2:
+    def full(self, step):
+        if step == 2:
             raise UsageError("No space left on device")
-        save(path, content)
+        mark(self, step)
 
+    mark = RunFolder.mark_best
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", full)
+        patch.setattr(RunFolder, "mark_best", full)
         assert run("--steps", 3, "--validate-every", 1, "--lr", 0.1, "--warmup", 0, "--run", "a")[0] == 2
-    content = torch.load(last(tmp_path / "a"), weights_only=True)
-    assert content["step"] == 2 and content["progress"]["best"]["step"] == 1
-    assert torch.load(tmp_path / "a/checkpoints/best.pt", weights_only=True)["step"] == 1
+    best = tmp_path / "a/checkpoints/best.pt"
+    assert torch.load(best, weights_only=True)["step"] == 1
+    assert run("--resume", "--run", "a", text=None)[0] == 0
+    content = torch.load(best, weights_only=True)
+    assert content["step"] == content["progress"]["best"]["step"] > 1
+
+
+def test_the_best_model_where_files_have_one_name_only(run, tmp_path, monkeypatch, quick):
+    def refused(*args):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert run("--steps", 2, "--validate-every", 1, "--run", "a")[0] == 0
+    assert torch.load(tmp_path / "a/checkpoints/best.pt", weights_only=True)["step"] == 2
+
+
+def test_a_renamed_checkpoint_is_refused(run, tmp_path, quick):
+    assert run("--steps", 2, "--run", "a")[0] == 0
+    path = tmp_path / "a/checkpoints/step_00000002.pt"
+    path.rename(path.with_name("step_00000009.pt"))
+    status, _, err = run("--resume", "--run", "a", "--steps", 20)
+    assert status == 2 and "step_00000009.pt was renamed: it is of step 2" in err
 
 
 def test_paths_count_from_where_they_were_given(run, tmp_path, monkeypatch, quick):

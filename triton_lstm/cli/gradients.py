@@ -118,7 +118,7 @@ def _text(args: argparse.Namespace, config: Config, content: Content | None) -> 
         corpus = open_corpus(config.data)
     except UsageError as error:
         problem = f"the text that {args.checkpoint} was trained on is not available"
-        raise UsageError(f"{problem}: {error}, with --text") from None
+        raise UsageError(f"{problem}: {error}") from None
     if corpus.digest != content["digest"]:
         what = ", ".join(config.data.text) or "the sources of Python's standard library"
         raise UsageError(f"{what}: no longer the text that {args.checkpoint} was trained on. Give one with --text")

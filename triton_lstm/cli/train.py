@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,10 @@ def _train(args: argparse.Namespace) -> int:
     reason = checked_backend(DTYPES[config.execution.dtype], device)
     if reason and config.execution.cuda_graphs and config.data.reset:
         raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which CUDA graphs cannot capture. Add --no-reset")
+    if reason and device.type == "cpu" and config.execution.dtype == "fp16" and not config.data.reset:
+        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which has no fp16. Choose --dtype bf16 or fp32")
+    if config.model.dropout and config.model.layers == 1:
+        raise UsageError("--dropout is between layers: with --layers 1 it has no effect. Omit it, or add a layer")
     threads = 1 if device.type == "cpu" and not reason else torch.get_num_threads()
     with switches(config.execution.dtype), determinism(config.execution.deterministic), _threads(threads):
         return _run(options, device, reason)
@@ -88,10 +93,13 @@ def _run(options: Options, device: torch.device, reason: str | None) -> int:
     from triton_lstm.training.run_folder import new_run, step_of
 
     config, content = options.config, options.content
-    text = open_text(config, open_corpus(config.data))
-    tokens = text.corpus.vocabulary.size
-    if content and content["digest"] != text.corpus.digest:
-        raise UsageError(f"{options.folder} was trained on another text. Give that one with --text, or omit --resume")
+    corpus = open_corpus(config.data)
+    if content and content["digest"] != corpus.digest:
+        raise UsageError(
+            f"{options.folder} was trained on another text, or with another tokenizer. Give those with --text and "
+            "--tokenizer, or omit --resume"
+        )
+    text, tokens = open_text(config, corpus), corpus.vocabulary.size
     trainer = _trainer(config, tokens, device, content)
     comparison = Comparison(config, tokens, device) if options.compare else None
     progress = content["progress"] if content else None
@@ -178,9 +186,11 @@ def _is_dead_worker(error: BaseException) -> bool:
 
 def _raise_with_advice(error: BaseException, folder: RunFolder) -> NoReturn:
     """Raises what can be mended as a UsageError, with the command that goes on; says that command for anything else."""
+    from triton_lstm.training.run_folder import FULL
+
     command = _resume_command(folder) if folder.steps() else None
     if (isinstance(error, OSError | UsageError) and not isinstance(error, BrokenPipeError)) or _is_dead_worker(error):
-        full = "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) in FULL
         remedy = "Lower --workers" if _is_dead_worker(error) else "Free some space" if full else "See to it"
         go_on = f"continue with: {command}" if command else "start again"
         raise UsageError(f"{_reason(error)}. {remedy}, and {go_on}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import Parameter
+from cyclopts import UNSET, Parameter
 
 from triton_lstm.settings import UsageError, device_for
 from triton_lstm.system.terminal import sentence
@@ -27,9 +27,10 @@ from triton_lstm.training.config import (
     differences,
     for_file,
 )
-from triton_lstm.training.run_folder import RunFolder, existing_run
+from triton_lstm.training.run_folder import RunFolder, existing_run, step_of
 
 RUNS = Path("runs")
+OWN = ("config", "run", "resume", "compare", "help")  # of the command line only
 
 
 @dataclasses.dataclass
@@ -52,16 +53,21 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
         def value(name: str) -> str | None:
             tokens = found[name].tokens
-            return tokens[-1].value or str(tokens[-1].implicit_value) if tokens else None
+            if not tokens:
+                return None
+            return str(tokens[-1].implicit_value) if tokens[-1].implicit_value is not UNSET else tokens[-1].value
 
-        if path := value("--config"):
+        path = value("--config")
+        if path is not None:
             _file(Path(path))(app, commands, found)
         if value("--resume") == "True":
             run = value("--run")
-            resumed["folder"] = existing_run(Path(run) if run else None, RUNS)
+            resumed["folder"] = existing_run(Path(run).expanduser() if run else None, RUNS)
             last = resumed["folder"].steps()[-1]
             before = "Move it away to continue from the one before" if len(resumed["folder"].steps()) > 1 else ""
             resumed["content"] = load_checkpoint(last, before or "Start over without --resume")
+            if step_of(last) != (step := resumed["content"]["step"]):
+                raise UsageError(f"{last} was renamed: it is of step {step}. Give it that name again")
             stored = for_file(resumed["content"]["config"])
             cyclopts.config.Dict(stored, source=str(last))(app, commands, found)
         elif value("--device") != "cuda" and device_for(value("--device")).type == "cpu":
@@ -73,7 +79,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
         help=_train.__doc__,
         version_flags=(),
         config=sources,
-        default_parameter=Parameter(negative_iterable=(), consume_multiple=True, allow_repeating=True),
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=(1, 1 << 31), allow_repeating=True),
         result_action="return_value",
     )
     app.default(_train)
@@ -111,7 +117,7 @@ def _train(
         compare: also train nn.LSTM on the same batches; exit 1 if the losses diverge.
     """
     whole = Config(data=data, model=model, optimizer=optimizer, execution=execution, output=output)
-    return Options(whole, run, compare)
+    return Options(whole, run and run.expanduser(), compare)
 
 
 def _file(path: Path) -> Any:
@@ -123,13 +129,32 @@ def _file(path: Path) -> Any:
         path.open("rb").close()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read --config {path}: {getattr(error, 'strerror', error)}") from None
-    source = kinds[path.suffix](path, must_exist=True)
     try:
-        source.config  # noqa: B018 - reads and parses it
-    except (cyclopts.CycloptsError, ValueError) as error:
+        content: Any = kinds[path.suffix](path, must_exist=True).config
+    except Exception as error:  # those of two parsers, and of what they make of odd content
         why = " ".join(str(error.__cause__ or error).split())[:200]
         raise UsageError(f"--config {path}: {why}") from None
-    return source
+    return cyclopts.config.Dict(_checked(content, path), source=str(path))
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    """The content of a file without what is null. Raises UsageError unless it has options and their values."""
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: it must have options and their values, like `hidden: 512`")
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise UsageError(f"--config {path}: a key must be the name of an option, got {str(key)[:40]}")
+        name = key.replace("_", "-")
+        if name in OWN:
+            raise UsageError(f"--config {path}: {name} is for the command line only")
+        if name in found:
+            raise UsageError(f"--config {path}: {name} is given twice")
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | int | float) for item in items if value is not None):
+            raise UsageError(f"--config {path}: {name} must be a value, or a list of values")
+        found[name] = value
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _in_one_line(error: cyclopts.CycloptsError) -> str:
@@ -138,6 +163,8 @@ def _in_one_line(error: cyclopts.CycloptsError) -> str:
         first = details(include_url=False)[0]
         name = "--" + ".".join(map(str, first["loc"])).replace("_", "-")
         return f"{name}: {first['msg'].removeprefix('Value error, ').lower()}, got {str(first['input'])[:40]!r}."
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        return f"unexpected: {' '.join(error.unused_tokens or ())}. Options begin with two dashes."
     text = sentence(" ".join(str(error).split()))
     if isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in text and error.argument_collection:
         names = [name for argument in error.argument_collection for name in argument.names]
@@ -159,7 +186,7 @@ def _check_unchanged(stored: Config, wanted: Config) -> None:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return "off" if value is None else " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _with_absolute_paths(config: Config) -> Config:

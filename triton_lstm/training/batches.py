@@ -122,18 +122,28 @@ def load(
         workers: processes; 0 for none.
         pin: whether batches are copied to pinned memory.
     """
-    loader: DataLoader[Batch] = DataLoader(
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).pin_memory() if pin else torch.from_numpy(array)
+
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(first_step * accumulate, last_step * accumulate),
         num_workers=workers,
-        pin_memory=pin,
+        collate_fn=_as_arrays,
         worker_init_fn=_leave_signals_to_parent,
     )
     try:
-        yield from loader
+        for inputs, targets, resets in loader:
+            yield Batch(tensor(inputs), tensor(targets), None if resets is None else tensor(resets))
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # a worker died while it sent a batch
         raise RuntimeError("DataLoader worker died") from error
+
+
+def _as_arrays(batch: Any) -> list[np.ndarray | None]:
+    """What a worker sends: tensors would go through shared memory, of which containers have little."""
+    return [None if tensor is None else tensor.numpy() for tensor in batch]
 
 
 class HeldOut:

@@ -15,6 +15,7 @@ from triton_lstm.settings import LARGEST, SEEDS, dtype_name
 LAYERS = 1000  # their limit
 RATE = 1e30  # the largest learning rate: ten times as much has to fit float32
 
+Name = Annotated[str, Field(min_length=1)]
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -49,16 +50,16 @@ class Data:
         cache: the folder of token files; without one, the platform's cache folder.
     """
 
-    text: tuple[str, ...] = ()
-    tokenizer: str | None = None
-    separator: Annotated[str, Field(min_length=1)] | None = None
+    text: tuple[Name, ...] = ()
+    tokenizer: Name | None = None
+    separator: Name | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     batches: Literal["stream", "windows"] = "stream"
     reset: bool = True
     batch: Size = 64
     seq_len: Size = 256
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    cache: str | None = None
+    cache: Name | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -162,7 +163,7 @@ class Output:
     keep: Size = 3
     sample: Size = 120
     tensorboard: bool = False
-    wandb: Annotated[str, Field(min_length=1)] | None = None
+    wandb: Name | None = None
     gradients_every: Count = 0
 
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from triton_lstm.settings import UsageError
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.batches import HeldOut, Streams, Windows, load
-from triton_lstm.training.checkpoint import Best, Progress, save_checkpoint
+from triton_lstm.training.checkpoint import Progress, save_checkpoint
 from triton_lstm.training.config import Config, Data
 from triton_lstm.training.corpus import Corpus, Documents
 from triton_lstm.training.metrics import Metrics
@@ -85,6 +86,7 @@ class Loop:
         self._since = 0.0
         self._timed = trainer.step, self.seconds  # where the measurement of tokens_per_s begins
         self._finite = True  # the last loss that was logged
+        self._saved = -1, -1  # the steps in the last checkpoint that this process has saved
 
     def run(self, after: Callable[[Any, float], None] | None = None) -> None:
         """Trains up to the last step of the configuration, or until `stop`; validates and saves at the last step.
@@ -96,6 +98,8 @@ class Loop:
         batches = load(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
         self._since, first = time.perf_counter(), True
         with contextlib.closing(batches), Bar(total=steps, initial=trainer.step, unit="step") as bar:
+            if self.best and self.best["step"] == trainer.step:
+                self.folder.mark_best(trainer.step)  # a process may have been killed before that
             if trainer.step and self._validation_is_due():  # a signal came before it
                 with self._paused():
                     self._validate()
@@ -169,9 +173,13 @@ class Loop:
         self.metrics.log_text(step, found.sample)
         self.validated = step
         if math.isfinite(found.loss) and (self.best is None or found.loss < self.best["loss"]):
-            best: Best = {"step": step, "loss": found.loss}
-            save_checkpoint(self.folder.best, self._content(best))
-            self.best = best
+            before, self.best = self.best, {"step": step, "loss": found.loss}
+            try:
+                self.save()
+                self.folder.mark_best(step)
+            except UsageError:
+                self.best = before
+                raise
 
     def _held_out(self) -> Validation | None:
         config, (corpus, documents, _) = self.config, self.text
@@ -185,17 +193,20 @@ class Loop:
 
     def save(self) -> None:
         """Saves the present step, and deletes the oldest checkpoints beyond `keep`."""
+        if self._saved == (self.trainer.step, self.validated):
+            return
         self.metrics.sync()
-        save_checkpoint(self.folder.at(self.trainer.step), self._content(self.best))
+        save_checkpoint(self.folder.at(self.trainer.step), self._content())
+        self._saved = self.trainer.step, self.validated
         self.folder.keep(self.config.output.keep)
 
-    def _content(self, best: Best | None) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         progress: Progress = {
             "seconds": self.seconds,
             "logged": self.logged,
             "loss_sum": self.loss_sum.item(),
             "validated": self.validated,
-            "best": best,
+            "best": self.best,
         }
         return {
             "config": self.config,

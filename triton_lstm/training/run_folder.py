@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import importlib.metadata
 import itertools
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from triton_lstm.system.atomic_file import atomic_write, remove_leftovers
 from triton_lstm.system.machine import commit, now
 from triton_lstm.training.config import Config, for_file
 
+FULL = errno.ENOSPC, errno.EDQUOT
 NAME = re.compile(r"step_(\d{8,12})\.pt")
 
 
@@ -54,6 +57,20 @@ class RunFolder:
     def at(self, step: int) -> Path:
         """The checkpoint of a step."""
         return self.checkpoints / f"step_{step:08}.pt"
+
+    def mark_best(self, step: int) -> None:
+        """Makes the checkpoint of a step the best one, by a second name for the same file where there are such.
+
+        Raises UsageError if that is not possible.
+        """
+        try:
+            with atomic_write(self.best) as temporary:
+                try:
+                    os.link(self.at(step), temporary)
+                except OSError:
+                    shutil.copyfile(self.at(step), temporary)
+        except OSError as error:
+            raise _unwritable(self.best, error) from None
 
     def keep(self, number: int) -> None:
         """Deletes all but the last `number` checkpoints, and never the best one."""
@@ -132,13 +149,13 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
             folder.mkdir(parents=True)
             return RunFolder(folder)
         except FileExistsError as error:
-            if path and (path / "config.yaml").is_file() and not RunFolder(path).steps():
+            if path and (path / "config.yaml").is_file() and not any((path / "checkpoints").glob("*.pt")):
                 return RunFolder(path)  # it ended before its first checkpoint
             if path:
                 raise UsageError(f"{path} exists. Continue it with --resume, or choose another --run") from None
             if not folder.is_dir():
                 raise _unwritable(folder, error) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no system call accepts a name with a null character
             raise _unwritable(folder, error) from None
     raise AssertionError
 
@@ -177,4 +194,5 @@ def _version(package: str) -> str:
 
 def _unwritable(path: Path, error: BaseException) -> UsageError:
     why = getattr(error, "strerror", None) or str(error)
-    return UsageError(f"cannot write to {path}: {why}. Free some space, or choose another --run")
+    remedy = "Free some space, or choose" if getattr(error, "errno", None) in FULL else "Choose"
+    return UsageError(f"cannot write to {path}: {why}. {remedy} another --run")

@@ -160,10 +160,12 @@ def adamw(model: LanguageModel, config: Config) -> torch.optim.AdamW:
 @contextlib.contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
     """Inside the block PyTorch uses deterministic algorithms only, if `wanted`."""
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it, before its first call
-        torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it, before its first call
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

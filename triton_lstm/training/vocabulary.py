@@ -42,6 +42,8 @@ class Vocabulary:
             ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
             self.end = max(self._tokenizer.get_vocab_size(with_added_tokens=True), max(ids, default=-1) + 1)
         self.size = self.end + 1
+        if self.size > 1 << 32:
+            raise _MalformedError(f"an id is {self.end - 1}, and more than 32 bits")
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def __reduce__(self) -> tuple[type[Vocabulary], tuple[bytes | None]]:
