@@ -52,7 +52,8 @@ def test_one_set_of_dtype_names(spelling, run, monkeypatch):
     """Every command with dtypes accepts both spellings; all help texts list the same ones."""
     name, told = TORCH.get(spelling, spelling), []
     monkeypatch.setattr(
-        "triton_lstm.training.trackers.require_trackers", lambda config: told.append(config.execution.dtype) or refuse()
+        "triton_lstm.training.logs.trackers.require_trackers",
+        lambda config: told.append(config.execution.dtype) or refuse(),
     )
     monkeypatch.setattr("triton_lstm.perf.report.print_columns", lambda frame, columns: told.extend(frame["precision"]))
     monkeypatch.setattr("triton_lstm.perf.results.load", lambda paths: make([2.0]).assign(precision=name))

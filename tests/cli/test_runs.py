@@ -18,7 +18,7 @@ from run_folders import make_run, three_runs
 
 from triton_lstm.cli import main as cli
 from triton_lstm.training.config import Config, Execution, Optimizer
-from triton_lstm.training.metrics import HEADER, Metrics
+from triton_lstm.training.logs.metrics import HEADER, Metrics
 
 
 @pytest.fixture

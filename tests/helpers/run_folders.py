@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from triton_lstm.training.config import Config, Model, Optimizer, for_file
-from triton_lstm.training.metrics import Metrics
+from triton_lstm.training.logs.metrics import Metrics
 
 
 def make_run(folder: Path, losses=(3.0, 2.0, 1.0), validation=(), config=None, about=True) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import Corpus, open_corpus
+from triton_lstm.training.text.corpus import Corpus, open_corpus
 
 
 def write(folder: Path, contents: Sequence[bytes]) -> Path:

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from triton_lstm.settings import UsageError
 from triton_lstm.training.batches import IGNORED, HeldOut, Streams, Windows, load
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import Corpus, Documents
 from triton_lstm.training.order import random_numbers
+from triton_lstm.training.text.corpus import Corpus, Documents
 
 END = 256
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from texts import corpus_of, documents_of, save_tokenizer, write
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training import sources, token_file
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import open_corpus
-from triton_lstm.training.sources import find_sources, pieces
-from triton_lstm.training.vocabulary import Vocabulary, read_vocabulary
+from triton_lstm.training.text import sources, token_file
+from triton_lstm.training.text.corpus import open_corpus
+from triton_lstm.training.text.sources import find_sources, pieces
+from triton_lstm.training.text.vocabulary import Vocabulary, read_vocabulary
 
 TEXTS = [b"the quick brown fox", b"jumps over\nthe lazy dog", "naïve \u20ac \U0001f600".encode()]
 SEPARATORS = [None, "\n", "ab", "aab", "\u20ac"]

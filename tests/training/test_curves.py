@@ -14,9 +14,9 @@ import pandas as pd
 from run_folders import make_run, three_runs
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training import curves
-from triton_lstm.training.curves import draw, save
-from triton_lstm.training.runs import Run, read_run
+from triton_lstm.training.logs import curves
+from triton_lstm.training.logs.curves import draw, save
+from triton_lstm.training.logs.runs import Run, read_run
 
 
 def made(name, losses, tokens=None, config=None):

@@ -20,9 +20,9 @@ from hypothesis import settings as hypothesis_settings
 from triton_lstm.gradients.record import record_gradients
 from triton_lstm.module import LSTM
 from triton_lstm.settings import UsageError
-from triton_lstm.training import metrics as module
 from triton_lstm.training.config import Config, Output
-from triton_lstm.training.metrics import COLUMNS, HEADER, Metrics, repair
+from triton_lstm.training.logs import metrics as module
+from triton_lstm.training.logs.metrics import COLUMNS, HEADER, Metrics, repair
 
 CONFIG = Config()
 BOARD = Config(output=Output(tensorboard=True))
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from triton_lstm.settings import UsageError
 from triton_lstm.training.config import Config, Output
-from triton_lstm.training.metrics import Metrics
+from triton_lstm.training.logs.metrics import Metrics
 folder = Path(sys.argv[1])
 """
 

@@ -17,9 +17,9 @@ from run_folders import make_run, three_runs
 
 from triton_lstm.settings import UsageError
 from triton_lstm.training.config import Config, Data, Optimizer
-from triton_lstm.training.logged import read_logged
-from triton_lstm.training.metrics import HEADER
-from triton_lstm.training.runs import differing, find_runs, frame, read_run
+from triton_lstm.training.logs.logged import read_logged
+from triton_lstm.training.logs.metrics import HEADER
+from triton_lstm.training.logs.runs import differing, find_runs, frame, read_run
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 from texts import corpus_of, documents_of, save_tokenizer, write
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training import corpus as corpus_module
-from triton_lstm.training import folder_cache, token_file
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import open_corpus
+from triton_lstm.training.text import corpus as corpus_module
+from triton_lstm.training.text import folder_cache, token_file
+from triton_lstm.training.text.corpus import open_corpus
 
 TEXTS = [b"the quick brown fox", b"jumps over\nthe lazy dog", b"the end"]
 
@@ -90,9 +90,9 @@ def test_damaged(tmp_path, tokenizer, how):
 CHILD = """
 import os, resource, sys, time
 from triton_lstm.settings import UsageError
-from triton_lstm.training import folder_cache, token_file
+from triton_lstm.training.text import folder_cache, token_file
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import open_corpus
+from triton_lstm.training.text.corpus import open_corpus
 mode, text, cache = sys.argv[1:]
 def stop():
     print("now", flush=True)

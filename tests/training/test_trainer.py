@@ -17,8 +17,8 @@ from triton_lstm.training.batches import Batch
 from triton_lstm.training.compare import ResettingLSTM
 from triton_lstm.training.config import Config, Data, Execution, Model, Optimizer
 from triton_lstm.training.model import build, evaluating, held_out_loss, sample
+from triton_lstm.training.text.vocabulary import Vocabulary
 from triton_lstm.training.trainer import Trainer, adamw, determinism
-from triton_lstm.training.vocabulary import Vocabulary
 
 T, B, TOKENS = 4, 3, 11
 PLAIN = functools.partial(ResettingLSTM, compute=torch.float64)  # nn.LSTM

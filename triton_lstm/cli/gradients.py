@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # they need packages that `_gradients` asks for
     from triton_lstm.training.batches import Batch
     from triton_lstm.training.checkpoint import Content
     from triton_lstm.training.config import Config
-    from triton_lstm.training.corpus import Corpus
     from triton_lstm.training.model import LanguageModel
+    from triton_lstm.training.text.corpus import Corpus
 
 SEQ_LEN = 100
 OTHER = "Give another --checkpoint"
@@ -106,7 +106,7 @@ def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:
 
 def _text(args: argparse.Namespace, config: Config, content: Content | None) -> Corpus:
     """The text of --text, else the checkpoint's own, else the default one."""
-    from triton_lstm.training.corpus import open_corpus
+    from triton_lstm.training.text.corpus import open_corpus
 
     if args.text or not content:
         text = tuple(map(os.path.abspath, args.text or ()))

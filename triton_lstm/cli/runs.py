@@ -18,7 +18,7 @@ from triton_lstm.system.terminal import escaped, print_table, say, spaced
 if TYPE_CHECKING:
     import pandas as pd
 
-    from triton_lstm.training.runs import Run
+    from triton_lstm.training.logs.runs import Run
 
 NEEDED = ("tokens", "seconds", "loss", "tokens_per_s", "validation_loss", "bits_per_byte")  # of metrics.csv, for tables
 LOSSES = ("loss", "validation_loss", "bits_per_byte")
@@ -42,11 +42,11 @@ def add_commands(commands: Any) -> None:
 def _runs(args: argparse.Namespace) -> int:
     require("pandas", "pydantic", "rich", "yaml", extra="train")
     if args.plot:
-        from triton_lstm.training.curves import SUFFIXES
+        from triton_lstm.training.logs.curves import SUFFIXES
 
         check_plot(args.plot, SUFFIXES)
-    from triton_lstm.training.metrics import COLUMNS
-    from triton_lstm.training.runs import find_runs, frame, read_run
+    from triton_lstm.training.logs.metrics import COLUMNS
+    from triton_lstm.training.logs.runs import find_runs, frame, read_run
 
     folders, others = find_runs(args.path)
     folders = folders[-args.last :] if args.last else folders
@@ -67,7 +67,7 @@ def _runs(args: argparse.Namespace) -> int:
         more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
         print(escaped(f"no runs, left out: {names}{more}"), file=sys.stderr)
     if args.plot:
-        from triton_lstm.training.curves import draw, save
+        from triton_lstm.training.logs.curves import draw, save
 
         save(draw([runs[k] for k in table.index]), args.plot)
         print(escaped(f"figure: {args.plot}"), file=sys.stderr)
@@ -87,7 +87,7 @@ def _sorted(table: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 def _with_nan(table: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
     """The table with a loss of NaN as text, which otherwise looks like one that was not logged."""
-    from triton_lstm.training.runs import last
+    from triton_lstm.training.logs.runs import last
 
     result = table.copy()
     for name in LOSSES:
@@ -164,7 +164,7 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 def _changed(run: Run) -> list[dict[str, str]]:
     """The values that are not the defaults on a GPU; what is None is not in the file."""
     from triton_lstm.training.config import Config, for_file
-    from triton_lstm.training.runs import shown
+    from triton_lstm.training.logs.runs import shown
 
     defaults = for_file(Config())
     return [

@@ -44,7 +44,7 @@ def _train(args: argparse.Namespace) -> int:
     require(*PACKAGES, extra="train")
     from triton_lstm.cli import train_options
     from triton_lstm.training.compare import check_comparable
-    from triton_lstm.training.trackers import require_trackers
+    from triton_lstm.training.logs.trackers import require_trackers
     from triton_lstm.training.trainer import determinism
 
     options = train_options.parse(args.arguments)
@@ -87,10 +87,10 @@ def _run(options: Options, device: torch.device, reason: str | None) -> int:
     """Trains, saves and reports."""
     from triton_lstm.cli.train_options import RUNS
     from triton_lstm.training.compare import Comparison
-    from triton_lstm.training.corpus import open_corpus
+    from triton_lstm.training.logs.metrics import Metrics
     from triton_lstm.training.loop import Loop, open_text
-    from triton_lstm.training.metrics import Metrics
     from triton_lstm.training.run_folder import new_run, step_of
+    from triton_lstm.training.text.corpus import open_corpus
 
     config, content = options.config, options.content
     corpus = open_corpus(config.data)

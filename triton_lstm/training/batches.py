@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from triton_lstm.settings import UsageError
 from triton_lstm.training.config import Data
-from triton_lstm.training.corpus import Corpus, Documents
 from triton_lstm.training.order import random_numbers
+from triton_lstm.training.text.corpus import Corpus, Documents
 
 IGNORED = -100  # the target of padding, which PyTorch's losses ignore
 

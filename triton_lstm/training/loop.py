@@ -18,10 +18,10 @@ from triton_lstm.system.terminal import Bar
 from triton_lstm.training.batches import HeldOut, Streams, Windows, load
 from triton_lstm.training.checkpoint import Progress, save_checkpoint
 from triton_lstm.training.config import Config, Data
-from triton_lstm.training.corpus import Corpus, Documents
-from triton_lstm.training.metrics import Metrics
+from triton_lstm.training.logs.metrics import Metrics
 from triton_lstm.training.model import held_out_loss, sample
 from triton_lstm.training.run_folder import RunFolder
+from triton_lstm.training.text.corpus import Corpus, Documents
 from triton_lstm.training.trainer import Trainer
 
 HELD_OUT_TOKENS = 8192  # of a held-out batch, or a training batch's if that is more

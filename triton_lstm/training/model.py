@@ -14,7 +14,7 @@ from triton_lstm.settings import DTYPES
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.batches import HeldOut
 from triton_lstm.training.config import Config
-from triton_lstm.training.vocabulary import Vocabulary
+from triton_lstm.training.text.vocabulary import Vocabulary
 
 TEMPERATURE = 0.7  # of samples
 State = tuple[torch.Tensor, torch.Tensor]

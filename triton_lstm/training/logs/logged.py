@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from triton_lstm.training.metrics import COLUMNS
+from triton_lstm.training.logs.metrics import COLUMNS
 
 
 def read_logged(path: Path, columns: Sequence[str] = COLUMNS) -> tuple[dict[str, pd.Series], str | None]:

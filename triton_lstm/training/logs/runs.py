@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from triton_lstm.settings import UsageError, require
-from triton_lstm.training import metrics
-from triton_lstm.training.logged import read_logged
+from triton_lstm.training.logs import metrics
+from triton_lstm.training.logs.logged import read_logged
 
 CONFIG, ABOUT = "config.yaml", "about.yaml"
 LARGEST_YAML = 1 << 20  # bytes; the parser takes about a second for so many

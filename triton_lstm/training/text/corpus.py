@@ -15,11 +15,11 @@ import numpy as np
 from triton_lstm.settings import UsageError
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.config import Data
-from triton_lstm.training.folder_cache import cache_folder, cached
 from triton_lstm.training.order import random_numbers
-from triton_lstm.training.sources import Source, cut, find_sources, only_document, pieces
-from triton_lstm.training.token_file import FORMAT, TokenFile, write_token_file
-from triton_lstm.training.vocabulary import read_vocabulary
+from triton_lstm.training.text.folder_cache import cache_folder, cached
+from triton_lstm.training.text.sources import Source, cut, find_sources, only_document, pieces
+from triton_lstm.training.text.token_file import FORMAT, TokenFile, write_token_file
+from triton_lstm.training.text.vocabulary import read_vocabulary
 
 SPLIT = 2024  # the key of the order in which documents are held out, the same for every run
 BAR_S = 3.0  # without a progress bar until then

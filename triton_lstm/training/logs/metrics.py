@@ -17,7 +17,7 @@ from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write
 from triton_lstm.system.terminal import Bar, escaped
 from triton_lstm.training.config import Config
-from triton_lstm.training.trackers import Tracker, first_line, open_trackers, require_trackers
+from triton_lstm.training.logs.trackers import Tracker, first_line, open_trackers, require_trackers
 
 FILE = "metrics.csv"
 COLUMNS = (

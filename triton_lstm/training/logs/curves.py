@@ -16,7 +16,7 @@ from triton_lstm.gradients.plot import COLOURS, ODD, STYLES
 from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write
 from triton_lstm.system.terminal import plain
-from triton_lstm.training.runs import Run, differing, frame, shown
+from triton_lstm.training.logs.runs import Run, differing, frame, shown
 
 LOSSES = {"loss": "loss", "validation_loss": "validation loss"}
 COLUMNS = ("tokens", *LOSSES)  # of metrics.csv, which are shown

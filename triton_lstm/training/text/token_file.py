@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from triton_lstm.settings import UsageError
-from triton_lstm.training.sources import Piece
-from triton_lstm.training.vocabulary import Vocabulary
+from triton_lstm.training.text.sources import Piece
+from triton_lstm.training.text.vocabulary import Vocabulary
 
 FORMAT = 1  # raise it if a change makes token files different
 TOKENS, OFFSETS, SIZES, TOKENIZER, ABOUT = "tokens.bin", "documents.npy", "bytes.npy", "tokenizer.json", "about.json"
