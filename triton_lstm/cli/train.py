@@ -120,7 +120,7 @@ def _run(options: Options, device: torch.device, reason: str | None) -> int:
                 loop.run(comparison.step if comparison else None)
             except BaseException as error:
                 if trainer.between_steps and trainer.step:
-                    with contextlib.suppress(UsageError):
+                    with contextlib.suppress(Exception):  # the first error counts
                         loop.save()
                 if not (stop and _is_dead_worker(error)):  # ended by a signal to all processes
                     _raise_with_advice(error, folder)
