@@ -1,8 +1,11 @@
 """Batches, compared with their definition over lists of tokens in memory."""
 
+import itertools
+import multiprocessing
 import pickle
 import signal
 import tempfile
+import time
 from collections.abc import Iterable
 from itertools import accumulate as sums
 from pathlib import Path
@@ -223,6 +226,24 @@ class Interrupted(Streams):
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
+
+
+class Stuck(Streams):
+    """Its worker never comes back from batch 3."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            time.sleep(10_000)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_is_stuck_is_ended(corpus):
+    batches = load(Stuck(corpus, corpus.split()[0], Data(batch=2, seq_len=7), 5), 0, 9, 1, 1, False)
+    assert len(list(itertools.islice(batches, 3))) == 3
+    batches.close()
+    for process in multiprocessing.active_children():
+        process.join(60)
+    assert not multiprocessing.active_children()
 
 
 def test_workers_leave_signals_to_their_parent(corpus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -134,11 +135,16 @@ def load(
         collate_fn=_as_arrays,
         worker_init_fn=_leave_signals_to_parent,
     )
+    others = set(multiprocessing.active_children())
     try:
         for inputs, targets, resets in loader:
             yield Batch(tensor(inputs), tensor(targets), None if resets is None else tensor(resets))
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # a worker died while it sent a batch
         raise RuntimeError("DataLoader worker died") from error
+    except GeneratorExit:  # the DataLoader has asked its workers to end, and Python would wait for them forever
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
 
 
 def _as_arrays(batch: Any) -> list[np.ndarray | None]:
