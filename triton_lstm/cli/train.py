@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # they need the packages that `_train` asks for
     from triton_lstm.training.trainer import Trainer
 
 PACKAGES = ("pydantic", "cyclopts", "yaml")
-INTERPRETED_S = 0.02  # per step of the time loop in Triton's interpreter
+INTERPRETED_S = 0.01  # per step of the time loop in Triton's interpreter
 
 
 def add_commands(commands: Any) -> None:
