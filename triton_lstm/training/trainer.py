@@ -67,7 +67,7 @@ class Trainer:
             recording = record_gradients(self.model, reduce="norm") if record and micro == 0 else None
             with recording or contextlib.nullcontext() as found:
                 total += self._backward(batch, micro, self._plain if recording else self._loss)
-            recorded = found or recorded
+            recorded = recorded if found is None else found
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         self.scaler.step(self.optimizer)
