@@ -67,6 +67,9 @@ def test_runs_lists_what_train_made(run, tmp_path, quick, capsys):
     assert cli.main(["runs"]) == 0
     header, _, *lines = capsys.readouterr().out.splitlines()
     assert "hidden" in header and "lr" not in header.split() and [line.split()[0] for line in lines] == ["a", "b"]
+    assert run("--resume", "--steps", 3, "--run", "runs/b", text=None)[0] == 0
     assert cli.main(["runs", "runs/b", "--plot", "out.png"]) == 0
     out = capsys.readouterr().out
+    (resumed,) = (line for line in out.splitlines() if line.startswith("resumed "))
+    assert resumed.split()[1].startswith("20") and len(resumed.split()) == 2
     assert "best.pt" in out and "step_00000002.pt" in out and (tmp_path / "out.png").stat().st_size > 1000

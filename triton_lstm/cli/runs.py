@@ -128,6 +128,8 @@ def _print_details(run: Run, table: pd.DataFrame) -> None:
     """How far a run is, its configuration where it differs from the defaults, its versions, metrics and checkpoints."""
     import pandas as pd
 
+    from triton_lstm.training.logs.runs import shown
+
     row = table.iloc[0]
     time = f", {took}" if (took := _time(row.seconds)) else ""
     say(f"{run.folder}: {_steps(row.steps, row.of)} steps{time}")
@@ -142,7 +144,7 @@ def _print_details(run: Run, table: pd.DataFrame) -> None:
         metrics.append({"": "best validation", "last": row.best_validation, "step": int(row.best_step)})
     for title, rows in (
         ("configuration", _changed(run)),
-        ("about", [{"": name, "value": value} for name, value in run.about.items()]),
+        ("about", [{"": name, "value": shown(value)} for name, value in run.about.items()]),
         ("metrics", metrics),
         ("checkpoints", _checkpoints(run.folder)),
     ):

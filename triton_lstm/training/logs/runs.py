@@ -40,7 +40,7 @@ class Run:
     Attributes:
         folder: where it is.
         config: the values of its configuration, by name; empty if they cannot be read.
-        about: what else is known about it, such as its versions.
+        about: what else is known about it, such as its versions, and when it was resumed.
         logged: by column of metrics.csv the values that were logged, NaN and infinity included, by step.
         problem: what is missing or damaged, in one line; None if nothing is.
     """
@@ -102,6 +102,8 @@ def read_run(folder: str | os.PathLike[str], columns: Sequence[str] = metrics.CO
     config = {str(name): _plain(value) for name, value in _read_yaml(folder / CONFIG, problems).items()}
     # its absence is no problem: nothing depends on it
     about = _read_yaml(folder / ABOUT, problems) if os.path.lexists(folder / ABOUT) else {}
+    if isinstance(later := about.get("resumed"), list):
+        about["resumed"] = [start.get("started") for start in later if isinstance(start, dict)]
     logged, problem = read_logged(folder / metrics.FILE, columns)
     problems += [problem] if problem else []
     return Run(
