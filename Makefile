@@ -86,7 +86,7 @@ PROCESSORS := MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILIT
     ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell OPENBLAS_CORETYPE=Prescott OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 \
     OMP_NUM_THREADS=8
 NUMERIC := $(call files,tolerance layer packed packed_calls states record record_calls record_effects exchange \
-    exchange_packed parts autograd func weights contract module torch_modules train tune perf_check perf_providers)
+    exchange_packed parts autograd func weights contract module torch_modules train trainer tune perf_check perf_providers)
 SENSITIVE := $(call files,tolerance layer perf_check)
 
 test-processors: $(READY)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from triton_lstm.perf import floor
-from triton_lstm.perf.cases import MODES, Case, switches
+from triton_lstm.perf.cases import MODES, Case
 from triton_lstm.perf.check import Check, make_problem
 from triton_lstm.perf.clock import timing
 from triton_lstm.perf.cudnn import algorithm_name
@@ -25,7 +25,7 @@ from triton_lstm.perf.results import ALL_MODES, BASELINE, DEVICE, describe
 from triton_lstm.perf.store import Store
 from triton_lstm.perf.warm import compile_all, jobs_of_bench
 from triton_lstm.perf.work import Floors, floor_ms
-from triton_lstm.settings import UsageError
+from triton_lstm.settings import UsageError, switches
 from triton_lstm.system.machine import clock_mhz
 from triton_lstm.system.terminal import Bar
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -240,14 +238,3 @@ def _full() -> list[Case]:
 
 
 SUITES = {"smoke": _smoke, "quick": _quick, "standard": _standard, "full": _full}
-
-
-@contextlib.contextmanager
-def switches(precision: str) -> Iterator[None]:
-    """Sets PyTorch's TF32 switches, for cuDNN and for matmuls, to whether precision is "tf32"; restores them."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

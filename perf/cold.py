@@ -11,12 +11,12 @@ import time
 
 import torch
 
-from triton_lstm.settings import device_for
+from triton_lstm.settings import device_for, switches
 
 
 def main() -> None:
     device = device_for()  # before the first import of a kernel
-    from triton_lstm.perf.cases import SUITES, switches
+    from triton_lstm.perf.cases import SUITES
     from triton_lstm.perf.check import make_problem
     from triton_lstm.perf.measure import Runner
     from triton_lstm.perf.providers import PROVIDERS, make

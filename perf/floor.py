@@ -10,13 +10,12 @@ import pandas as pd
 import torch
 
 from triton_lstm.kernels import device_facts
-from triton_lstm.perf.cases import switches
 from triton_lstm.perf.clock import times_ms, timing
 from triton_lstm.perf.exchange_loop import ExchangeLoop
 from triton_lstm.perf.results import DEVICE
 from triton_lstm.perf.work import Floors
 from triton_lstm.planning.plan import Exchange
-from triton_lstm.settings import DTYPES
+from triton_lstm.settings import DTYPES, switches
 
 MODE = "floor"
 STEPS = 2000  # per exchange benchmark on a GPU

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 
 from triton_lstm.perf import floor
-from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.cases import Case
 from triton_lstm.perf.check import make_problem
 from triton_lstm.perf.measure import Runner
 from triton_lstm.perf.providers import OURS, PROVIDERS, make
-from triton_lstm.settings import device_for
+from triton_lstm.settings import device_for, switches
 from triton_lstm.tuning.table_file import Key
 
 log = logging.getLogger(__name__)

@@ -24,14 +24,14 @@ SMALLER = {  # added to each, so that it takes seconds
 }
 
 
-def test_every_command_in_order(tmp_path, monkeypatch, capsys):
+def test_every_command_in_order(tmp_path, monkeypatch, capsys, own_text_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the commands set it
     monkeypatch.setattr(floor, "floor_names", lambda device: ["copy", "matmul-fp32"])
     for name in ("a.txt", "b.txt"):
         Path(name).write_text("the quick brown fox jumps over the lazy dog. " * 40)
     assert {line.split()[3] for line in COMMANDS} == {
-        "train", "gradients", "bench", "report", "diff", "tune", "doctor"
+        "train", "runs", "gradients", "bench", "report", "diff", "tune", "doctor"
     }  # fmt: skip
     for line in COMMANDS:
         argv = shlex.split(line, comments=True)[3:]
@@ -42,7 +42,7 @@ def test_every_command_in_order(tmp_path, monkeypatch, capsys):
         status = cli.main([*argv, *(smaller if expected == 0 else [])])
         out, err = capsys.readouterr()
         assert status == expected and "Traceback" not in err, f"{line}: {out}{err}"
-    assert Path("out.png").stat().st_size > 1000 and len(list(Path("runs").glob("*/train.pt"))) == 3
+    assert Path("out.png").stat().st_size > 1000 and len(list(Path("runs").glob("*/metrics.csv"))) == 3
 
 
 def test_the_environment_variables_are_those_of_settings():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -58,6 +60,18 @@ def dtype_name(text: str) -> str:
     return SPELLINGS.get(text, text)
 
 
+@contextlib.contextmanager
+def switches(precision: str) -> Iterator[None]:
+    """Sets PyTorch's TF32 switches, for cuDNN and for matmuls, to whether precision is "tf32"; restores them."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+LARGEST, SEEDS = 1 << 31, 1 << 32  # the limits of sizes and of seeds
 SHOWING = ("pandas", "matplotlib", "rich", "tabulate", "jinja2")  # the extra `perf`
 
 
@@ -65,15 +79,18 @@ class UsageError(Exception):
     """An error that the user can fix; its message says how."""
 
 
-def require(*packages: str) -> None:
-    """Raises UsageError for a package that cannot be imported, or a triton that cannot be used."""
+def require(*packages: str, extra: str = "perf") -> None:
+    """Raises UsageError for a package that cannot be imported, or a triton that cannot be used.
+
+    extra: the optional dependencies in pyproject.toml that have the packages.
+    """
     for package in packages:
         if package == "triton" and (reason := why_no_triton()):
             raise UsageError(f"this requires triton: {reason}")
         try:
             __import__(package)
         except ImportError:
-            raise UsageError(f'this requires {package}: pip install ".[perf]" in the checkout') from None
+            raise UsageError(f'this requires {package}: pip install ".[{extra}]" in the checkout') from None
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{package} cannot be imported: {why}") from None

@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
 from triton_lstm.cli import main as cli
-from triton_lstm.training import data
 
 T, B, H = 6, 3, 5
 PNG, SVG = b"\x89PNG", b"<?xml"
@@ -406,7 +405,7 @@ def test_log_into_something_else(grads):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
+def command(capsys, monkeypatch, tmp_path, own_text_cache):
     """Runs `gradients` in a folder of its own: the status and the output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the command sets it
@@ -425,51 +424,56 @@ def test_command_on_a_random_model(loss, command, tmp_path):
     status, out, _ = command("--plot", "out.png", "--loss", loss)
     assert status == 0 and (tmp_path / "out.png").read_bytes().startswith(PNG)
     assert "'lstm', call 0, layer 0, forward, 12 steps:" in out and "figure: out.png" in out
-    assert (
-        f"a random model, 64 sequences of 12 bytes of text, loss of {'the last' if loss == 'last' else 'every'}" in out
-    )
+    which = "the last" if loss == "last" else "every"
+    assert f"a random model, 64 sequences of 12 tokens of text, loss of {which}" in out
 
 
-def test_command_on_a_trained_model(command, tmp_path):
-    sizes = ["--hidden", "8", "--layers", "3", "--embed", "4", "--batch", "2", "--steps", "2", "--sample", "1"]
-    sizes += ["--checkpoint", "run/c.pt"]
-    assert command(*sizes, command="train")[0] == 0
-    status, out, _ = command("--checkpoint", "run/c.pt", "--plot", "out.svg", "--seed", "1")
-    assert status == 0 and "layer 2, forward" in out and "the model of run/c.pt, 2 sequences of 12 bytes" in out
+SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--run", "run"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_command_on_a_trained_model(dtype, command, tmp_path):
+    assert command(*SMALL, "--layers", "3", "--steps", "2", "--dtype", dtype, command="train")[0] == 0
+    status, out, _ = command("--checkpoint", "run", "--plot", "out.svg", "--seed", "1")
+    path = "run/checkpoints/step_00000002.pt"
+    assert status == 0 and "layer 2, forward" in out and f"the model of {path}, 2 sequences of 12 tokens" in out
     assert (tmp_path / "out.svg").read_bytes().startswith(SVG)
+    assert command("--checkpoint", path)[0] == command("--checkpoint", "run/checkpoints/best.pt")[0] == 0
 
 
 def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path):
     """Not Python's sources, as a model of one letter shows; a text that has changed is an error."""
     (tmp_path / "text.txt").write_bytes(b"z" * 3000)
-    sizes = ["--hidden", "8", "--layers", "1", "--embed", "4", "--batch", "2", "--steps", "1", "--sample", "1"]
-    assert command(*sizes, "--checkpoint", "run/c.pt", command="train")[0] == 0
+    assert command(*SMALL, "--steps", "1", command="train")[0] == 0
+    from triton_lstm.training.batches import Windows
+
     seen = []
-    window = data.window
-    monkeypatch.setattr(data, "window", lambda text, *rest: seen.append(text) or window(text, *rest))
+    at = Windows.__getitem__
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, index: seen.append(at(self, index)) or seen[-1])
     monkeypatch.chdir(tmp_path / "run")
-    status, out, _ = command("--checkpoint", "c.pt", text=None)
-    assert status == 0 and "2 sequences of 12 bytes of held-out text" in out
-    assert len(seen[0]) == 3000 // data.HELD_OUT and (seen[0] == ord("z")).all()
+    status, out, _ = command("--checkpoint", ".", text=None)
+    assert status == 0 and "2 sequences of 12 tokens of held-out text" in out
+    assert len(seen) == 1 and (seen[0].inputs == ord("z")).sum() > 20
 
     (tmp_path / "text.txt").write_bytes(b"y" * 3000)
-    status, out, err = command("--checkpoint", "c.pt", text=None)
+    status, out, err = command("--checkpoint", ".", text=None)
+    path = "checkpoints/step_00000001.pt"
     assert status == 2 and out == "" and len(err.splitlines()) == 1
-    assert "text.txt: no longer the text that c.pt was trained on. Give one with --text." in err
-    assert command("--checkpoint", "c.pt", text="../text.txt")[0] == 0
+    assert f"text.txt: no longer the text that {path} was trained on. Give one with --text." in err
+    assert command("--checkpoint", ".", text="../text.txt")[0] == 0
 
     (tmp_path / "text.txt").unlink()
-    status, out, err = command("--checkpoint", "c.pt", text=None)
+    status, out, err = command("--checkpoint", ".", text=None)
     assert status == 2 and out == "" and len(err.splitlines()) == 1
-    assert "the text that c.pt was trained on is not available: cannot read the text" in err
-    assert err.endswith("with --text.\n")
+    assert f"the text that {path} was trained on is not available: cannot read the text" in err
+    assert err.endswith("by --text.\n")
 
 
 @pytest.mark.parametrize("arguments, text", [
     (["--plot", "out.jpg"], "cannot save out.jpg: the suffix must be .png or .svg"),
     (["--plot", "nowhere/out.png"], "its folder does not exist"),
     (["--plot", "folder.png"], "it is not a regular file"),
-    (["--checkpoint", "none.pt"], "cannot read the checkpoint none.pt"),
+    (["--checkpoint", "none.pt"], "none.pt does not exist. Train first"),
     (["--checkpoint", "text.txt"], "is not a checkpoint of `train`, or is damaged. Give another --checkpoint"),
     (["--text", "none.txt"], "none.txt"),
     (["--seq-len", "1000000"], "1000000"),

@@ -8,10 +8,11 @@ from torch import nn
 
 import triton_lstm
 from triton_lstm.core.tolerance import worst_share
-from triton_lstm.perf.cases import Case, switches
+from triton_lstm.perf.cases import Case
 from triton_lstm.perf.check import Check, make_problem
 from triton_lstm.perf.providers import OURS, PROVIDERS, make
 from triton_lstm.perf.results import BASELINE
+from triton_lstm.settings import switches
 
 CASES = [
     Case("fp32", T=3, B=2, H=4, I=5),

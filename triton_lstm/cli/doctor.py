@@ -20,6 +20,7 @@ from triton_lstm.settings import (
     fp32_setting,
     interpreter_asked_for,
     spin_limit,
+    switches,
 )
 from triton_lstm.system.installed import release, why_no_triton
 from triton_lstm.system.terminal import say
@@ -214,7 +215,7 @@ def _cooperative(device: torch.device) -> Finding:
 def _results(device: torch.device) -> Finding:
     """Outputs and gradients against nn.LSTM in float64, by the rule of tolerance.py."""
     from triton_lstm.dispatch import why_torch
-    from triton_lstm.perf.cases import Case, switches
+    from triton_lstm.perf.cases import Case
     from triton_lstm.perf.check import Check, make_problem
 
     name = "forward, backward"

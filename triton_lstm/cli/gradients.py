@@ -6,20 +6,23 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from triton_lstm.cli.train import checked_backend, command_device, positive, seed_number
+from triton_lstm.cli.common import check_plot, checked_backend, command_device, positive, seed_number
 from triton_lstm.gradients import shapes as gradient_shapes
 from triton_lstm.gradients.record import record_gradients
 from triton_lstm.gradients.results import Gradients
 from triton_lstm.module import LSTM
 from triton_lstm.settings import SHOWING, UsageError, require
-from triton_lstm.training import data
-from triton_lstm.training.checkpoint import load_checkpoint, newest_checkpoint
-from triton_lstm.training.config import SMALL, Config
-from triton_lstm.training.model import build
+
+if TYPE_CHECKING:  # they need packages that `_gradients` asks for
+    from triton_lstm.training.batches import Batch
+    from triton_lstm.training.checkpoint import Content
+    from triton_lstm.training.config import Config
+    from triton_lstm.training.model import LanguageModel
+    from triton_lstm.training.text.corpus import Corpus
 
 SEQ_LEN = 100
 OTHER = "Give another --checkpoint"
@@ -28,16 +31,16 @@ OTHER = "Give another --checkpoint"
 def add_commands(commands: Any) -> None:
     """Adds gradients to the subparsers of the command line."""
     g = commands.add_parser("gradients", help="show the gradients inside an LSTM: shapes, how far back they reach")
-    what = "saved by `train`; the newest one if it is a folder (default: a random model)"
-    g.add_argument("--checkpoint", type=Path, metavar="FILE", help=what)
+    what = "saved by `train`; the newest one of a run, or of a folder of runs (default: a random model)"
+    g.add_argument("--checkpoint", type=Path, metavar="PATH", help=what)
     g.add_argument(
         "--text",
         nargs="+",
-        metavar="FILE",
+        metavar="PATH",
         help="default: the text of the checkpoint, or the sources of Python's standard library",
     )
-    g.add_argument("--seq-len", type=positive, default=SEQ_LEN, metavar="BYTES", help=f"steps (default: {SEQ_LEN})")
-    g.add_argument("--loss", choices=["last", "every"], default="last", help="loss of which bytes (default: last)")
+    g.add_argument("--seq-len", type=positive, default=SEQ_LEN, metavar="TOKENS", help=f"steps (default: {SEQ_LEN})")
+    g.add_argument("--loss", choices=["last", "every"], default="last", help="loss of which tokens (default: last)")
     g.add_argument("--plot", type=Path, metavar="FILE", help="save a figure there, .png or .svg")
     g.add_argument("--seed", type=seed_number, help="seed of the batch and of a random model (default: 0)")
     g.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU")
@@ -47,11 +50,16 @@ def add_commands(commands: Any) -> None:
 def _gradients(args: argparse.Namespace) -> int:
     device = command_device(args.device)
     require(*SHOWING)
+    require("pydantic", extra="train")
+    from triton_lstm.training.batches import Windows
+    from triton_lstm.training.model import autocast, build
+
     if args.plot:
-        _check_plot(args.plot)
+        check_plot(args.plot)
     config, content = _model_config(args)
     interpreted = not checked_backend(torch.float32, device) and device.type == "cpu"
-    text = _text(args, config, content)
+    corpus = _text(args, config, content)
+    batch = Windows(corpus, corpus.split()[1], config.data, config.execution.seed)[0].to(device)
     if interpreted:
         print("this takes a minute or more in Triton's interpreter (no GPU)", flush=True)
     _print_shapes(device)
@@ -61,11 +69,15 @@ def _gradients(args: argparse.Namespace) -> int:
         "the direct gradient of the output, zero at steps that the loss does not use;\n"
         "grads.hidden is the total, including the gradient through time. h0: layer 0.\n"
     )
-    grads = _record(config, content, text, device, last=args.loss == "last")
+    model = build(config, corpus.vocabulary.size, device, LSTM)
+    if content:
+        model.load_state_dict(content["model"])
+    with autocast(config, device):
+        grads = _record(model, batch, last=args.loss == "last")
     source = f"the model of {args.checkpoint}" if args.checkpoint else "a random model"
-    of = "the last byte" if args.loss == "last" else "every byte"
+    of = "the last token" if args.loss == "last" else "every token"
     which = "held-out text" if args.checkpoint and not args.text else "text"
-    print(f"{source}, {config.batch} sequences of {config.seq_len} bytes of {which}, loss of {of}:")
+    print(f"{source}, {config.data.batch} sequences of {config.data.seq_len} tokens of {which}, loss of {of}:")
     print(grads.summary())
     if args.plot:
         grads.plot(args.plot)
@@ -73,40 +85,44 @@ def _gradients(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_plot(path: Path) -> None:
-    """Raises UsageError unless a figure can be saved there."""
-    require("matplotlib")
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"cannot save {path}: the suffix must be .png or .svg. Choose another --plot")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"cannot save {path}: it is not a regular file. Choose another --plot")
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"cannot save {path}: its folder does not exist or is not writable. Choose another --plot")
-
-
-def _model_config(args: argparse.Namespace) -> tuple[Config, dict[str, Any] | None]:
+def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:
     """The configuration of the checkpoint or of a random model, with this command's seq_len, and the checkpoint."""
+    from pydantic import TypeAdapter
+
+    from triton_lstm.training.checkpoint import load_checkpoint
+    from triton_lstm.training.config import ON_CPU, Config
+    from triton_lstm.training.run_folder import newest_checkpoint
+
+    content = None
+    config = TypeAdapter(Config).validate_python(ON_CPU)
     if args.checkpoint:
         args.checkpoint = newest_checkpoint(args.checkpoint)
-    config, content = load_checkpoint(args.checkpoint, OTHER) if args.checkpoint else (SMALL, None)
-    given = {"seq_len": args.seq_len} | ({} if args.seed is None else {"seed": args.seed})
-    return dataclasses.replace(config, **given), content
+        content = load_checkpoint(args.checkpoint, OTHER)
+        config = content["config"]
+    data = dataclasses.replace(config.data, seq_len=args.seq_len)
+    execution = config.execution if args.seed is None else dataclasses.replace(config.execution, seed=args.seed)
+    return dataclasses.replace(config, data=data, execution=execution), content
 
 
-def _text(args: argparse.Namespace, config: Config, content: dict[str, Any] | None) -> torch.Tensor:
+def _text(args: argparse.Namespace, config: Config, content: Content | None) -> Corpus:
     """The text of --text, else the checkpoint's own, else the default one."""
+    from triton_lstm.training.text.corpus import open_corpus
+
     if args.text or not content:
-        return data.read_text(args.text, config.seq_len)
-    files = content["text"]
+        text = tuple(map(os.path.abspath, args.text or ()))
+        corpus = open_corpus(dataclasses.replace(config.data, text=text))
+        if content and corpus.vocabulary.size != content["tokens"]:
+            raise UsageError(f"{args.checkpoint} was trained with another tokenizer. {OTHER}")
+        return corpus
     try:
-        text = data.read_text(files, content["config"]["seq_len"])
+        corpus = open_corpus(config.data)
     except UsageError as error:
         problem = f"the text that {args.checkpoint} was trained on is not available"
-        raise UsageError(f"{problem}: {error}, with --text") from None
-    if data.digest(text) != content["digest"]:
-        what = ", ".join(files) if files else "the sources of Python's standard library"
+        raise UsageError(f"{problem}: {error}") from None
+    if corpus.digest != content["digest"]:
+        what = ", ".join(config.data.text) or "the sources of Python's standard library"
         raise UsageError(f"{what}: no longer the text that {args.checkpoint} was trained on. Give one with --text")
-    return data.read_text(files, config.seq_len)
+    return corpus
 
 
 def _print_shapes(device: torch.device) -> None:
@@ -120,19 +136,9 @@ def _print_shapes(device: torch.device) -> None:
     print_table(pd.DataFrame(rows))
 
 
-def _record(
-    config: Config, content: dict[str, Any] | None, text: torch.Tensor, device: torch.device, *, last: bool
-) -> Gradients:
-    model = build(config, device, LSTM)
-    if content:
-        try:
-            model.load_state_dict(content["model"])
-        except Exception:
-            raise UsageError(f"the checkpoint's weights do not match its sizes. {OTHER}") from None
-    _, held_out = data.split(text)
-    tokens = data.window(held_out, config, 0, device)
+def _record(model: LanguageModel, batch: Batch, *, last: bool) -> Gradients:
     with record_gradients(model) as grads:
-        logits, _ = model(tokens[:-1])
-        logits, targets = (logits[-1:], tokens[-1:]) if last else (logits, tokens[1:])
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        logits, _ = model(batch.inputs)
+        logits, targets = (logits[-1:], batch.targets[-1:]) if last else (logits, batch.targets)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
     return grads

@@ -1,4 +1,4 @@
-"""The command line: python -m triton_lstm train | gradients | bench | report | diff | tune | doctor."""
+"""The command line: python -m triton_lstm train | runs | gradients | bench | report | diff | tune | doctor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import triton_lstm
 from triton_lstm.cli import bench as perf_commands
 from triton_lstm.cli import doctor
 from triton_lstm.cli import gradients as gradient_commands
+from triton_lstm.cli import runs as run_commands
 from triton_lstm.cli import train as commands
 from triton_lstm.cli import tune as tune_commands
 from triton_lstm.settings import UsageError
@@ -40,6 +41,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"triton-lstm {triton_lstm.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_commands(subparsers)
+    run_commands.add_commands(subparsers)
     gradient_commands.add_commands(subparsers)
     perf_commands.add_commands(subparsers)
     tune_commands.add_commands(subparsers)
@@ -60,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a character that cannot be encoded is no failure
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    own_options = given[:1] == ["train"]  # parsed by another library, from its configuration
+    args = _parser().parse_args(given[:1] if own_options else given)
+    args.arguments = given[1:]
     args.argv = sys.argv[1:] if argv is None else None  # for a command that restarts itself
     try:
         with signals_raise_interrupt():
@@ -73,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in str(error):
             raise
-        advice = ". Lower --batch or --hidden" if args.command in ("train", "tune") else ""
-        _print_error(args, f"out of memory{advice}")
+        remedies = {"train": ". Lower --batch or --hidden, or add --recompute", "tune": ". Lower --batch or --hidden"}
+        _print_error(args, f"out of memory{remedies.get(args.command, '')}")
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: no error at exit

@@ -4,233 +4,161 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import errno
 import math
 import os
 import shlex
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import nn
 
-from triton_lstm.dispatch import why_torch
+from triton_lstm.cli.common import checked_backend, command_device
 from triton_lstm.module import LSTM
-from triton_lstm.perf.cases import switches
-from triton_lstm.settings import DTYPES, UsageError, device_for, dtype_name, require, spin_limit
+from triton_lstm.settings import DTYPES, UsageError, require, switches
 from triton_lstm.system.early_interrupt import INTERRUPTED
 from triton_lstm.system.signals import deferred_signals
 from triton_lstm.system.terminal import print_table
-from triton_lstm.training import data
-from triton_lstm.training.checkpoint import (
-    load_checkpoint,
-    new_run,
-    newest_checkpoint,
-    prepare_checkpoint,
-    save_checkpoint,
-)
-from triton_lstm.training.config import LARGE, LARGE_STEPS, LARGEST, LAYERS, RATE, SEEDS, SMALL, SMALL_STEPS, Config
-from triton_lstm.training.model import bits_per_byte, build, sample
-from triton_lstm.training.trainer import Trainer, compare, train_all
 
-RUNS = Path("runs")
-SAVE_EVERY, SAMPLE = 100, 120  # steps; bytes
-INTERPRETED_S = 0.02  # per step of the time loop in Triton's interpreter
+if TYPE_CHECKING:  # they need the packages that `_train` asks for
+    from triton_lstm.cli.train_options import Options
+    from triton_lstm.training.checkpoint import Content
+    from triton_lstm.training.compare import Comparison
+    from triton_lstm.training.config import Config
+    from triton_lstm.training.loop import Loop
+    from triton_lstm.training.run_folder import RunFolder
+    from triton_lstm.training.trainer import Trainer
 
-
-def positive(text: str, most: int = LARGEST) -> int:
-    return _integer(text, 1, most)
-
-
-def seed_number(text: str) -> int:
-    return _integer(text, 0, SEEDS - 1)
-
-
-def _layers(text: str) -> int:
-    return positive(text, LAYERS)
-
-
-def _integer(text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}, got {text[:40]!r}")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= RATE:
-        raise argparse.ArgumentTypeError(f"must be a positive number, at most {RATE:g}, got {text!r}")
-    return value
+PACKAGES = ("pydantic", "cyclopts", "yaml")
+INTERPRETED_S = 0.01  # per step of the time loop in Triton's interpreter
 
 
 def add_commands(commands: Any) -> None:
-    """Adds train to the subparsers of the command line."""
-    t = commands.add_parser("train", help="train a byte-level language model on real text")
-    t.add_argument("--text", nargs="+", metavar="FILE", help="default: the sources of Python's standard library")
-    defaults = f"default: {SMALL_STEPS} without a GPU, {LARGE_STEPS} on one"
-    t.add_argument("--steps", type=positive, help=f"train up to this step ({defaults})")
-    for name, what in [
-        ("hidden", "hidden units"),
-        ("layers", "LSTM layers"),
-        ("embed", "width of the embedding"),
-        ("batch", "sequences in a batch"),
-        ("seq-len", "bytes in a sequence"),
-        ("warmup", "steps until the learning rate reaches --lr"),
-    ]:
-        kind = _layers if name == "layers" else positive
-        t.add_argument(f"--{name}", type=kind, help=f"{what} (default: {_presets(name.replace('-', '_'))})")
-    t.add_argument("--lr", type=_rate, help=f"peak learning rate of Adam (default: {_presets('lr')})")
-    t.add_argument(
-        "--dtype",
-        type=dtype_name,
-        choices=list(DTYPES),
-        help=f"of the LSTM; tf32 and fp32 are float32 with TF32 allowed or not (default: {_presets('dtype')})",
-    )
-    t.add_argument("--seed", type=seed_number, help="seed of weights, batches and sample (default: 0)")
-    t.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU")
-    t.add_argument("--checkpoint", type=Path, metavar="FILE", help=f"where to save (default: a new folder in {RUNS}/)")
-    t.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
-    t.add_argument(
-        "--save-every", type=positive, default=SAVE_EVERY, metavar="STEPS", help="default: 100, and at the end"
-    )
-    t.add_argument("--resume", action="store_true", help="continue from --checkpoint (default: from the newest run)")
-    t.add_argument(
-        "--compare", action="store_true", help="also train nn.LSTM on the same batches; exit 1 if the losses diverge"
-    )
-    t.add_argument(
-        "--sample", type=positive, default=SAMPLE, metavar="BYTES", help="length of the sample (default: 120)"
-    )
+    """Adds train to the subparsers of the command line; its own options are parsed by train_options."""
+    t = commands.add_parser("train", help="train a language model on text")
     t.set_defaults(run=_train)
 
 
-def _presets(field: str) -> str:
-    return f"{getattr(SMALL, field)} without a GPU, {getattr(LARGE, field)} on one"
-
-
-def command_device(name: str | None) -> torch.device:
-    """The device of a command; on the CPU the kernels run in Triton's interpreter."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("PyTorch found no usable GPU. Omit --device cuda to run on the CPU")
-    return device_for(name)
-
-
-def _config(args: argparse.Namespace, device: torch.device) -> tuple[Config, dict[str, Any] | None]:
-    """The run's configuration and, with --resume, the content of the checkpoint it continues from."""
-    given = {f.name: v for f in dataclasses.fields(Config) if (v := getattr(args, f.name)) is not None}
-    if not args.resume:
-        return dataclasses.replace(SMALL if device.type == "cpu" else LARGE, **given), None
-    args.checkpoint = newest_checkpoint(args.checkpoint or RUNS)
-    config, content = load_checkpoint(args.checkpoint)
-    for name, value in given.items():
-        if value != getattr(config, name):
-            raise UsageError(
-                f"{args.checkpoint} was trained with --{name.replace('_', '-')} {getattr(config, name)}, not {value}. "
-                "Omit the option, or start over without --resume"
-            )
-    return config, content
-
-
 def _train(args: argparse.Namespace) -> int:
-    device = command_device(args.device)
-    if args.compare:
+    require(*PACKAGES, extra="train")
+    from triton_lstm.cli import train_options
+    from triton_lstm.training.compare import check_comparable
+    from triton_lstm.training.logs.trackers import require_trackers
+    from triton_lstm.training.trainer import determinism
+
+    options = train_options.parse(args.arguments)
+    if options is None:  # help
+        return 0
+    config = options.config
+    device = command_device(config.execution.device)
+    if config.execution.cuda_graphs and device.type != "cuda":
+        raise UsageError("--cuda-graphs needs a GPU. Omit it")
+    require_trackers(config)
+    if options.compare:
         require("pandas", "rich")
-        if args.resume:
+        if options.content:
             raise UsageError("--compare starts both models from the same weights. Omit --resume")
-    config, content = _config(args, device)
-    with switches(config.dtype):
-        return _run(args, device, config, content)
+        check_comparable(config, device)
+    reason = checked_backend(DTYPES[config.execution.dtype], device)
+    if reason and config.execution.cuda_graphs and config.data.reset:
+        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which CUDA graphs cannot capture. Add --no-reset")
+    if reason and device.type == "cpu" and config.execution.dtype == "fp16" and not config.data.reset:
+        raise UsageError(f"PyTorch's own LSTM runs here ({reason}), which has no fp16. Choose --dtype bf16 or fp32")
+    if config.model.dropout and config.model.layers == 1:
+        raise UsageError("--dropout is between layers: with --layers 1 it has no effect. Omit it, or add a layer")
+    threads = 1 if device.type == "cpu" and not reason else torch.get_num_threads()
+    with switches(config.execution.dtype), determinism(config.execution.deterministic), _threads(threads):
+        return _run(options, device, reason)
 
 
-def _run(args: argparse.Namespace, device: torch.device, config: Config, content: dict[str, Any] | None) -> int:
-    """Trains, saves and reports."""
-    files = [os.path.abspath(f) for f in args.text] if args.text else content["text"] if content else None
-    text = data.read_text(files, config.seq_len)
-    digest = data.digest(text)
-    if content and content["digest"] != digest:
-        raise UsageError(f"{args.checkpoint} was trained on another text. Give that one, or omit --resume")
-    training, held_out = data.split(text)
-    if args.checkpoint:
-        prepare_checkpoint(args.checkpoint, files or [], replace=args.overwrite or args.resume)
-    steps = args.steps or (SMALL_STEPS if device.type == "cpu" else LARGE_STEPS)
-
-    trainer = _trainer(config, device, content)
-    if len(trainer.losses) >= steps:
-        raise UsageError(f"{args.checkpoint} is already at step {len(trainer.losses)}. Give a larger --steps")
-    model = trainer.model
-    trainers = [trainer]
-    if args.compare:
-        theirs = [build(config, device, nn.LSTM, dtype) for dtype in (config.dtype, "fp64")]
-        trainers += [Trainer(other, config) for other in theirs]
-    reason = checked_backend(model.dtype, device)
-    checkpoint = args.checkpoint or new_run(RUNS)
-    print(f"{device}: {model.lstm}, {config.dtype}; {f'PyTorch LSTM ({reason})' if reason else _kernels(device)}")
-    minutes = INTERPRETED_S / 60 * 2 * config.layers * config.seq_len * (steps - len(trainer.losses))
-    if device.type == "cpu" and not reason and minutes > 0.5:
-        print(f"this takes about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''} or more", flush=True)
-    if content:
-        print(f"resuming from step {len(trainer.losses)} of {checkpoint}")
-
-    def save() -> None:
-        about = {"config": dataclasses.asdict(config), "text": files, "digest": digest}
-        save_checkpoint(checkpoint, about | trainer.state())
-
-    with deferred_signals() as stop:
-        try:
-            train_all(trainers, training, config, steps, device, save, args.save_every, stop)
-        except OSError:  # the progress bar's output was closed
-            save()
-            raise
-        with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save; the first is in `stop`
-            save()
-    losses = trainer.losses
-    if stop and len(losses) < steps:
-        print(f"stopped after step {len(losses)}; continue with: {_resume_command(args, checkpoint, steps)}")
-    elif stop:
-        print(f"stopped after step {len(losses)}, the last one; checkpoint: {checkpoint}")
-    if stop:
-        return INTERRUPTED
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats after {len(losses)} steps; checkpoint: {checkpoint}")
-    bits = bits_per_byte(model, held_out, config, device)
-    print(f"held out: {bits * math.log(2):.3f} nats or {bits:.3f} bits per byte, over all {len(held_out) - 1:,} bytes")
-    print(f"sample: {sample(model, args.sample, config, device)}")
-    return _report_comparison(trainers) if args.compare else 0
-
-
-def _resume_command(args: argparse.Namespace, checkpoint: Path, steps: int) -> str:
-    """The command that resumes a run, quoted for the shell."""
-    path = f"./{checkpoint}" if str(checkpoint).startswith("-") else str(checkpoint)
-    command = [sys.orig_argv[0], "-m", "triton_lstm", "train", "--resume", "--checkpoint", path, "--steps", str(steps)]
-    command += ["--device", args.device] if args.device else []
-    command += [] if args.sample == SAMPLE else ["--sample", str(args.sample)]
-    command += [] if args.save_every == SAVE_EVERY else ["--save-every", str(args.save_every)]
-    return shlex.join(command)
-
-
-def _trainer(config: Config, device: torch.device, content: dict[str, Any] | None) -> Trainer:
-    """A trainer at its first step, or restored from the checkpoint's `content`."""
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Triton's interpreter computes with small arrays, for which PyTorch's threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        trainer = Trainer(build(config, device, LSTM), config)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(options: Options, device: torch.device, reason: str | None) -> int:
+    """Trains, saves and reports."""
+    from triton_lstm.cli.train_options import RUNS
+    from triton_lstm.training.compare import Comparison
+    from triton_lstm.training.logs.metrics import Metrics
+    from triton_lstm.training.loop import Loop, open_text
+    from triton_lstm.training.run_folder import new_run, step_of
+    from triton_lstm.training.text.corpus import open_corpus
+
+    config, content = options.config, options.content
+    corpus = open_corpus(config.data)
+    if content and content["digest"] != corpus.digest:
+        raise UsageError(
+            f"{options.folder} was trained on another text, or with another tokenizer. Give those with --text and "
+            "--tokenizer, or omit --resume"
+        )
+    text, tokens = open_text(config, corpus), corpus.vocabulary.size
+    trainer = _trainer(config, tokens, device, content)
+    comparison = Comparison(config, tokens, device) if options.compare else None
+    progress = content["progress"] if content else None
+    if progress and trainer.step >= config.optimizer.steps and progress["validated"] == trainer.step:
+        raise UsageError(f"{options.folder} is already at step {trainer.step}. Give a larger --steps")
+    options.content = content = None  # as large as the model and its moments
+
+    folder = options.folder or new_run(options.run, RUNS)
+    with folder.locked(), deferred_signals() as stop:
+        if progress and step_of(folder.steps()[-1]) != trainer.step:
+            raise UsageError(f"another process has gone on with {folder} meanwhile. Start again")
+        folder.prepare()
+        folder.write_about(config, device, text.corpus.digest)
+        with Metrics(folder.path, config, trainer.step) as metrics:
+            loop = Loop(trainer, text, folder, metrics, progress, stop)
+            _announce(trainer, folder, reason, resumed=progress is not None)
+            try:
+                loop.run(comparison.step if comparison else None)
+            except BaseException as error:
+                if trainer.between_steps and trainer.step:
+                    with contextlib.suppress(Exception):  # the first error counts
+                        loop.save()
+                if not (stop and _is_dead_worker(error)):  # ended by a signal to all processes
+                    _raise_with_advice(error, folder)
+            if stop and trainer.between_steps:
+                with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
+                    loop.save()
+    if stop:
+        return _report_stop(folder, config.optimizer.steps, validated=loop.validated)
+    _report(loop, folder)
+    return _report_comparison(comparison) if comparison else 0
+
+
+def _trainer(config: Config, tokens: int, device: torch.device, content: Content | None) -> Trainer:
+    """A trainer at its first step, or restored from a checkpoint."""
+    from triton_lstm.training.model import build
+    from triton_lstm.training.trainer import Trainer
+
+    try:
+        model = build(config, tokens, device, LSTM, recompute=config.model.recompute)
+        trainer = Trainer(model, config, device)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
         what = str(error).splitlines()[0][:200] if str(error) else "out of memory"
         raise UsageError(f"cannot create a model of this size ({what}). Lower --hidden, --layers or --embed") from None
     if content:
-        trainer.restore(content)
+        trainer.load_state_dict(dict(content))
     return trainer
 
 
-def checked_backend(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why PyTorch's own LSTM runs; None if the kernels do. Raises UsageError for invalid settings."""
-    try:
-        reason = why_torch(dtype, device, None)
-        if not reason:
-            spin_limit()
-        return None if reason is None else str(reason)
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(str(error)) from None
+def _announce(trainer: Trainer, folder: RunFolder, reason: str | None, resumed: bool) -> None:
+    """Says what runs where, and about how long if that is slow."""
+    config, device, model = trainer.config, trainer.device, trainer.model
+    where = f"PyTorch LSTM ({reason})" if reason else _kernels(device)
+    print(f"{device}: {model.lstm}, {config.execution.dtype}; {where}")
+    steps = (config.optimizer.steps - trainer.step) * config.optimizer.accumulate
+    minutes = INTERPRETED_S / 60 * 2 * config.model.layers * config.data.seq_len * steps
+    if device.type == "cpu" and not reason and minutes > 0.5:
+        print(f"this takes about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''} or more")
+    print(f"resuming {folder} from step {trainer.step}" if resumed else f"run: {folder}", flush=True)
 
 
 def _kernels(device: torch.device) -> str:
@@ -238,10 +166,68 @@ def _kernels(device: torch.device) -> str:
     return "Triton kernels" if device.type == "cuda" else interpreted
 
 
-def _report_comparison(trainers: list[Trainer]) -> int:
+def _report_stop(folder: RunFolder, steps: int, validated: int) -> int:
+    """Says how a run that was stopped by a signal goes on."""
+    from triton_lstm.training.run_folder import step_of
+
+    saved = folder.steps()
+    if not saved:
+        print("stopped before the first checkpoint")
+    elif (step := step_of(saved[-1])) < steps or step != validated:
+        print(f"stopped after step {step}; continue with: {_resume_command(folder)}")
+    else:
+        print(f"stopped after step {step}, the last one; run: {folder}")
+    return INTERRUPTED
+
+
+def _is_dead_worker(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _raise_with_advice(error: BaseException, folder: RunFolder) -> NoReturn:
+    """Raises what can be mended as a UsageError, with the command that goes on; says that command for anything else."""
+    from triton_lstm.training.run_folder import FULL
+
+    command = _resume_command(folder) if folder.steps() else None
+    if (isinstance(error, OSError | UsageError) and not isinstance(error, BrokenPipeError)) or _is_dead_worker(error):
+        full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) in FULL
+        remedy = "Lower --workers" if _is_dead_worker(error) else "Free some space" if full else "See to it"
+        go_on = f"continue with: {command}" if command else "start again"
+        raise UsageError(f"{_reason(error)}. {remedy}, and {go_on}") from None
+    if command and not isinstance(error, BrokenPipeError):
+        print(f"continue with: {command}", file=sys.stderr)
+    raise error
+
+
+def _resume_command(folder: RunFolder) -> str:
+    """The command that resumes a run, quoted for the shell."""
+    path = f"./{folder}" if str(folder).startswith("-") else str(folder)
+    return shlex.join([sys.orig_argv[0], "-m", "triton_lstm", "train", "--resume", "--run", path])
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error).rstrip(".").splitlines()[0]
+
+
+def _report(loop: Loop, folder: RunFolder) -> None:
+    """What came out of a whole run."""
+    found = loop.validation
+    assert found is not None, "a run ends with a validation"
+    tokens = loop.text.corpus.vocabulary.size
+    print(f"{loop.trainer.step} steps; run: {folder}")
+    print(
+        f"held out: {found.loss:.3f} nats per token or {found.bits_per_byte:.3f} bits per byte, over all "
+        f"{found.tokens:,} tokens; {math.log(tokens):.3f} nats if all {tokens:,} tokens were equally likely"
+    )
+    print(f"sample: {found.sample}")
+
+
+def _report_comparison(comparison: Comparison) -> int:
     import pandas
 
-    rows = compare(*(trainer.losses for trainer in trainers))
+    rows = comparison.rows()
     bad = [row for row in rows if not row["ok"]]
     every = max(1, len(rows) // 20)
     shown = [row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]

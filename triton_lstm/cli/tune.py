@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_lstm.planning.devices import GPUS, Device, file_name, known_gpu
-from triton_lstm.settings import SHOWING, UsageError, device_for, dtype_name, interpreter_asked_for, require
+from triton_lstm.settings import SHOWING, UsageError, device_for, dtype_name, interpreter_asked_for, require, switches
 from triton_lstm.system.terminal import Bar, say
 from triton_lstm.tuning.choice import remember
 from triton_lstm.tuning.progress import Progress
@@ -256,7 +256,6 @@ def _measure(args: argparse.Namespace, item: Item, path: Path, device: torch.dev
     from triton.errors import TritonError
 
     from triton_lstm.cli.tune_report import print_trials
-    from triton_lstm.perf.cases import switches
     from triton_lstm.perf.failures import device_still_there, failure
     from triton_lstm.perf.layer_times import layer_times
     from triton_lstm.system.machine import provenance

@@ -46,3 +46,14 @@ def _is_dead(process: str) -> bool:
     except OSError:  # another user's process
         pass
     return False
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

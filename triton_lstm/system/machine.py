@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cudnn": str((torch.backends.cudnn.version() if gpu else None) or ""),
-        "commit": _commit(),
+        "commit": commit(),
         "sources": hash_of(PACKAGE),
     }
 
@@ -57,7 +57,7 @@ def _nvidia_smi(field: str) -> str | None:
     return mine[0].split(",")[0].strip() if len(mine) == 1 else None
 
 
-def _commit() -> str:
+def commit() -> str:
     """`git describe` of the checkout that contains this package; "unknown" without one."""
     top = PACKAGE.parent
     if not (top / ".git").exists():

@@ -1,88 +1,154 @@
-"""A byte-level language model (embedding, LSTM stack, head), its loss and samples."""
+"""A language model (embedding, LSTM, linear layer), its loss on held-out text, and samples."""
 
 from __future__ import annotations
 
-import copy
-import math
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from triton_lstm.settings import DTYPES
 from triton_lstm.system.terminal import Bar
+from triton_lstm.training.batches import HeldOut
 from triton_lstm.training.config import Config
+from triton_lstm.training.text.vocabulary import Vocabulary
 
-EVALUATED = 8192  # bytes per evaluation batch, or a training step's if that is more
+TEMPERATURE = 0.7  # of samples
+State = tuple[torch.Tensor, torch.Tensor]
 
 
 class LanguageModel(nn.Module):
-    """Maps bytes to logits of the next byte. The LSTM computes in `dtype`; its weights are stored in their own."""
+    """Maps tokens to logits of the next token.
 
-    def __init__(self, lstm: nn.RNNBase, embed: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.embed = nn.Embedding(256, embed)
-        self.lstm = lstm
-        self.head = nn.Linear(lstm.hidden_size, 256)
-
-    def forward(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
-        """tokens (T, B) -> logits (T, B, 256) and the LSTM's state."""
-        weights = {name: weight.to(self.dtype) for name, weight in self.lstm.named_parameters()}
-        x = self.embed(tokens).to(self.dtype)
-        y, state = torch.func.functional_call(self.lstm, weights, (x, state))
-        return self.head(y.to(self.head.weight.dtype)), state
-
-
-def build(
-    config: Config, device: torch.device, lstm_class: type, dtype: str | None = None, **kwargs: Any
-) -> LanguageModel:
-    """The model of `config` on `device`. The same seed gives the same weights for every LSTM class."""
-    torch.manual_seed(config.seed)
-    compute = DTYPES[dtype or config.dtype]
-    lstm = lstm_class(config.embed, config.hidden, config.layers, **kwargs)
-    model = LanguageModel(lstm, config.embed, compute).to(device)
-    return model.double() if compute == torch.float64 else model
-
-
-def loss_of(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over every next byte, in nats."""
-    logits, _ = model(tokens[:-1])
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
-
-
-@torch.no_grad()
-def bits_per_byte(model: LanguageModel, held_out: torch.Tensor, config: Config, device: torch.device) -> float:
-    """The mean loss over every byte of the held-out text except the first, in consecutive windows of seq_len bytes.
-
-    On the CPU this uses PyTorch's own LSTM: the interpreter would take as long as hundreds of training steps.
+    Args:
+        lstm: a module that is called as `lstm(x, (h, c), resets=resets)`, with inputs of `embed` features.
+        tokens: the size of the vocabulary.
+        embed: the width of the embedding.
     """
-    if device.type == "cpu":
-        model = copy.deepcopy(model)
+
+    def __init__(self, lstm: nn.RNNBase, tokens: int, embed: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, embed)
+        self.lstm = lstm
+        self.head = nn.Linear(lstm.hidden_size, tokens)
+
+    def forward(
+        self, tokens: torch.Tensor, state: State | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """tokens, resets (T, B) -> logits (T, B, vocabulary) and the LSTM's state, each (layers, B, H)."""
+        y, state = self.lstm(self.embed(tokens), state, resets=resets)
+        return self.head(y), state
+
+
+class Loss(nn.Module):
+    """The mean cross entropy of a batch in nats, and the state it ends with: what is compiled or captured."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, inputs: torch.Tensor, targets: torch.Tensor, h: torch.Tensor, c: torch.Tensor, *resets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """inputs, targets, resets (T, B); h, c (layers, B, H) -> a scalar, h, c."""
+        logits, (h, c) = self.model(inputs, (h, c), *resets)
+        return F.cross_entropy(logits.flatten(0, 1).to(_loss_dtype(logits)), targets.flatten()), h, c
+
+
+def _loss_dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def build(config: Config, tokens: int, device: torch.device, lstm_class: type, **kwargs: Any) -> LanguageModel:
+    """The model of `config` for `tokens` token ids. The same seed gives the same weights for every LSTM class.
+
+    kwargs: further arguments of lstm_class.
+    """
+    torch.manual_seed(config.execution.seed)
+    sizes = config.model
+    lstm = lstm_class(sizes.embed, sizes.hidden, sizes.layers, dropout=sizes.dropout, **kwargs)
+    model = LanguageModel(lstm, tokens, sizes.embed).to(device)
+    return model.double() if config.execution.dtype == "fp64" else model
+
+
+def state_dtype(config: Config) -> torch.dtype:
+    """The dtype of the LSTM's states: under autocast, the one that it computes in."""
+    return DTYPES[config.execution.dtype]
+
+
+def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which the model runs. Weights are cast in every call, since CUDA graphs cannot share a cache."""
+    dtype = DTYPES[config.execution.dtype]
+    lower = dtype in (torch.bfloat16, torch.float16)
+    graphs = config.execution.cuda_graphs
+    return torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs)
+
+
+def zero_state(config: Config, device: torch.device, batch: int | None = None) -> State:
+    """h and c before the first step, each (layers, batch, H)."""
+    shape = (config.model.layers, batch or config.data.batch, config.model.hidden)
+    h, c = (torch.zeros(shape, dtype=state_dtype(config), device=device) for _ in range(2))
+    return h, c
+
+
+@contextlib.contextmanager
+def evaluating(model: LanguageModel, device: torch.device) -> Iterator[None]:
+    """Without dropout and gradients; on the CPU with PyTorch's own LSTM: the interpreter takes as long as hundreds of
+    training steps."""
+    training, backend = model.training, getattr(model.lstm, "backend", None)
+    model.eval()
+    if device.type == "cpu" and hasattr(model.lstm, "backend"):
         model.lstm.backend = "torch"
-    total, count = 0.0, len(held_out) - 1
-    whole = count // config.seq_len
-    together = max(config.batch, EVALUATED // config.seq_len)
-    windows = held_out[: whole * config.seq_len + 1].unfold(0, config.seq_len + 1, config.seq_len)
-    rest = held_out[whole * config.seq_len :].unsqueeze(0)
-    batches = [*windows.split(together), *([rest] if rest.shape[1] > 1 else [])]
-    for batch in Bar(batches, desc="held out", unit="batch", delay=5, leave=False):
-        tokens = batch.t().long().to(device)
-        total += loss_of(model, tokens).item() * tokens[1:].numel()
-    return total / count / math.log(2)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        if hasattr(model.lstm, "backend"):
+            model.lstm.backend = backend
 
 
-@torch.no_grad()
-def sample(model: LanguageModel, length: int, config: Config, device: torch.device) -> str:
-    """`length` bytes sampled at temperature 0.7, starting from a line break."""
-    generator = torch.Generator().manual_seed(config.seed)
-    token = torch.full((1, 1), ord("\n"), device=device)
+def held_out_loss(
+    model: LanguageModel,
+    batches: HeldOut,
+    config: Config,
+    device: torch.device,
+    stop: Sequence[Any] = (),
+) -> tuple[float, int] | None:
+    """The sum of the loss over all targets, in nats, and the number of targets; None as soon as
+    `stop` has an item.
+
+    With `batches="stream"` states are carried from batch to batch, as in training.
+    """
+    total, count, state = torch.zeros((), dtype=torch.float64, device=device), 0, None
+    with evaluating(model, device), autocast(config, device):
+        for batch in Bar(batches, desc="held out", unit="batch", delay=5, leave=False):
+            if stop:
+                return None
+            on_device = batch.to(device)
+            logits, state = model(on_device.inputs, state, on_device.resets)
+            if config.data.batches == "windows":
+                state = None
+            flat = logits.flatten(0, 1)
+            total += F.cross_entropy(flat.to(_loss_dtype(flat)), on_device.targets.flatten(), reduction="sum")
+            count += int((batch.targets >= 0).sum())
+    return total.item(), count
+
+
+def sample(model: LanguageModel, vocabulary: Vocabulary, length: int, config: Config, device: torch.device) -> str:
+    """A text of `length` tokens, on one line, sampled from the beginning of a document."""
+    generator = torch.Generator().manual_seed(config.execution.seed)
+    token = torch.full((1, 1), vocabulary.end, device=device)
     state, sampled = None, []
-    for _ in range(length):
-        logits, state = model(token, state)
-        probabilities = (logits[0, 0].float().cpu() / 0.7).softmax(0)
-        if not probabilities.isfinite().all():
-            return "none: the model's logits are not finite"
-        sampled.append(int(torch.multinomial(probabilities, 1, generator=generator)))
-        token.fill_(sampled[-1])
-    return bytes(sampled).decode("utf-8", "replace").encode("unicode_escape").decode()
+    with evaluating(model, device), autocast(config, device):
+        for _ in range(length):
+            logits, state = model(token, state)
+            probabilities = (logits[0, 0].double().cpu() / TEMPERATURE).softmax(0)
+            if not probabilities.isfinite().all():
+                return "none: the model's logits are not finite"
+            sampled.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+            token.fill_(sampled[-1])
+    return vocabulary.decode(sampled).encode("unicode_escape").decode()
