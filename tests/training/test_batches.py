@@ -1,9 +1,10 @@
 """Batches, compared with their definition over lists of tokens in memory."""
 
-import itertools
-import multiprocessing
+import os
 import pickle
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -237,13 +238,30 @@ class Stuck(Streams):
         return super().__getitem__(index)
 
 
-def test_a_worker_that_is_stuck_is_ended(corpus):
-    batches = load(Stuck(corpus, corpus.split()[0], Data(batch=2, seq_len=7), 5), 0, 9, 1, 1, False)
-    assert len(list(itertools.islice(batches, 3))) == 3
-    batches.close()
-    for process in multiprocessing.active_children():
-        process.join(60)
-    assert not multiprocessing.active_children()
+EXITS = """
+import itertools, sys
+from pathlib import Path
+from test_batches import Data, Failing, Stuck, corpus_of, load, numbered
+corpus = corpus_of(Path(sys.argv[1]), numbered([30 + k for k in range(50)]))
+kind = {"Failing": Failing, "Stuck": Stuck}[sys.argv[2]]
+batches = load(kind(corpus, corpus.split()[0], Data(batch=2, seq_len=7), 5), 0, 9, 1, 1, False)
+try:
+    print(len(list(itertools.islice(batches, 3))), flush=True)
+    if kind is Failing:
+        next(batches)
+except Exception as error:
+    kept = error  # and with it the iterator, in its traceback
+batches.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["Failing", "Stuck"])
+def test_a_process_with_such_a_worker_exits(kind, tmp_path):
+    """Python asks workers to end, and waits for them."""
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1] / "helpers")))
+    command = [sys.executable, "-c", EXITS, str(tmp_path), kind]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr
 
 
 def test_workers_leave_signals_to_their_parent(corpus):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -127,24 +129,22 @@ def load(
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).pin_memory() if pin else torch.from_numpy(array)
 
+    ending = multiprocessing.RawValue("b", False)  # shared with the workers
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(first_step * accumulate, last_step * accumulate),
         num_workers=workers,
         collate_fn=_as_arrays,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=functools.partial(_leave_signals_to_parent, ending),
     )
-    others = set(multiprocessing.active_children())
     try:
         for inputs, targets, resets in loader:
             yield Batch(tensor(inputs), tensor(targets), None if resets is None else tensor(resets))
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # a worker died while it sent a batch
         raise RuntimeError("DataLoader worker died") from error
-    except GeneratorExit:  # the DataLoader has asked its workers to end, and Python would wait for them forever
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise
+    finally:
+        ending.value = True
 
 
 def _as_arrays(batch: Any) -> list[np.ndarray | None]:
@@ -213,8 +213,9 @@ def _too_few(documents: Documents, least: int, batch: str, accumulate: int, data
     raise UsageError(f"{what}. Give more --text, or a smaller --batch or --seq-len")
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """A terminal or a scheduler sends them to all processes."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+def _leave_signals_to_parent(ending: Any, worker: int) -> None:
+    """A terminal or a scheduler sends them to all processes. A parent that exits sends SIGTERM, and waits."""
+    for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if ending.value else None)
