@@ -24,7 +24,7 @@ def test_rows_of_metrics(run, tmp_path, quick):
         assert math.isclose(mean, sum(part) / len(part), rel_tol=1e-12)
     assert [bool(row["validation_loss"]) for row in some] == [False, True, False, False, True]
     assert [row["tokens"] for row in some] == ["60", "", "120", "140", ""]
-    assert float(some[0]["lr"]) == 0.015 * 3 / 80
+    assert float(some[0]["lr"]) == 0.015 * 3 / 64
 
 
 def test_tensorboard(run, tmp_path):

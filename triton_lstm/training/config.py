@@ -86,9 +86,9 @@ class Optimizer:
     """AdamW, its schedule, and what a step consists of.
 
     Args:
-        steps: the last step; 320 without a GPU.
+        steps: the last step; 256 without a GPU.
         lr: peak learning rate; 0.015 without a GPU.
-        warmup: steps of linear warm-up; 80 without a GPU.
+        warmup: steps of linear warm-up; 64 without a GPU.
         schedule: what follows the warm-up: "cosine" decays until the last step, "constant" does not.
         lr_end: the learning rate at the end of the cosine, as a share of the peak.
         weight_decay: of matrices; biases and the embedding have none.
@@ -182,7 +182,7 @@ class Config:
 ON_CPU: dict[str, dict[str, Any]] = {
     "data": {"seq_len": 12},
     "model": {"hidden": 64, "layers": 1, "embed": 32},
-    "optimizer": {"steps": 320, "lr": 1.5e-2, "warmup": 80, "betas": (0.8, 0.95), "eps": 1e-5},
+    "optimizer": {"steps": 256, "lr": 1.5e-2, "warmup": 64, "betas": (0.8, 0.95), "eps": 1e-5},
     "execution": {"dtype": "fp32"},
     "output": {"log_every": 1, "save_every": 100, "validate_every": 0},
 }
