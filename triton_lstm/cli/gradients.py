@@ -15,7 +15,7 @@ from triton_lstm.gradients import shapes as gradient_shapes
 from triton_lstm.gradients.record import record_gradients
 from triton_lstm.gradients.results import Gradients
 from triton_lstm.module import LSTM
-from triton_lstm.settings import SHOWING, UsageError, require
+from triton_lstm.settings import UsageError, require
 
 if TYPE_CHECKING:  # they need packages that `_gradients` asks for
     from triton_lstm.training.batches import Batch
@@ -49,8 +49,7 @@ def add_commands(commands: Any) -> None:
 
 def _gradients(args: argparse.Namespace) -> int:
     device = command_device(args.device)
-    require(*SHOWING)
-    require("pydantic", extra="train")
+    require("matplotlib", "pandas", "pydantic", "rich", extra="train")
     from triton_lstm.training.batches import Windows
     from triton_lstm.training.model import autocast, build
 

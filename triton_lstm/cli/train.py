@@ -56,7 +56,7 @@ def _train(args: argparse.Namespace) -> int:
         raise UsageError("--cuda-graphs needs a GPU. Omit it")
     require_trackers(config)
     if options.compare:
-        require("pandas", "rich")
+        require("pandas", "rich", extra="train")
         if options.content:
             raise UsageError("--compare starts both models from the same weights. Omit --resume")
         check_comparable(config, device)

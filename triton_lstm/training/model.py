@@ -80,16 +80,16 @@ def state_dtype(config: Config) -> torch.dtype:
 
 
 def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context in which the model runs. Weights are cast in every call, since CUDA graphs cannot share a cache."""
-    dtype = DTYPES[config.execution.dtype]
+    """The context in which the model runs; without a cache of cast weights for CUDA graphs, which cannot have one."""
+    dtype = state_dtype(config)
     lower = dtype in (torch.bfloat16, torch.float16)
     graphs = config.execution.cuda_graphs
     return torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs)
 
 
-def zero_state(config: Config, device: torch.device, batch: int | None = None) -> State:
+def zero_state(config: Config, device: torch.device) -> State:
     """h and c before the first step, each (layers, batch, H)."""
-    shape = (config.model.layers, batch or config.data.batch, config.model.hidden)
+    shape = (config.model.layers, config.data.batch, config.model.hidden)
     h, c = (torch.zeros(shape, dtype=state_dtype(config), device=device) for _ in range(2))
     return h, c
 

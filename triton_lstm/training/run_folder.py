@@ -73,7 +73,7 @@ class RunFolder:
             raise _unwritable(self.best, error) from None
 
     def keep(self, number: int) -> None:
-        """Deletes all but the last `number` checkpoints, and never the best one."""
+        """Deletes all but the last `number` checkpoints; best.pt keeps what it is a second name of."""
         for file in self.steps()[:-number]:
             with contextlib.suppress(OSError):
                 file.unlink()
