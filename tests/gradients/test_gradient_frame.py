@@ -428,7 +428,7 @@ def test_command_on_a_random_model(loss, command, tmp_path):
     assert f"a random model, 64 sequences of 12 tokens of text, loss of {which}" in out
 
 
-SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--run", "run"]
+SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--folder", "run"]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -133,13 +133,13 @@ def test_resume_from_a_malformed_checkpoint(change, message, run, tmp_path, quic
 
 
 def test_the_checkpoint_before_a_damaged_one_is_of_use(run, tmp_path, quick):
-    assert run("--steps", 2, "--save-every", 1, "--run", "a")[0] == 0
+    assert run("--steps", 2, "--save-every", 1, "--folder", "a")[0] == 0
     damaged = tmp_path / "a/checkpoints/step_00000002.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    status, _, err = run("--resume", "--run", "a", text=None)
+    status, _, err = run("--resume", "--folder", "a", text=None)
     assert status == 2 and "is damaged. Move it away to continue from the one before" in err
     damaged.rename(tmp_path / "away.pt")
-    assert run("--resume", "--run", "a", text=None)[0] == 0
+    assert run("--resume", "--folder", "a", text=None)[0] == 0
 
 
 def test_pytorchs_warnings_about_an_invalid_file_are_hidden(run, tmp_path, recwarn, quick):

@@ -16,18 +16,18 @@ from triton_lstm.training.run_folder import RunFolder
 
 
 def test_two_processes_in_one_run_are_refused(run, tmp_path, quick):
-    assert run("--steps", 1, "--run", "a")[0] == 0
+    assert run("--steps", 1, "--folder", "a")[0] == 0
     with RunFolder(tmp_path / "a").locked():
-        status, _, err = run("--resume", "--run", "a", "--steps", 2)
+        status, _, err = run("--resume", "--folder", "a", "--steps", 2)
     assert status == 2 and "in use by another process" in err
-    assert run("--resume", "--run", "a", "--steps", 2)[0] == 0
+    assert run("--resume", "--folder", "a", "--steps", 2)[0] == 0
 
 
 def test_a_process_that_went_on_meanwhile(run, tmp_path, monkeypatch, quick):
     """Between reading a checkpoint and locking the run: its steps are not repeated, nor their rows deleted."""
     from triton_lstm.training.text import corpus
 
-    assert run("--steps", 2, "--run", "a")[0] == 0
+    assert run("--steps", 2, "--folder", "a")[0] == 0
     opened = corpus.open_corpus
     path = tmp_path / "a/checkpoints"
 
@@ -37,7 +37,7 @@ def test_a_process_that_went_on_meanwhile(run, tmp_path, monkeypatch, quick):
 
     before = (tmp_path / "a/metrics.csv").read_bytes()
     monkeypatch.setattr(corpus, "open_corpus", slow)
-    status, _, err = run("--resume", "--run", "a", "--steps", 3)
+    status, _, err = run("--resume", "--folder", "a", "--steps", 3)
     assert status == 2 and "another process has gone on with a meanwhile. Start again" in err
     assert (tmp_path / "a/metrics.csv").read_bytes() == before
 
@@ -77,11 +77,11 @@ def test_a_full_disk_while_logging_saves(run, tmp_path, monkeypatch, quick):
 
     with monkeypatch.context() as patch:
         patch.setattr(Metrics, "log", full)
-        status, _, err = run("--steps", 5, "--run", "a")
+        status, _, err = run("--steps", 5, "--folder", "a")
     assert status == 2 and "No space left on device. Free some space, and continue with: " in err
     assert last(tmp_path / "a").name == "step_00000003.pt"
-    assert run("--resume", "--run", "a", text=None)[0] == 0
-    assert run("--steps", 5, "--run", "b")[0] == 0
+    assert run("--resume", "--folder", "a", text=None)[0] == 0
+    assert run("--steps", 5, "--folder", "b")[0] == 0
     assert_same(last(tmp_path / "a"), last(tmp_path / "b"))
 
 
@@ -93,11 +93,11 @@ def test_whatever_fails_between_steps_saves(run, tmp_path, monkeypatch, quick):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "held_out_loss", too_large)
-        status, _, err = run("--steps", 5, "--validate-every", 4, "--run", "a")
+        status, _, err = run("--steps", 5, "--validate-every", 4, "--folder", "a")
     assert status == 2 and "continue with: " in err and err.endswith("or add --recompute.\n")
     assert last(tmp_path / "a").name == "step_00000004.pt"
-    assert run("--resume", "--run", "a", "--recompute", text=None)[0] == 0
-    assert run("--steps", 5, "--validate-every", 4, "--run", "b")[0] == 0
+    assert run("--resume", "--folder", "a", "--recompute", text=None)[0] == 0
+    assert run("--steps", 5, "--validate-every", 4, "--folder", "b")[0] == 0
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
@@ -110,9 +110,9 @@ def test_a_run_without_a_checkpoint_begins_again(run, tmp_path, monkeypatch, qui
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "prepare", fails)
-        assert run("--steps", 2, "--run", "a")[0] == 2
-    assert "start it without --resume" in run("--resume", "--run", "a")[2]
-    assert run("--steps", 2, "--run", "a")[0] == 0 and len(losses(tmp_path / "a")) == 2
+        assert run("--steps", 2, "--folder", "a")[0] == 2
+    assert "start it without --resume" in run("--resume", "--folder", "a")[2]
+    assert run("--steps", 2, "--folder", "a")[0] == 0 and len(losses(tmp_path / "a")) == 2
 
 
 def test_a_best_model_that_cannot_be_saved_is_not_the_best(run, tmp_path, monkeypatch, quick):
@@ -124,10 +124,10 @@ def test_a_best_model_that_cannot_be_saved_is_not_the_best(run, tmp_path, monkey
     mark = RunFolder.mark_best
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "mark_best", full)
-        assert run("--steps", 3, "--validate-every", 1, "--lr", 0.1, "--warmup", 0, "--run", "a")[0] == 2
+        assert run("--steps", 3, "--validate-every", 1, "--lr", 0.1, "--warmup", 0, "--folder", "a")[0] == 2
     best = tmp_path / "a/checkpoints/best.pt"
     assert torch.load(best, weights_only=True)["step"] == 1
-    assert run("--resume", "--run", "a", text=None)[0] == 0
+    assert run("--resume", "--folder", "a", text=None)[0] == 0
     content = torch.load(best, weights_only=True)
     assert content["step"] == content["progress"]["best"]["step"] > 1
 
@@ -137,24 +137,24 @@ def test_the_best_model_where_files_have_one_name_only(run, tmp_path, monkeypatc
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    assert run("--steps", 2, "--validate-every", 1, "--run", "a")[0] == 0
+    assert run("--steps", 2, "--validate-every", 1, "--folder", "a")[0] == 0
     assert torch.load(tmp_path / "a/checkpoints/best.pt", weights_only=True)["step"] == 2
 
 
 def test_a_renamed_checkpoint_is_refused(run, tmp_path, quick):
-    assert run("--steps", 2, "--run", "a")[0] == 0
+    assert run("--steps", 2, "--folder", "a")[0] == 0
     path = tmp_path / "a/checkpoints/step_00000002.pt"
     path.rename(path.with_name("step_00000009.pt"))
-    status, _, err = run("--resume", "--run", "a", "--steps", 20)
+    status, _, err = run("--resume", "--folder", "a", "--steps", 20)
     assert status == 2 and "step_00000009.pt was renamed: it is of step 2" in err
 
 
 def test_leftovers_of_killed_runs_are_removed(run, tmp_path, quick):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    assert run("--steps", 1, "--run", "a[1]")[0] == 0
+    assert run("--steps", 1, "--folder", "a[1]")[0] == 0
     folder = tmp_path / "a[1]/checkpoints"
     for left in (ended.pid, os.getppid()):  # dead, and alive
         (folder / f"step_00000009.pt.{left}.tmp").touch()
-    assert run("--steps", 2, "--resume", "--run", "a[1]")[0] == 0
+    assert run("--steps", 2, "--resume", "--folder", "a[1]")[0] == 0
     assert [path.name for path in folder.glob("*.tmp")] == [f"step_00000009.pt.{os.getppid()}.tmp"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -87,9 +87,9 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs)
 
 
-def zero_state(config: Config, device: torch.device) -> State:
-    """h and c before the first step, each (layers, batch, H)."""
-    shape = (config.model.layers, config.data.batch, config.model.hidden)
+def zero_state(config: Config, device: torch.device, rows: int) -> State:
+    """h and c before the first step, each (layers, rows, H)."""
+    shape = (config.model.layers, rows, config.model.hidden)
     h, c = (torch.zeros(shape, dtype=state_dtype(config), device=device) for _ in range(2))
     return h, c
 
@@ -116,17 +116,16 @@ def held_out_loss(
     batches: HeldOut,
     config: Config,
     device: torch.device,
-    stop: Sequence[Any] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, int] | None:
-    """The sum of the loss over all targets, in nats, and the number of targets; None as soon as
-    `stop` has an item.
+    """The sum of the loss over all targets, in nats, and the number of targets; None as soon as `stop` says so.
 
     With `batches="stream"` states are carried from batch to batch, as in training.
     """
     total, count, state = torch.zeros((), dtype=torch.float64, device=device), 0, None
     with evaluating(model, device), autocast(config, device):
         for batch in Bar(batches, desc="held out", unit="batch", delay=5, leave=False):
-            if stop:
+            if stop():
                 return None
             on_device = batch.to(device)
             logits, state = model(on_device.inputs, state, on_device.resets)

@@ -24,15 +24,17 @@ from triton_lstm._version import __version__
 from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write, remove_leftovers
 from triton_lstm.system.machine import commit, now
+from triton_lstm.training.checkpoint import DELETED, STATE, UNFINISHED
 from triton_lstm.training.config import Config, for_file
 
 FULL = errno.ENOSPC, errno.EDQUOT
-NAME = re.compile(r"step_(\d{8,12})\.pt")
+NAME = re.compile(r"step_(\d{8,12})")
+RESTART_S = 30  # in which what a killed process has started ends, too
 
 
 def step_of(checkpoint: Path) -> int:
     """The step in the name of a checkpoint."""
-    return int(checkpoint.stem.removeprefix("step_"))
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 class RunFolder:
@@ -47,38 +49,38 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        return self.checkpoints / "best.pt"
+        return self.checkpoints / "best"
 
     def steps(self) -> list[Path]:
-        """The checkpoints of the last steps, oldest first."""
-        found = [file for file in self.checkpoints.glob("step_*.pt") if NAME.fullmatch(file.name)]
-        return sorted(found, key=step_of)
+        """The checkpoints that are kept, oldest first."""
+        found = [folder for folder in self.checkpoints.glob("step_*") if NAME.fullmatch(folder.name)]
+        return sorted((folder for folder in found if (folder / STATE).is_file()), key=step_of)
 
     def at(self, step: int) -> Path:
         """The checkpoint of a step."""
-        return self.checkpoints / f"step_{step:08}.pt"
+        return self.checkpoints / f"step_{step:08}"
 
     def mark_best(self, step: int) -> None:
-        """Makes the checkpoint of a step the best one, by a second name for the same file where there are such.
+        """Makes the checkpoint of a step the best one, by a link.
 
         Raises UsageError if that is not possible.
         """
         try:
             with atomic_write(self.best) as temporary:
-                try:
-                    os.link(self.at(step), temporary)
-                except OSError:
-                    shutil.copyfile(self.at(step), temporary)
+                temporary.symlink_to(self.at(step).name)
         except OSError as error:
             raise _unwritable(self.best, error) from None
 
     def keep(self, number: int) -> None:
-        """Deletes all but the last `number` checkpoints; best.pt keeps what it is a second name of."""
-        for file in self.steps()[:-number]:
-            with contextlib.suppress(OSError):
-                file.unlink()
+        """Deletes all checkpoints but the last `number` and the best one."""
+        best = os.path.realpath(self.best)
+        for folder in self.steps()[:-number]:
+            if os.path.realpath(folder) != best:
+                with contextlib.suppress(OSError):
+                    deleted = folder.rename(f"{folder}{DELETED}")  # at once: a part of a checkpoint is none
+                    shutil.rmtree(deleted)
 
-    def write_about(self, config: Config, device: torch.device, digest: str) -> None:
+    def write_about(self, config: Config, device: torch.device, digest: str, processes: int) -> None:
         """Writes config.yaml, which --config reads, and about.yaml: versions, git commit, device, command and time of
         the first start, and of all others below it.
 
@@ -92,6 +94,7 @@ class RunFolder:
             "commit": commit(),
             "python": platform.python_version(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "processes": processes,
             "command": shlex.join(sys.orig_argv),
             "text": digest,
             "started": now(),
@@ -109,7 +112,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from None
 
     def prepare(self) -> None:
-        """Removes what killed processes left behind, and makes the folder of the checkpoints.
+        """Removes what killed processes left behind, and makes the folder of the checkpoints. In a locked run.
 
         Raises UsageError if that is not possible.
         """
@@ -119,18 +122,24 @@ class RunFolder:
             raise _unwritable(self.checkpoints, error) from None
         for place in (self.path, self.checkpoints):
             remove_leftovers(f"{glob.escape(str(place))}{os.sep}*")
+        for pattern in (f"*{UNFINISHED}", f"*{DELETED}"):
+            for folder in self.checkpoints.glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside the block no other process can write to this run. Raises UsageError if one does."""
+    def locked(self, restarted: bool = False) -> Iterator[None]:
+        """Inside the block no other process can write to this run. Raises UsageError if one does.
+
+        restarted: it may be what a killed process has left running, which ends soon.
+        """
         import filelock
 
         lock = filelock.FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=RESTART_S if restarted else 0)
         except filelock.Timeout:
             raise UsageError(
-                f"{self.path} is in use by another process. Wait for it, or choose another --run"
+                f"{self.path} is in use by another process. Wait for it, or choose another --folder"
             ) from None
         except (OSError, NotImplementedError) as error:
             raise _unwritable(self.path, error) from None
@@ -149,10 +158,10 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
             folder.mkdir(parents=True)
             return RunFolder(folder)
         except FileExistsError as error:
-            if path and (path / "config.yaml").is_file() and not any((path / "checkpoints").glob("*.pt")):
+            if path and (path / "config.yaml").is_file() and not RunFolder(path).steps():
                 return RunFolder(path)  # it ended before its first checkpoint
             if path:
-                raise UsageError(f"{path} exists. Continue it with --resume, or choose another --run") from None
+                raise UsageError(f"{path} exists. Continue it with --resume, or choose another --folder") from None
             if not folder.is_dir():
                 raise _unwritable(folder, error) from None
         except (OSError, ValueError) as error:  # no system call accepts a name with a null character
@@ -165,7 +174,9 @@ def existing_run(path: Path | None, runs: Path) -> RunFolder:
     if path:
         folder = RunFolder(path)
         if not folder.steps():
-            raise UsageError(f"{path} has no checkpoint of `train`. Choose another --run, or start it without --resume")
+            raise UsageError(
+                f"{path} has no checkpoint of `train`. Choose another --folder, or start it without --resume"
+            )
         return folder
     return RunFolder(newest_checkpoint(runs).parents[1])
 
@@ -175,14 +186,14 @@ def newest_checkpoint(path: Path) -> Path:
 
     Raises UsageError if there is none.
     """
-    if path.is_file():
+    if (path / STATE).is_file():
         return path
     runs = [path, *(folder for folder in sorted(path.glob("*")) if folder.is_dir())]
     found = [file for run in runs for file in RunFolder(run).steps()]
     if not found:
         what = "contains no checkpoint of `train`" if path.exists() else "does not exist"
         raise UsageError(f"{path} {what}. Train first, or name another run")
-    return max(found, key=lambda file: (file.stat().st_mtime_ns, file))
+    return max(found, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, folder))
 
 
 def _version(package: str) -> str:
@@ -195,4 +206,4 @@ def _version(package: str) -> str:
 def _unwritable(path: Path, error: BaseException) -> UsageError:
     why = getattr(error, "strerror", None) or str(error)
     remedy = "Free some space, or choose" if getattr(error, "errno", None) in FULL else "Choose"
-    return UsageError(f"cannot write to {path}: {why}. {remedy} another --run")
+    return UsageError(f"cannot write to {path}: {why}. {remedy} another --folder")
