@@ -435,10 +435,10 @@ SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--fo
 def test_command_on_a_trained_model(dtype, command, tmp_path):
     assert command(*SMALL, "--layers", "3", "--steps", "2", "--dtype", dtype, command="train")[0] == 0
     status, out, _ = command("--checkpoint", "run", "--plot", "out.svg", "--seed", "1")
-    path = "run/checkpoints/step_00000002.pt"
+    path = "run/checkpoints/step_00000002"
     assert status == 0 and "layer 2, forward" in out and f"the model of {path}, 2 sequences of 12 tokens" in out
     assert (tmp_path / "out.svg").read_bytes().startswith(SVG)
-    assert command("--checkpoint", path)[0] == command("--checkpoint", "run/checkpoints/best.pt")[0] == 0
+    assert command("--checkpoint", path)[0] == command("--checkpoint", "run/checkpoints/best")[0] == 0
 
 
 def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path):
@@ -457,7 +457,7 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
 
     (tmp_path / "text.txt").write_bytes(b"y" * 3000)
     status, out, err = command("--checkpoint", ".", text=None)
-    path = "checkpoints/step_00000001.pt"
+    path = "checkpoints/step_00000001"
     assert status == 2 and out == "" and len(err.splitlines()) == 1
     assert f"text.txt: no longer the text that {path} was trained on. Give one with --text." in err
     assert command("--checkpoint", ".", text="../text.txt")[0] == 0

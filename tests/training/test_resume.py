@@ -1,6 +1,7 @@
 """Runs that go on: the same losses, bit for bit; and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 import torch
-from training import assert_same, last, losses, rows, runs, saved
+from training import assert_same, last, losses, read, rows, runs, saved
 
 EXACT = {
     "streams": [],
@@ -29,7 +30,7 @@ def test_the_same_metrics_as_without_a_stop(options, run, tmp_path, quick):
     whole = ["--steps", 8, "--validate-every", 4, *options]
     assert run(*whole, "--folder", "whole")[0] == 0
     assert run(*whole, "--folder", "parts", "--save-every", 5, "--keep", 9)[0] == 0
-    (tmp_path / "parts/checkpoints/step_00000008.pt").unlink()
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000008")
     assert run("--resume", "--folder", "parts", text=None)[0] == 0
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert_same(last(tmp_path / "parts"), last(tmp_path / "whole"))
@@ -38,7 +39,7 @@ def test_the_same_metrics_as_without_a_stop(options, run, tmp_path, quick):
 def test_the_same_losses_with_the_kernels(run, tmp_path):
     assert run("--steps", 6, "--folder", "whole")[0] == 0
     assert run("--steps", 6, "--folder", "parts", "--save-every", 3, "--keep", 9)[0] == 0
-    (tmp_path / "parts/checkpoints/step_00000006.pt").unlink()
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000006")
     assert run("--resume", "--folder", "parts", text=None)[0] == 0
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
@@ -70,10 +71,11 @@ CHANGED = {
 def test_what_does_not_fit_is_refused(options, message, run, tmp_path, quick):
     (tmp_path / "other.yaml").write_text("seed: 7")
     assert run("--steps", 2)[0] == 0
-    before = saved(tmp_path).read_bytes()
+    before = read(saved(tmp_path))
     status, out, err = run("--resume", "--steps", 3, *options)
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
-    assert saved(tmp_path).read_bytes() == before and out == ""
+    torch.testing.assert_close(read(saved(tmp_path)), before, rtol=0, atol=0)
+    assert out == ""
 
 
 def test_another_text_is_refused(run, tmp_path, quick):
@@ -94,20 +96,20 @@ def test_a_text_that_moved_is_accepted(run, text, tmp_path, quick):
 def test_the_last_checkpoints_and_the_best_one_are_kept(run, tmp_path, quick):
     assert run("--steps", 7, "--save-every", 1, "--validate-every", 1, "--keep", 2)[0] == 0
     (run_folder,) = runs(tmp_path)
-    names = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
-    assert names == ["best.pt", "step_00000006.pt", "step_00000007.pt"]
+    names = {path.name for path in (run_folder / "checkpoints").iterdir()}
     validated = {int(row["step"]): float(row["validation_loss"]) for row in rows(run_folder) if row["validation_loss"]}
-    best = torch.load(run_folder / "checkpoints/best.pt", weights_only=True)
+    best, _ = read(run_folder / "checkpoints/best")
     assert len(validated) == 7 and best["step"] == min(validated, key=validated.get)
+    assert names == {"best", f"step_{best['step']:08}", "step_00000006", "step_00000007"}
     assert best["progress"]["best"] == {"step": best["step"], "loss": min(validated.values())}
 
 
 def test_a_worse_validation_does_not_replace_the_best(run, tmp_path, quick):
     rising = ["--schedule", "constant", "--warmup", 0, "--lr", 1e30, "--validate-every", 1]
     assert run("--steps", 1, *rising, "--folder", "a")[0] == 0
-    best = (tmp_path / "a/checkpoints/best.pt").read_bytes()
+    best = read(tmp_path / "a/checkpoints/best")
     assert run("--steps", 3, "--resume", "--folder", "a", text=None)[0] == 0
-    assert (tmp_path / "a/checkpoints/best.pt").read_bytes() == best
+    torch.testing.assert_close(read(tmp_path / "a/checkpoints/best"), best, rtol=0, atol=0)
 
 
 def test_a_run_of_its_own_by_default(run, tmp_path, quick):

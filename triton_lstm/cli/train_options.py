@@ -38,8 +38,9 @@ OWN = ("config", "folder", "resume", "resume-or-start", "compare", "help")  # of
 class Options:
     """What the command line asks for.
 
-    path: of the run's folder. folder, checkpoint, state, advice: with --resume, the run to continue, its last checkpoint, that one's state, and
-    what to do if it is damaged. repeated: the same command may have run before, and may have completed the run.
+    path: of the run's folder. folder, checkpoint, state, advice: with --resume, the run to continue, its last
+    checkpoint, that one's state, and what to do if it is damaged. repeated: the same command may have run before, and
+    may have completed the run.
     """
 
     config: Config

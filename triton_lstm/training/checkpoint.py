@@ -105,7 +105,7 @@ def save_checkpoint(
     Raises UsageError in all processes if it cannot be written in one.
     """
     temporary = folder.with_name(f"{folder.name}{UNFINISHED}")
-    with deferred_signals() as received, _readable(folder):
+    with deferred_signals() as received, _removed_unless_complete(temporary, folder):
         if processes.from_rank_zero(lambda: (folder / STATE).is_file()):
             files = processes.from_rank_zero(lambda: read_state(folder, "Delete it")["files"])
             processes.from_rank_zero(_unless_full(folder, lambda: _write_state(folder, state, files)))
@@ -169,17 +169,19 @@ def _unless_full(folder: Path, function: Callable[[], Any]) -> Callable[[], Any]
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _removed_unless_complete(temporary: Path, folder: Path) -> Iterator[None]:
     """Makes a UsageError of what torch.distributed.checkpoint raises."""
     try:
         yield
     except CheckpointException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # it only takes space
         rank, (reason, _) = min(error.failures.items())
         where = f"rank {rank}: " if rank else ""
         if not isinstance(reason, OSError):
             raise RuntimeError(f"cannot write the checkpoint {folder}: {where}{reason}") from reason
         raise UsageError(f"{where}cannot write the checkpoint {folder}: {reason.strerror}") from None
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise UsageError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
 
 
