@@ -123,6 +123,11 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return json.loads((checkpoint / "state.json").read_text()), tensors
 
 
+def content(checkpoint: Path) -> dict[str, bytes]:
+    """Its files."""
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
 def write(checkpoint: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Exchanges the content of a checkpoint for this one; the checksums are right."""
     for file in checkpoint.glob("*.safetensors"):

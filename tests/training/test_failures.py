@@ -12,7 +12,7 @@ pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 import safetensors.torch
 import torch
-from training import assert_same, last, losses, read, rows, saved
+from training import assert_same, content, last, losses, read, rows, saved
 
 from triton_lstm.settings import UsageError
 from triton_lstm.training.run_folder import RunFolder
@@ -61,10 +61,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(run, tmp_path, monkeypatch, quick
     assert run("--steps", 3, "--resume")[0] == 0  # the row of step 3 is written anew
     assert not list(path.parent.glob("*.tmp"))
     assert [row["step"] for row in rows(path.parents[1])] == ["1", "2", "2", "3", "3"]
-
-
-def content(checkpoint):
-    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
 
 
 def test_a_full_disk_while_logging_saves(run, tmp_path, monkeypatch, quick):
