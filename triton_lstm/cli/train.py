@@ -45,24 +45,30 @@ def _train(args: argparse.Namespace) -> int:
     require(*PACKAGES, extra="train")
     from triton_lstm.training.processes import ReportedError, joined
 
-    with joined() as processes, _only_rank_zero_talks(processes):
-        try:
+    try:
+        with joined() as processes, _only_rank_zero_talks(processes):
             options = processes.checked(lambda: _checked_options(args.arguments, processes))
             return _run_on(options, processes) if options else 0
-        except ReportedError:
-            return 2
-        except UsageError as error:
-            raise UsageError(f"rank {processes.rank}: {error}" if processes.rank else str(error)) from None
+    except ReportedError:
+        return 2
 
 
 @contextlib.contextmanager
 def _only_rank_zero_talks(processes: Processes) -> Iterator[None]:
-    """Errors excepted."""
-    with contextlib.ExitStack() as stack:
-        if processes.rank:
-            Bar.silent = True
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    """The others do in errors that they alone have."""
+    from triton_lstm.training.processes import ReportedError
+
+    if processes.rank == 0:
         yield
+        return
+    Bar.silent = True
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            yield
+        except ReportedError:
+            raise
+        except UsageError as error:
+            raise UsageError(f"rank {processes.rank}: {error}") from None
 
 
 def _checked_options(arguments: list[str], processes: Processes) -> Options | None:

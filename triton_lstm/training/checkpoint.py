@@ -26,7 +26,7 @@ from triton_lstm.system.atomic_file import atomic_write, sync
 from triton_lstm.system.signals import deferred_signals
 from triton_lstm.training.config import Config
 from triton_lstm.training.model import build, state_dtype
-from triton_lstm.training.processes import Processes
+from triton_lstm.training.processes import Processes, ReportedError
 
 FORMAT = 3
 STATE = "state.json"  # written last, before the folder gets its name
@@ -105,7 +105,7 @@ def save_checkpoint(
     Raises UsageError in all processes if it cannot be written in one.
     """
     temporary = folder.with_name(f"{folder.name}{UNFINISHED}")
-    with deferred_signals() as received, _removed_unless_complete(temporary, folder):
+    with deferred_signals() as received, _removed_unless_complete(temporary, processes):
         if processes.from_rank_zero(lambda: (folder / STATE).is_file()):
             files = processes.from_rank_zero(lambda: read_state(folder, "Delete it")["files"])
             processes.from_rank_zero(_unless_full(folder, lambda: _write_state(folder, state, files)))
@@ -169,20 +169,21 @@ def _unless_full(folder: Path, function: Callable[[], Any]) -> Callable[[], Any]
 
 
 @contextlib.contextmanager
-def _removed_unless_complete(temporary: Path, folder: Path) -> Iterator[None]:
-    """Makes a UsageError of what torch.distributed.checkpoint raises."""
+def _removed_unless_complete(temporary: Path, processes: Processes) -> Iterator[None]:
+    """Makes a UsageError of what torch.distributed.checkpoint raises in all processes."""
     try:
         yield
-    except CheckpointException as error:
+    except (CheckpointException, OSError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # it only takes space
-        rank, (reason, _) = min(error.failures.items())
+        failures = error.failures if isinstance(error, CheckpointException) else {0: (error, None)}
+        rank, (reason, _) = min(failures.items())
+        if processes.rank:
+            raise ReportedError from None
         where = f"rank {rank}: " if rank else ""
+        what = f"{where}cannot write the checkpoint {temporary.with_suffix('')}"
         if not isinstance(reason, OSError):
-            raise RuntimeError(f"cannot write the checkpoint {folder}: {where}{reason}") from reason
-        raise UsageError(f"{where}cannot write the checkpoint {folder}: {reason.strerror}") from None
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
+            raise RuntimeError(f"{what}: {reason}") from reason
+        raise UsageError(f"{what}: {reason.strerror}") from None
 
 
 def read_state(folder: Path, advice: str) -> State:

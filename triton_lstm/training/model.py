@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from triton_lstm.settings import DTYPES
@@ -106,6 +107,8 @@ def evaluating(model: LanguageModel, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()  # otherwise it keeps gathered weights for a backward pass
         model.train(training)
         if hasattr(model.lstm, "backend"):
             model.lstm.backend = backend

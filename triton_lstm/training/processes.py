@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from triton_lstm.settings import UsageError
 
 MEETING = timedelta(minutes=5)  # for all processes to start
 PREPARING = timedelta(days=1)  # while one of them reads the text
+POLL_S = 0.02
 GRACE_S = 10.0  # in which processes that gave up waiting say so
 NETWORK = "gloo", "nccl", "connection", "socket", "broken pipe", "tcpstore"  # in the errors of a collective
 T = TypeVar("T")
@@ -180,6 +182,7 @@ def joined() -> Iterator[Processes]:
 
     try:
         store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        store = _unused_part(store, rank, size)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=MEETING)
         processes = Processes(dist.PrefixStore("triton_lstm", store))
@@ -188,3 +191,29 @@ def joined() -> Iterator[Processes]:
         raise UsageError(f"cannot join the other processes ({why}). Start all of them with torchrun") from None
     yield processes
     dist.destroy_process_group()  # not after an error: others may be gone
+
+
+def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store that only these processes know.
+
+    torchrun restarts processes with the store of those before, whose keys would mislead process groups, and counts
+    restarts on each machine for itself. So all give themselves a new name, until rank 0 knows the names of all.
+    """
+    own = uuid.uuid4().hex
+    store.set(f"name/{rank}", own)
+    end = time.monotonic() + MEETING.total_seconds()
+    while time.monotonic() < end:
+        if rank == 0:
+            names = ",".join(store.get(f"name/{other}").decode() for other in range(size))
+            store.set("names", names)
+            heard = [f"heard/{other}" for other in range(1, size)]
+            if not heard or (store.check(heard) and all(store.get(key).decode() == names for key in heard)):
+                store.set("complete", names)
+        else:
+            names = store.get("names").decode()
+            if own in names:
+                store.set(f"heard/{rank}", names)
+        if own in names and store.check(["complete"]) and store.get("complete").decode() == names:
+            return dist.PrefixStore(names.partition(",")[0], store)
+        time.sleep(POLL_S)
+    raise RuntimeError(f"not all {size} processes have started within {MEETING.total_seconds():.0f} s")

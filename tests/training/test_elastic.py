@@ -1,0 +1,122 @@
+"""Processes that die, hang, or are told to end: nothing is lost, and nobody waits for ever."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
+pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
+pytest.importorskip("safetensors", reason="checkpoints need safetensors")
+import torch
+from ranks import free_port, workers
+from training import TINY, assert_same, last, losses, rows
+
+from triton_lstm.training.run_folder import RunFolder
+
+STEPS = 300
+
+
+def saved_after(folder, step, process):
+    """Waits for a checkpoint of a later step."""
+    while not any(int(path.name.removeprefix("step_")) > step for path in RunFolder(folder).steps()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def undisturbed(ranks, tmp_path, *options):
+    assert all(result.status == 0 for result in ranks(2, *options, "--folder", "whole"))
+    return tmp_path / "whole"
+
+
+def assert_same_runs(a, b):
+    assert rows(a) == rows(b)
+    assert_same(last(a), last(b))
+
+
+@pytest.mark.parametrize("strategy, killed", [("ddp", 0), ("fsdp", 1)])
+def test_torchrun_restarts_what_was_killed(strategy, killed, torchrun, ranks, tmp_path):
+    """A rank at a random moment; the run ends as if nothing had happened."""
+    options = ["--steps", STEPS, "--strategy", strategy, "--log-every", 7, "--validate-every", 90]
+    whole = undisturbed(ranks, tmp_path, *options)
+    process = torchrun(2, *options, "--folder", "killed", "--save-every", 10, restarts=3)
+    saved_after(tmp_path / "killed", 0, process)
+    time.sleep(random.random())
+    os.kill(workers(process)[killed], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    assert re.search(rb"resuming killed from step \d+0\n", out)
+    assert_same_runs(tmp_path / "killed", whole)
+
+
+def test_all_killed_during_a_save(torchrun, ranks, tmp_path):
+    """Again and again, with torchrun itself, while every step is saved."""
+    options = ["--steps", 60, "--log-every", 3]
+    whole = undisturbed(ranks, tmp_path, *options)
+    for kills in range(3):
+        process = torchrun(2, *options, "--folder", "killed", "--save-every", 1, "--keep", 2, "--resume-or-start")
+        saved_after(tmp_path / "killed", 12 * kills, process)
+        for pid in [process.pid, *workers(process)]:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    assert 1 <= len(RunFolder(tmp_path / "killed").steps()) <= 3
+    assert all(result.status == 0 for result in ranks(2, "--resume", "--folder", "killed"))
+    assert_same_runs(tmp_path / "killed", whole)
+    assert not list((tmp_path / "killed/checkpoints").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("told", ["torchrun", "one rank"])
+def test_sigterm_saves_and_ends(told, torchrun, ranks, tmp_path):
+    """As from a scheduler, before it takes the machine away."""
+    options = ["--schedule", "constant", "--folder", "a"]
+    process = torchrun(2, "--steps", 10**6, "--save-every", 10**6, *options)
+    metrics = tmp_path / "a/metrics.csv"
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid if told == "torchrun" else workers(process)[1], signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    done = len(losses(tmp_path / "a"))
+    command = "torchrun --nproc-per-node 2 -m triton_lstm train --resume --folder a"
+    assert f"stopped after step {done}; continue with: {command}\n" in out.decode(), err.decode()
+    assert process.returncode != 0
+    assert all(result.status == 0 for result in ranks(2, "--steps", done + 2, "--resume", "--folder", "a"))
+    whole = undisturbed(ranks, tmp_path, "--steps", done + 2, "--schedule", "constant")
+    assert losses(tmp_path / "a") == losses(whole)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_hangs_is_named(stopped, text, tmp_path):
+    """The others end after the time limit."""
+    store = torch.distributed.TCPStore("127.0.0.1", port := free_port(), is_master=True, wait_for_workers=False)
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TRITON_LSTM_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+    options = ["--steps", "1000000", "--timeout", "5", "--folder", "a", "--device", "cpu", "--text", str(text)]
+    command = [sys.executable, "-m", "triton_lstm", "train", *TINY, *options]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        metrics = tmp_path / "a/metrics.csv"
+        while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 4:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        processes[stopped].send_signal(signal.SIGSTOP)
+        _, err = processes[1 - stopped].communicate(timeout=300)
+        assert processes[1 - stopped].returncode == 2
+        last_line = err.decode().splitlines()[-1]
+        assert re.search(
+            rf"rank {stopped} did not respond for the --timeout, while rank \d was at step \d+\. ", last_line
+        )
+        assert "Start again" in last_line and "Traceback" not in err.decode()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        del store
