@@ -35,6 +35,8 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("any machine")
 if not COMPILED:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+with torch.device("meta"):  # its first use stores which functions it is for: not those of _poisoned_memory
+    torch.empty(0)
 
 
 class Outcomes:

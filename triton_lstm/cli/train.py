@@ -135,10 +135,11 @@ def _run(options: Options, device: torch.device, reason: str | None) -> int:
 
 def _trainer(config: Config, tokens: int, device: torch.device, content: Content | None) -> Trainer:
     """A trainer at its first step, or restored from a checkpoint."""
-    from triton_lstm.training.model import build
+    from triton_lstm.training.model import build, check_memory
     from triton_lstm.training.trainer import Trainer
 
     try:
+        check_memory(config, tokens, device)
         model = build(config, tokens, device, LSTM, recompute=config.model.recompute)
         trainer = Trainer(model, config, device)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
