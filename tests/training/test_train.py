@@ -121,7 +121,7 @@ BAD_INPUT = {
     "unwritable": (["--run", "short.txt/x"], "cannot write to short.txt/x"),
     "graphs without a GPU": (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs needs a GPU"),
     "gradients for nobody": (["--gradients-every", "3"], "Add --tensorboard or --wandb"),
-    "dropout and resets to compare": (["--compare", "--dropout", "0.1"], "Add --no-reset, or omit one of them"),
+    "dropout and resets to compare": (["--compare", "--dropout", "0.1", "--device", "cpu"], "Add --no-reset, or omit"),
     "dropout and compilation to compare": (["--compare", "--dropout", "0.1", "--compile"], "Omit one"),
     "missing tokenizer": (["--tokenizer", "nowhere.json"], "nowhere.json"),
     "malformed tokenizer": (["--tokenizer", "short.txt"], "short.txt is not a file of the tokenizers package"),
