@@ -18,9 +18,11 @@ from triton_lstm.operator.projection import one_layer
 from triton_lstm.operator.torch_layer import layer_by_torch
 from triton_lstm.operator.torch_path import hooked_lstm, lstm_of_segments
 from triton_lstm.settings import exports_by_tracing, wants_gradient
+from triton_lstm.system.installed import release
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int]
+VIEWS_OF_PACKED = release(torch.__version__) >= (2, 13)
 
 
 class Options(NamedTuple):
@@ -182,7 +184,7 @@ def _layers(
 
         x = fresh(x) if transposed else x
         states = [LayerStates(*map(fresh, layer)) for layer in states]
-    if batch_sizes is not None and len(x) == len(batch_sizes) * shapes[0][1]:  # one length
+    if VIEWS_OF_PACKED and batch_sizes is not None and len(x) == len(batch_sizes) * shapes[0][1]:  # one length
         plain = weights[0][-1] is None and x.dtype == torch.float32
         x = x.view(x.shape) if plain else x  # a view, as PyTorch's, which takes these for a dense batch
     if transposed:

@@ -80,7 +80,7 @@ def train(model, x):
 def work(rank, folder):
     """One process: every wrapper on this process's share of the batch; the results are written to a file."""
     if reason := no_kernel_for("cpu", torch.float64):
-        Path(folder, "skipped").write_text(reason)
+        Path(folder, "skipped").write_text(str(reason))
         return
     torch.set_num_threads(1)
     torch.distributed.init_process_group(

@@ -15,6 +15,8 @@ pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 import safetensors.torch
+import torch
+from child import python_path
 from training import assert_same, last, losses, rows, runs
 
 from triton_lstm.training.run_folder import RunFolder
@@ -160,7 +162,7 @@ def test_ctrl_c_while_pytorch_is_imported(start, tmp_path):
     command = ["-m", "triton_lstm"] if start == "-m" else [str(tmp_path / "triton-lstm")]
     process = subprocess.Popen(
         [sys.executable, *command, "doctor"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])},
+        env=os.environ | {"PYTHONPATH": python_path(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -15,8 +15,9 @@ WATCHED = ["--steps", 5, "--validate-every", 2, "--save-every", 3, "--gradients-
 
 def test_rows_of_metrics(run, tmp_path, quick):
     """A row has the mean of the losses since the last one."""
-    assert run("--steps", 7, "--folder", "each")[0] == 0
-    assert run("--steps", 7, "--log-every", 3, "--validate-every", 4, "--folder", "some")[0] == 0
+    rate = ["--lr", 0.015, "--warmup", 64]
+    assert run("--steps", 7, *rate, "--folder", "each")[0] == 0
+    assert run("--steps", 7, *rate, "--log-every", 3, "--validate-every", 4, "--folder", "some")[0] == 0
     each, some = losses(tmp_path / "each"), rows(tmp_path / "some")
     assert [row["step"] for row in some] == ["3", "4", "6", "7", "7"]
     logged = [float(row["loss"]) for row in some if row["loss"]]

@@ -237,12 +237,13 @@ def _fingerprint(options: Options, digest: str) -> dict[str, Any]:
 
 def _trainer(config: Config, tokens: int, device: torch.device, processes: Processes) -> Trainer:
     """A trainer at its first step."""
-    from triton_lstm.training.model import build
+    from triton_lstm.training.model import build, check_memory
     from triton_lstm.training.trainer import Trainer
 
     # What is sharded need not fit the device as a whole
     place = torch.device("cpu") if config.execution.strategy == "fsdp" and processes.group else device
     try:
+        check_memory(config, tokens, device, shards=processes.size if place != device else 1)
         model = build(config, tokens, place, LSTM, recompute=config.model.recompute)
         return Trainer(model, config, device, processes)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from triton_lstm.settings import DTYPES
+from triton_lstm.system.memory import memory_of
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.batches import HeldOut
 from triton_lstm.training.config import Config
@@ -73,6 +74,20 @@ def build(config: Config, tokens: int, device: torch.device, lstm_class: type, *
     lstm = lstm_class(sizes.embed, sizes.hidden, sizes.layers, dropout=sizes.dropout, **kwargs)
     model = LanguageModel(lstm, tokens, sizes.embed).to(device)
     return model.double() if config.execution.dtype == "fp64" else model
+
+
+def check_memory(config: Config, tokens: int, device: torch.device, shards: int = 1) -> None:
+    """Raises MemoryError if the device cannot hold the weights, their gradients and their two moments.
+
+    The system may promise more memory than there is, and kill the process that uses it.
+
+    shards: processes that each have a part of them.
+    """
+    with torch.device("meta"):  # allocates nothing
+        model = build(config, tokens, torch.device("meta"), nn.LSTM)
+    needed, there = 4 * sum(weight.nbytes for weight in model.parameters()) / shards, memory_of(device)
+    if needed > there:
+        raise MemoryError(f"training needs {needed / 1e9:,.1f} GB or more, {device} has {there / 1e9:,.1f} GB")
 
 
 def state_dtype(config: Config) -> torch.dtype:

@@ -89,7 +89,8 @@ class RunFolder:
         import yaml
 
         about: dict[str, Any] = {
-            **{name: _version(name) for name in ("torch", "triton", "numpy", "tokenizers")},
+            "torch": str(torch.__version__),  # with the version of CUDA, which its package need not have
+            **{name: _version(name) for name in ("triton", "numpy", "tokenizers")},
             "triton_lstm": __version__,
             "commit": commit(),
             "python": platform.python_version(),
