@@ -15,7 +15,6 @@ pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 import safetensors.torch
-import torch
 from child import python_path
 from training import assert_same, last, losses, rows, runs
 
