@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 class Case:
     """A language model of `train`, and a batch of all processes together, seq_len * batch tokens.
 
-    dtype: "bf16" is autocast, with float32 weights.
+    dtype: "bf16" is autocast, with float32 weights, which fully_shard gathers in bf16.
     """
 
     strategy: Literal["none", "ddp", "fsdp"]
@@ -38,16 +38,23 @@ def shapes(case: Case) -> dict[str, list[Shape]]:
 
 
 def messages(case: Case, ranks: int) -> dict[str, list[int]]:
-    """Bytes of every message of a step, by the kind of collective; weights and gradients are float32, or float64."""
+    """Bytes of every message of a step, by the kind of collective; gradients are float32, or float64."""
     parts = _bytes(case, ranks)
-    root, lstm, every = sum(parts["head"] + parts["embed"]), sum(parts["lstm"]), [*itertools.chain(*parts.values())]
+    every = [*itertools.chain(*parts.values())]
     if ranks == 1:
         return {"all_reduce": [], "all_gather": [], "reduce_scatter": []}
     if case.strategy == "ddp":
         return {"all_reduce": [*_buckets(every), LOSS], "all_gather": [], "reduce_scatter": []}
     norms = len(every) * _itemsize(case)
-    # The root's weights stay from the forward to the backward pass, the LSTM's are gathered again
-    return {"all_reduce": [norms, LOSS], "all_gather": [root, lstm, lstm], "reduce_scatter": [lstm, root]}
+    reduced = {name: sum(of) for name, of in parts.items()}
+    gathered = {name: number // (2 if case.dtype == "bf16" else 1) for name, number in reduced.items()}
+    # The LSTM's weights are gathered again for the backward pass
+    order = ("embed", "lstm", "head", "lstm")
+    return {
+        "all_reduce": [norms, LOSS],
+        "all_gather": [gathered[name] for name in order],
+        "reduce_scatter": [*reduced.values()],
+    }
 
 
 def predict(case: Case, ranks: int, *, rings: bool = True) -> dict[str, int]:
@@ -74,7 +81,8 @@ def saved(case: Case, ranks: int) -> int:
     of_token = 2 * TOKEN + 1 + case.embed * low + case.layers * of_layer + V * wide  # with target, reset, probabilities
     states = 2 * case.layers * rows * H * low
     parts = shapes(case)
-    casts = low * sum(map(math.prod, [*parts["lstm"], (V, H)])) if case.dtype == "bf16" else 0
+    copied = case.dtype == "bf16" and case.strategy != "fsdp"  # whose weights are gathered in bf16
+    casts = low * sum(map(math.prod, [*parts["lstm"], (V, H)])) if copied else 0
     return case.seq_len * rows * of_token + states + casts + wide  # the loss
 
 

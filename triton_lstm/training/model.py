@@ -122,8 +122,9 @@ def evaluating(model: LanguageModel, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        if isinstance(model, FSDPModule):
-            model.reshard()  # otherwise it keeps gathered weights for a backward pass
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # otherwise some keep gathered weights for a backward pass
         model.train(training)
         if hasattr(model.lstm, "backend"):
             model.lstm.backend = backend

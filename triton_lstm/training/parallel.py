@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,13 +23,19 @@ def mesh_of(processes: Processes, device: torch.device) -> DeviceMesh | None:
     return DeviceMesh.from_group(processes.group, device.type)
 
 
-def shard(model: LanguageModel, mesh: DeviceMesh) -> None:
-    """Leaves each process a part of every weight. The LSTM's weights and the others are gathered for the forward pass
-    and again for the backward pass, the gradients of one part are reduced while those of the other are computed."""
+def shard(model: LanguageModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Leaves each process a part of every weight. The others are gathered when they are needed, in the dtype that the
+    model computes in; the gradients of the head are reduced during the back-propagation through time.
+
+    dtype: in 16 bits, the one of autocast; weights and sums of gradients stay float32.
+    """
     # Of an output that is a view; none is changed in place here
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    fully_shard(model.lstm, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    low = dtype in (torch.bfloat16, torch.float16)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if low else MixedPrecisionPolicy()
+    fully_shard(model.lstm, mesh=mesh, mp_policy=policy)
+    fully_shard(model.head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # it is the first one backward
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def replicate(loss: nn.Module, processes: Processes, device: torch.device, *, keep_gradients: bool) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 from triton_lstm.gradients.record import record_gradients
 from triton_lstm.training.batches import Batch
 from triton_lstm.training.config import Config
-from triton_lstm.training.model import LanguageModel, Loss, State, autocast, zero_state
+from triton_lstm.training.model import LanguageModel, Loss, State, autocast, state_dtype, zero_state
 from triton_lstm.training.order import random_numbers
 from triton_lstm.training.parallel import mesh_of, replicate, rows_as_one, shard, whole
 from triton_lstm.training.processes import Processes
@@ -43,7 +43,7 @@ class Trainer:
         self._mesh = mesh_of(self.processes, device)
         self._sharded = self._mesh is not None and config.execution.strategy == "fsdp"
         if self._mesh is not None and self._sharded:
-            shard(model, self._mesh)
+            shard(model, self._mesh, state_dtype(config))
         self.optimizer = adamw(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.execution.dtype == "fp16")
         # One for each micro-batch of a step, which has streams of its own
