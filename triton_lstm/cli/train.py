@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import math
 import os
-import shlex
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from triton_lstm.cli.common import checked_backend, command_device
+from triton_lstm.cli.train_report import (
+    announce,
+    is_dead_worker,
+    raise_with_advice,
+    report,
+    report_comparison,
+    report_stop,
+)
 from triton_lstm.module import LSTM
 from triton_lstm.settings import DTYPES, UsageError, require, switches
-from triton_lstm.system.early_interrupt import INTERRUPTED
 from triton_lstm.system.signals import deferred_signals
-from triton_lstm.system.terminal import Bar, print_table
+from triton_lstm.system.terminal import Bar
 
 if TYPE_CHECKING:  # they need the packages that `_train` asks for
     from triton_lstm.cli.train_options import Options
-    from triton_lstm.training.compare import Comparison
     from triton_lstm.training.config import Config
-    from triton_lstm.training.loop import Loop
     from triton_lstm.training.processes import Processes
-    from triton_lstm.training.run_folder import RunFolder
     from triton_lstm.training.text.corpus import Corpus
     from triton_lstm.training.trainer import Trainer
 
 PACKAGES = ("pydantic", "cyclopts", "yaml")
-INTERPRETED_S = 0.01  # per step of the time loop in Triton's interpreter
 
 
 def add_commands(commands: Any) -> None:
@@ -183,23 +182,23 @@ def _run(options: Options, device: torch.device, reason: str | None, processes: 
 
         metrics = processes.checked(lambda: begin() if processes.rank == 0 else None)
         loop = Loop(trainer, text, folder, metrics, progress, stop)
-        _announce(trainer, folder, reason, resumed=progress is not None)
+        announce(trainer, folder, reason, resumed=progress is not None)
         try:
             loop.run(comparison.step if comparison else None)
         except BaseException as error:
             if trainer.between_steps and trainer.step and processes.size == 1:
                 with contextlib.suppress(Exception):  # the first error counts
                     loop.save()
-            if not (stop and _is_dead_worker(error)):  # ended by a signal to all processes
-                _raise_with_advice(error, folder, processes)
+            if not (stop and is_dead_worker(error)):  # ended by a signal to all processes
+                raise_with_advice(error, folder, processes)
         stopped = processes.any(bool(stop))
         if stopped and trainer.between_steps:
             with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
                 loop.save()
     if stopped:
-        return _report_stop(folder, config.optimizer.steps, loop.validated, processes)
-    _report(loop, folder)
-    return _report_comparison(comparison) if comparison else 0
+        return report_stop(folder, config.optimizer.steps, loop.validated, processes)
+    report(loop, folder)
+    return report_comparison(comparison) if comparison else 0
 
 
 def _corpus(options: Options, processes: Processes) -> Corpus:
@@ -266,106 +265,3 @@ def _complete(options: Options, step: int) -> int:
         print(f"{options.folder} is already at step {step}, the last one")
         return 0
     raise UsageError(f"{options.folder} is already at step {step}. Give a larger --steps")
-
-
-def _announce(trainer: Trainer, folder: RunFolder, reason: str | None, resumed: bool) -> None:
-    """Says what runs where, and about how long if that is slow."""
-    config, device, model = trainer.config, trainer.device, trainer.model
-    where = f"PyTorch LSTM ({reason})" if reason else _kernels(device)
-    several = f"; {trainer.processes.size} processes, {config.execution.strategy}" if trainer.processes.size > 1 else ""
-    print(f"{device}: LSTM({model.lstm.extra_repr()}), {config.execution.dtype}; {where}{several}")
-    steps = (config.optimizer.steps - trainer.step) * config.optimizer.accumulate
-    minutes = INTERPRETED_S / 60 * 2 * config.model.layers * config.data.seq_len * steps
-    if device.type == "cpu" and not reason and minutes > 0.5:
-        print(f"this takes about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''} or more")
-    print(f"resuming {folder} from step {trainer.step}" if resumed else f"run: {folder}", flush=True)
-
-
-def _kernels(device: torch.device) -> str:
-    interpreted = "Triton kernels in Triton's interpreter (no GPU): not a benchmark"
-    return "Triton kernels" if device.type == "cuda" else interpreted
-
-
-def _report_stop(folder: RunFolder, steps: int, validated: int, processes: Processes) -> int:
-    """Says how a run that was stopped by a signal goes on."""
-    from triton_lstm.training.run_folder import step_of
-
-    saved = folder.steps()
-    if not saved:
-        print("stopped before the first checkpoint")
-    elif (step := step_of(saved[-1])) < steps or step != validated:
-        print(f"stopped after step {step}; continue with: {_resume_command(folder, processes)}")
-    else:
-        print(f"stopped after step {step}, the last one; run: {folder}")
-    return INTERRUPTED
-
-
-def _is_dead_worker(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-
-
-def _raise_with_advice(error: BaseException, folder: RunFolder, processes: Processes) -> NoReturn:
-    """Raises what can be mended as a UsageError, with the command that goes on; says that command for anything else."""
-    from triton_lstm.training.processes import ReportedError
-    from triton_lstm.training.run_folder import FULL
-
-    if isinstance(error, ReportedError):
-        raise error
-    command = _resume_command(folder, processes) if folder.steps() else None
-    if why := processes.explain(error):
-        raise UsageError(f"{why}. " + (f"Continue with: {command}" if command else "Start again")) from None
-    if (isinstance(error, OSError | UsageError) and not isinstance(error, BrokenPipeError)) or _is_dead_worker(error):
-        full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) in FULL
-        remedy = "Lower --workers" if _is_dead_worker(error) else "Free some space" if full else "See to it"
-        go_on = f"continue with: {command}" if command else "start again"
-        raise UsageError(f"{_reason(error)}. {remedy}, and {go_on}") from None
-    if command and not isinstance(error, BrokenPipeError):
-        print(f"continue with: {command}", file=sys.stderr)
-    raise error
-
-
-def _resume_command(folder: RunFolder, processes: Processes) -> str:
-    """The command that resumes a run, quoted for the shell."""
-    path = f"./{folder}" if str(folder).startswith("-") else str(folder)
-    python = [sys.orig_argv[0]]
-    if processes.size > 1:
-        here = processes.local_size == processes.size
-        python = ["torchrun", *(["--nproc-per-node", str(processes.size)] if here else ["..."])]
-    return shlex.join([*python, "-m", "triton_lstm", "train", "--resume", "--folder", path])
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error).rstrip(".").splitlines()[0]
-
-
-def _report(loop: Loop, folder: RunFolder) -> None:
-    """What came out of a whole run."""
-    found = loop.validation
-    assert found is not None, "a run ends with a validation"
-    tokens = loop.text.corpus.vocabulary.size
-    print(f"{loop.trainer.step} steps; run: {folder}")
-    print(
-        f"held out: {found.loss:.3f} nats per token or {found.bits_per_byte:.3f} bits per byte, over all "
-        f"{found.tokens:,} tokens; {math.log(tokens):.3f} nats if all {tokens:,} tokens were equally likely"
-    )
-    print(f"sample: {found.sample}")
-
-
-def _report_comparison(comparison: Comparison) -> int:
-    import pandas
-
-    rows = comparison.rows()
-    bad = [row for row in rows if not row["ok"]]
-    every = max(1, len(rows) // 20)
-    shown = [row for row in rows if row["step"] % every == 0 or row is rows[-1] or not row["ok"]]
-    print_table(pandas.DataFrame(shown))
-    if bad:
-        print(
-            f"triton_lstm and nn.LSTM diverge at step {bad[0]['step']}: "
-            f"{len(bad)} of {len(rows)} losses differ by more than is allowed"
-        )
-        return 1
-    print(f"triton_lstm and nn.LSTM agree at all {len(rows)} steps")
-    return 0
