@@ -11,9 +11,10 @@ pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 import torch
-from training import assert_same, content, last, read, rows
+from training import assert_same, content, last, losses, read, rows
 
 from triton_lstm.core.tolerance import errors, worst_share
+from triton_lstm.settings import UsageError
 from triton_lstm.training.run_folder import RunFolder
 
 CASES = {
@@ -59,16 +60,15 @@ def test_as_one_process_with_the_whole_batch(options, strategy, size, ranks, run
     assert (state["step"], state["updates"]) == (expected["step"], expected["updates"])
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_rounding_is_within_the_tolerance(strategy, ranks, run, tmp_path, monkeypatch):
-    """The losses in float32 and the kernels' own LSTM, by the one rule: PyTorch's error is that of one process."""
+def test_rounding_is_within_the_tolerance(strategy, size, ranks, run, tmp_path, monkeypatch):
+    """The losses in float32, by the one rule: PyTorch's error is that of one process."""
     steps = ["--steps", 6, "--lr", 0.01, "--warmup", 0]
     for dtype in ("fp32", "fp64"):
         alone(run, monkeypatch, *steps, "--dtype", dtype, "--folder", dtype)
-    all_succeed(ranks(2, *steps, "--strategy", strategy, "--folder", "many"))
-    one, exact, many = (
-        values(tmp_path / name)[:, list(rows(tmp_path / name)[0]).index("loss")] for name in ("fp32", "fp64", "many")
-    )
+    all_succeed(ranks(size, *steps, "--strategy", strategy, "--folder", "many"))
+    one, exact, many = (torch.tensor(losses(tmp_path / name)).double() for name in ("fp32", "fp64", "many"))
     assert worst_share(many.float(), exact, errors([one - exact])) <= 1
 
 
@@ -180,6 +180,23 @@ def refused_once(results, message):
     assert [result.status for result in results] == [2] * len(results), results
     assert message in results[0].err and results[0].err.count("\n") == 1
     assert all(result.out == result.err == "" for result in results[1:])
+
+
+def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
+    from triton_lstm.cli import train
+    from triton_lstm.training.config import Config
+    from triton_lstm.training.processes import Processes
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    processes = Processes()
+    processes.local_rank, processes.local_size = 1, 2
+    assert train._device(Config(), processes) == torch.device("cuda", 1) == chosen[0]
+    processes.local_size = 3
+    with pytest.raises(UsageError, match="3 processes on a machine with 2 GPUs. Start torchrun with"):
+        train._device(Config(), processes)
 
 
 def test_help_is_shown_once(ranks):
