@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from training import TINY
@@ -42,9 +43,9 @@ def _serve(connection: Any) -> None:
             arguments, environment, folder, before = connection.recv()
         except EOFError:  # the tests have ended
             return
-        os.environ.update(environment)
         os.chdir(folder)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, environment))
             out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))

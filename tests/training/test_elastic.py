@@ -90,33 +90,65 @@ def test_sigterm_saves_and_ends(told, torchrun, ranks, tmp_path):
     assert losses(tmp_path / "a") == losses(whole)
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_hangs_is_named(stopped, text, tmp_path):
-    """The others end after the time limit."""
+@pytest.fixture
+def two(text, tmp_path):
+    """Starts both ranks, of which nobody kills one because the other has ended."""
     store = torch.distributed.TCPStore("127.0.0.1", port := free_port(), is_master=True, wait_for_workers=False)
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TRITON_LSTM_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
-    options = ["--steps", "1000000", "--timeout", "5", "--folder", "a", "--device", "cpu", "--text", str(text)]
-    command = [sys.executable, "-m", "triton_lstm", "train", *TINY, *options]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    try:
-        metrics = tmp_path / "a/metrics.csv"
-        while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 4:
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.05)
-        processes[stopped].send_signal(signal.SIGSTOP)
-        _, err = processes[1 - stopped].communicate(timeout=300)
-        assert processes[1 - stopped].returncode == 2
-        last_line = err.decode().splitlines()[-1]
-        assert re.search(
-            rf"rank {stopped} did not respond for the --timeout, while rank \d was at step \d+\. ", last_line
-        )
-        assert "Start again" in last_line and "Traceback" not in err.decode()
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-        del store
+    started = []
+
+    def start(*programs):
+        options = ["--steps", "1000000", "--timeout", "5", "--folder", "a", "--device", "cpu", "--text", str(text)]
+        for rank, program in enumerate(programs):
+            command = [sys.executable, *program, "train", *TINY, *options]
+            environment = common | {"RANK": str(rank)}
+            started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    del store
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_hangs_is_named(stopped, two, tmp_path):
+    """The others end after the time limit."""
+    processes = two(["-m", "triton_lstm"], ["-m", "triton_lstm"])
+    metrics = tmp_path / "a/metrics.csv"
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 4:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[stopped].send_signal(signal.SIGSTOP)
+    _, err = processes[1 - stopped].communicate(timeout=300)
+    assert processes[1 - stopped].returncode == 2
+    last_line = err.decode().splitlines()[-1]
+    assert re.search(rf"rank {stopped} did not respond for the --timeout, while rank \d was at step \d+\. ", last_line)
+    assert "Start again" in last_line and "Traceback" not in err.decode()
+
+
+DIES = """
+import os, sys
+from triton_lstm.cli.main import main
+from triton_lstm.training.{module} import {owner}
+{owner}.{function} = lambda *args: os._exit(3)
+main(sys.argv[1:])
+"""
+DEATHS = {
+    "text": ("text.corpus", "Corpus", "split"),
+    "model": ("trainer", "Trainer", "__init__"),
+    "the first step": ("trainer", "Trainer", "prepare"),
+}
+
+
+@pytest.mark.parametrize("module, owner, function", DEATHS.values(), ids=DEATHS)
+def test_a_rank_that_dies_at_the_start(module, owner, function, two):
+    """The other one ends, too, and says why in one line."""
+    dies = ["-c", DIES.format(module=module, owner=owner, function=function)]
+    survivor, _ = two(["-m", "triton_lstm"], dies)
+    _, err = survivor.communicate(timeout=300)
+    assert survivor.returncode == 2, err.decode()
+    message = "triton-lstm train: another process of this run has ended. Start again."
+    assert err.decode().splitlines()[-1] == message and "Traceback" not in err.decode()

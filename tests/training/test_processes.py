@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -307,4 +306,13 @@ def test_a_command_that_is_repeated(ranks, tmp_path):
 def test_restarts_need_a_folder(ranks, tmp_path):
     found = ranks(2, "--steps", 1, TORCHELASTIC_MAX_RESTARTS="2")
     refused_once(found, "torchrun --max-restarts has to find the run again. Add --folder FOLDER")
-    assert not Path(tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_restart_that_torchrun_does_not_count(ranks, tmp_path):
+    """That of the processes here, because of those of another machine."""
+    started = ["--folder", "a", "--schedule", "constant"]
+    restarts = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
+    all_succeed(ranks(2, *started, "--steps", 2, **restarts))
+    found = all_succeed(ranks(2, *started, "--steps", 4, **restarts))
+    assert "resuming a from step 2" in found[0].out

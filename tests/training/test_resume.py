@@ -159,3 +159,15 @@ def test_the_folder_says_where_it_came_from(run, tmp_path, quick):
     resumed = yaml.safe_load((tmp_path / "a/about.yaml").read_text())
     assert resumed.items() >= about.items() and resumed["resumed"][0].keys() == about.keys()
     assert configs[0] == configs[1] and configs[0]["clip"] == "off"
+
+
+def test_a_repeated_command_that_was_killed_as_it_began(run, quick, tmp_path):
+    """What it leaves before config.yaml is no run yet, for itself alone; anything else in the folder is kept."""
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    (tmp_path / "a/about.yaml.1.tmp").touch()
+    command = ["--steps", 1, "--folder", "a"]
+    assert "a exists" in run(*command)[2]
+    (tmp_path / "a/notes").touch()
+    assert "a exists" in run(*command, "--resume-or-start")[2]
+    (tmp_path / "a/notes").unlink()
+    assert run(*command, "--resume-or-start")[0] == 0

@@ -36,6 +36,24 @@ def test_ctrl_c_during_a_save_is_deferred(steps, run, tmp_path, monkeypatch, qui
     assert last(runs(tmp_path)[0]).name == "step_00000001"
 
 
+def test_ctrl_c_that_torchrun_sends_again(run, tmp_path, monkeypatch, quick):
+    """Each process has it from the terminal as well; that is no second Ctrl-C, which would not save."""
+    from triton_lstm.training.trainer import Trainer
+
+    shipped = Trainer.train
+
+    def interrupted(self, *args, **kwargs):
+        if self.step == 1:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        return shipped(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    status, out, _ = run("--steps", 9)
+    assert status == 130 and "stopped after step 2; continue with" in out
+
+
 @pytest.mark.parametrize("steps", [9, 6], ids=["on the way", "at the end"])
 def test_a_validation_that_a_signal_prevents_comes_later(steps, run, tmp_path, monkeypatch, quick):
     from triton_lstm.training import loop

@@ -46,8 +46,13 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         with joined() as processes, _only_rank_zero_talks(processes):
-            options = processes.checked(lambda: _checked_options(args.arguments, processes))
-            return _run_on(options, processes) if options else 0
+            try:
+                options = processes.checked(lambda: _checked_options(args.arguments, processes))
+                return _run_on(options, processes) if options else 0
+            except RuntimeError as error:
+                if why := processes.explain(error):
+                    raise UsageError(f"{why}. Start again") from None
+                raise
     except ReportedError:
         return 2
 
@@ -167,13 +172,13 @@ def _run(options: Options, device: torch.device, reason: str | None, processes: 
             return _complete(options, trainer.step)
     comparison = Comparison(config, tokens, device) if options.compare else None
 
-    path = processes.from_rank_zero(lambda: (options.folder or new_run(options.path, RUNS)).path)
+    path = processes.from_rank_zero(lambda: (options.folder or new_run(options.path, RUNS, options.repeated)).path)
     folder = RunFolder(path)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(deferred_signals())
 
         def begin() -> Metrics:
-            stack.enter_context(folder.locked(processes.restarted))
+            stack.enter_context(folder.locked(processes.may_be_restarted))
             if progress and step_of(folder.steps()[-1]) != trainer.step:
                 raise UsageError(f"another process has gone on with {folder} meanwhile. Start again")
             folder.prepare()
@@ -184,21 +189,31 @@ def _run(options: Options, device: torch.device, reason: str | None, processes: 
         loop = Loop(trainer, text, folder, metrics, progress, stop)
         announce(trainer, folder, reason, resumed=progress is not None)
         try:
-            loop.run(comparison.step if comparison else None)
+            stopped = _train_until_stopped(loop, comparison)
         except BaseException as error:
-            if trainer.between_steps and trainer.step and processes.size == 1:
-                with contextlib.suppress(Exception):  # the first error counts
-                    loop.save()
-            if not (stop and is_dead_worker(error)):  # ended by a signal to all processes
-                raise_with_advice(error, folder, processes)
-        stopped = processes.any(bool(stop))
-        if stopped and trainer.between_steps:
-            with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
-                loop.save()
+            raise_with_advice(error, folder, processes)
     if stopped:
         return report_stop(folder, config.optimizer.steps, loop.validated, processes)
     report(loop, folder)
     return report_comparison(comparison) if comparison else 0
+
+
+def _train_until_stopped(loop: Loop, comparison: Comparison | None) -> bool:
+    """Trains, and saves also if it does not come to the last step. Returns whether a signal has stopped it."""
+    trainer, processes = loop.trainer, loop.processes
+    try:
+        loop.run(comparison.step if comparison else None)
+    except BaseException as error:
+        if trainer.between_steps and trainer.step and processes.size == 1:
+            with contextlib.suppress(Exception):  # the first error counts
+                loop.save()
+        if not (loop.stop and is_dead_worker(error)):  # ended by a signal to all processes
+            raise
+    stopped = processes.any(bool(loop.stop))
+    if stopped and trainer.between_steps:
+        with contextlib.suppress(KeyboardInterrupt):  # a second one, raised after the save
+            loop.save()
+    return stopped
 
 
 def _corpus(options: Options, processes: Processes) -> Corpus:

@@ -70,13 +70,13 @@ def parse(arguments: Sequence[str], processes: Processes | None = None) -> Optio
                 return None
             return str(tokens[-1].implicit_value) if tokens[-1].implicit_value is not UNSET else tokens[-1].value
 
-        file, path, repeated = value("--config"), value("--folder"), value("--resume-or-start") == "True"
+        file, path, asked = value("--config"), value("--folder"), value("--resume-or-start") == "True"
+        repeated = asked or processes.may_be_restarted
         if file is not None:
             _file(Path(file))(app, commands, found)
-        if path is None and (repeated or (processes.may_be_restarted and value("--resume") != "True")):
-            why = "--resume-or-start" if repeated else "torchrun --max-restarts"
+        if path is None and (asked or (repeated and value("--resume") != "True")):
+            why = "--resume-or-start" if asked else "torchrun --max-restarts"
             raise UsageError(f"{why} has to find the run again. Add --folder FOLDER")
-        repeated = repeated or processes.restarted
         folder = Path(path).expanduser() if path else None
         if value("--resume") == "True" or (repeated and folder and RunFolder(folder).steps()):
             resumed.update(_resumed(existing_run(folder, RUNS), processes))
@@ -101,8 +101,7 @@ def parse(arguments: Sequence[str], processes: Processes | None = None) -> Optio
         raise UsageError(f"{_in_one_line(error)} See triton-lstm train --help") from None
     if options:
         options.config = _with_absolute_paths(options.config)
-    if options:
-        options.repeated |= processes.restarted
+        options.repeated |= processes.may_be_restarted
         options = dataclasses.replace(options, **resumed)
         if options.state:
             _check_unchanged(options.state["config"], options.config)

@@ -76,7 +76,7 @@ def raise_with_advice(error: BaseException, folder: RunFolder, processes: Proces
         remedy = "Lower --workers" if is_dead_worker(error) else "Free some space" if full else "See to it"
         go_on = f"continue with: {command}" if command else "start again"
         raise UsageError(f"{_reason(error)}. {remedy}, and {go_on}") from None
-    if command and not isinstance(error, BrokenPipeError):
+    if command and processes.rank == 0 and not isinstance(error, BrokenPipeError):
         print(f"continue with: {command}", file=sys.stderr)
     raise error
 

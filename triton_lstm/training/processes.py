@@ -54,11 +54,6 @@ class Processes:
         self._hosts = self.gather(self._hosts[0])
 
     @property
-    def restarted(self) -> bool:
-        """Whether torchrun has started these processes again."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
-
-    @property
     def place(self) -> tuple[int, int]:
         """rank, size."""
         return self.rank, self.size
@@ -69,8 +64,9 @@ class Processes:
 
     @property
     def may_be_restarted(self) -> bool:
-        """Whether torchrun starts these processes again if one fails."""
-        return self.started_by_torchrun and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+        """Whether torchrun starts these processes again if one fails, and may have done so: it does not count the
+        restarts because of other machines."""
+        return self.started_by_torchrun and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
     def open(self, device: torch.device, timeout: float) -> None:
         """Makes the groups in which processes wait for each other for at most `timeout` seconds."""

@@ -29,6 +29,7 @@ from triton_lstm.training.config import Config, for_file
 
 FULL = errno.ENOSPC, errno.EDQUOT
 NAME = re.compile(r"step_(\d{8,12})")
+BEGINNINGS = ".lock", "checkpoints", "about.yaml"
 RESTART_S = 30  # in which what a killed process has started ends, too
 
 
@@ -128,16 +129,16 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def locked(self, restarted: bool = False) -> Iterator[None]:
+    def locked(self, wait: bool = False) -> Iterator[None]:
         """Inside the block no other process can write to this run. Raises UsageError if one does.
 
-        restarted: it may be what a killed process has left running, which ends soon.
+        wait: it may be what a killed process has left running, which ends soon.
         """
         import filelock
 
         lock = filelock.FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=RESTART_S if restarted else 0)
+            lock.acquire(timeout=RESTART_S if wait else 0)
         except filelock.Timeout:
             raise UsageError(
                 f"{self.path} is in use by another process. Wait for it, or choose another --folder"
@@ -150,8 +151,11 @@ class RunFolder:
             lock.release()
 
 
-def new_run(path: Path | None, runs: Path) -> RunFolder:
-    """A new folder: `path`, or one in `runs` named by the time. Raises UsageError if it exists or cannot be made."""
+def new_run(path: Path | None, runs: Path, repeated: bool = False) -> RunFolder:
+    """A new folder: `path`, or one in `runs` named by the time. Raises UsageError if it exists or cannot be made.
+
+    repeated: the same command may have been killed before as soon as it had made the folder.
+    """
     name = time.strftime("%Y-%m-%d_%H-%M-%S")
     for k in itertools.count(1):
         folder = path or runs / (f"{name}_{k}" if k > 1 else name)
@@ -159,7 +163,8 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
             folder.mkdir(parents=True)
             return RunFolder(folder)
         except FileExistsError as error:
-            if path and (path / "config.yaml").is_file() and not RunFolder(path).steps():
+            began = path and ((path / "config.yaml").is_file() or (repeated and _has_only_beginnings(path)))
+            if path and began and not RunFolder(path).steps():
                 return RunFolder(path)  # it ended before its first checkpoint
             if path:
                 raise UsageError(f"{path} exists. Continue it with --resume, or choose another --folder") from None
@@ -168,6 +173,11 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
         except (OSError, ValueError) as error:  # no system call accepts a name with a null character
             raise _unwritable(folder, error) from None
     raise AssertionError
+
+
+def _has_only_beginnings(path: Path) -> bool:
+    """Whether a folder has nothing but what is written before config.yaml."""
+    return path.is_dir() and all(file.name in BEGINNINGS or file.suffix == UNFINISHED for file in path.iterdir())
 
 
 def existing_run(path: Path | None, runs: Path) -> RunFolder:
