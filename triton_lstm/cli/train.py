@@ -26,7 +26,9 @@ from triton_lstm.system.terminal import Bar
 
 if TYPE_CHECKING:  # they need the packages that `_train` asks for
     from triton_lstm.cli.train_options import Options
+    from triton_lstm.training.compare import Comparison
     from triton_lstm.training.config import Config
+    from triton_lstm.training.loop import Loop
     from triton_lstm.training.processes import Processes
     from triton_lstm.training.text.corpus import Corpus
     from triton_lstm.training.trainer import Trainer
