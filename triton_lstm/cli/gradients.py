@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
 
 def _gradients(args: argparse.Namespace) -> int:
     device = command_device(args.device)
-    require("matplotlib", "pandas", "pydantic", "rich", extra="train")
+    require("matplotlib", "pandas", "pydantic", "rich", "safetensors", extra="train")
     from triton_lstm.training.batches import Windows
     from triton_lstm.training.checkpoint import load_tensors
     from triton_lstm.training.model import autocast, build

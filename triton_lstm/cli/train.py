@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # they need the packages that `_train` asks for
     from triton_lstm.training.text.corpus import Corpus
     from triton_lstm.training.trainer import Trainer
 
-PACKAGES = ("pydantic", "cyclopts", "yaml")
+PACKAGES = ("pydantic", "cyclopts", "safetensors", "yaml")
 
 
 def add_commands(commands: Any) -> None:
