@@ -214,6 +214,16 @@ def test_a_rank_with_another_option_or_text_is_refused(ranks, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("values", [({"--a": 1}, {"--a": 1, "--b": 2}), ({"--a": 1, "--b": 2}, {"--a": 1})])
+def test_an_option_that_only_one_rank_has_is_refused(values, monkeypatch):
+    from triton_lstm.training.processes import Processes
+
+    processes = Processes()
+    monkeypatch.setattr(processes, "gather", lambda own: list(values))
+    with pytest.raises(UsageError, match="rank 1 has another --b than rank 0: "):
+        processes.check_alike(values[0])
+
+
 def test_a_rank_with_another_version_is_refused(ranks, tmp_path):
     found = ranks(2, "--steps", 1, each=OtherVersion)
     refused_once(found, "rank 1 has another version of triton_lstm than rank 0: ")

@@ -124,16 +124,16 @@ class Processes:
 
     def check_alike(self, values: dict[str, Any]) -> None:
         """Raises UsageError in all processes if a value is not the same in all of them. The keys say what it is."""
-        every = self.gather(values)
-        for rank, found in enumerate(every):
-            for what, value in every[0].items():
-                if found[what] != value:
-                    if self.rank:
-                        raise ReportedError
-                    raise UsageError(
-                        f"{self._name(rank)} has another {what} than {self._name(0)}: {found[what]}, not {value}. Give "
-                        "all processes the same"
-                    )
+        first, *others = self.gather(values)
+        for rank, found in enumerate(others, 1):
+            for what in first | found:
+                here, there = first.get(what), found.get(what)
+                if here == there:
+                    continue
+                if self.rank:
+                    raise ReportedError
+                why = f"{self._name(rank)} has another {what} than {self._name(0)}: {there}, not {here}"
+                raise UsageError(f"{why}. Give all processes the same")
 
     def explain(self, error: BaseException) -> str | None:
         """Why a collective failed, for a user: which process did not respond, or that one ended; None for any other
