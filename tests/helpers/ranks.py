@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
+from child import python_path
 from training import TINY
 
 SECONDS = 300  # until a test fails
@@ -144,6 +145,7 @@ def torchrun(tmp_path, text):
         sizes = [] if "--resume" in args else [*TINY, "--device", "cpu", "--text", str(text)]
         command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", f"--max-restarts={restarts}"]
         environment = os.environ | {"TRITON_LSTM_BACKEND": "torch", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = python_path()
         pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         arguments = [*command, "-m", "triton_lstm", "train", *sizes, *map(str, args)]
         started.append(

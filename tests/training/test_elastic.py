@@ -14,6 +14,7 @@ pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 import torch
+from child import python_path
 from ranks import free_port, workers
 from training import TINY, assert_same, last, losses, rows
 
@@ -91,10 +92,16 @@ def test_sigterm_saves_and_ends(told, torchrun, ranks, tmp_path):
 
 
 @pytest.fixture
-def two(text, tmp_path):
-    """Starts both ranks, of which nobody kills one because the other has ended."""
-    store = torch.distributed.TCPStore("127.0.0.1", port := free_port(), is_master=True, wait_for_workers=False)
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+def store():
+    """Where two ranks meet that torchrun has not started."""
+    return torch.distributed.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def two(store, text, tmp_path):
+    """Starts both ranks, or the first one; nobody kills one because the other has ended."""
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    common["PYTHONPATH"] = python_path()
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TRITON_LSTM_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
     started = []
 
@@ -110,7 +117,6 @@ def two(text, tmp_path):
     for process in started:
         process.kill()
         process.communicate()
-    del store
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -152,3 +158,23 @@ def test_a_rank_that_dies_at_the_start(module, owner, function, two):
     assert survivor.returncode == 2, err.decode()
     message = "triton-lstm train: another process of this run has ended. Start again."
     assert err.decode().splitlines()[-1] == message and "Traceback" not in err.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_others_have_not_started(number, store, two):
+    """The process waits outside of Python, for minutes."""
+    before = store.num_keys()
+    (waiting,) = two(["-m", "triton_lstm"])
+    while store.num_keys() == before:
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    waiting.send_signal(number)
+    assert waiting.wait(100) == -number
+
+
+def test_a_rank_that_cannot_be(run, monkeypatch):
+    for name, value in {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = run("--steps", 1)
+    message = "cannot join the other processes (RANK is 2, WORLD_SIZE 2). Start all of them with torchrun"
+    assert (status, out) == (2, "") and message in err

@@ -321,8 +321,7 @@ def test_restarts_need_a_folder(ranks, tmp_path):
 
 def test_a_restart_that_torchrun_does_not_count(ranks, tmp_path):
     """That of the processes here, because of those of another machine."""
-    started = ["--folder", "a", "--schedule", "constant"]
+    started = ["--folder", "a", "--schedule", "constant", "--steps"]
     restarts = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
-    all_succeed(ranks(2, *started, "--steps", 2, **restarts))
-    found = all_succeed(ranks(2, *started, "--steps", 4, **restarts))
+    found = [all_succeed(ranks(2, *started, steps, **restarts)) for steps in (2, 4)][1]
     assert "resuming a from step 2" in found[0].out

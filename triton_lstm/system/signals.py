@@ -19,13 +19,20 @@ def _not_ignored() -> list[int]:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     previous = {number: signal.signal(number, handler) for number in _not_ignored()}
     try:
         yield
     finally:
         for number, handler_before in previous.items():
             signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def signals_end_process() -> Iterator[None]:
+    """Inside the block each of the three ends the process at once, also while it waits outside of Python."""
+    with _handled(signal.SIG_DFL):
+        yield
 
 
 @contextlib.contextmanager

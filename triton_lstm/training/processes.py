@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from triton_lstm.settings import UsageError
+from triton_lstm.system.signals import signals_end_process
 
 MEETING = timedelta(minutes=5)  # for all processes to start
 PREPARING = timedelta(days=1)  # while one of them reads the text
@@ -174,19 +175,27 @@ def joined() -> Iterator[Processes]:
         return
     if not dist.is_available():
         raise UsageError("this build of PyTorch cannot train in several processes. Start one without torchrun")
-    from torch.distributed.rendezvous import rendezvous
-
     try:
-        store, rank, size = next(rendezvous("env://", timeout=MEETING))
-        store = _unused_part(store, rank, size)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=MEETING)
-        processes = Processes(dist.PrefixStore("triton_lstm", store))
+        with signals_end_process():
+            processes = _join()
     except (RuntimeError, ValueError, OSError) as error:
         why = str(error).splitlines()[0][:200]
         raise UsageError(f"cannot join the other processes ({why}). Start all of them with torchrun") from None
     yield processes
     dist.destroy_process_group()  # not after an error: others may be gone
+
+
+def _join() -> Processes:
+    from torch.distributed.rendezvous import rendezvous
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not 0 <= rank < size:
+        raise ValueError(f"RANK is {rank}, WORLD_SIZE {size}")
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    store = _unused_part(store, rank, size)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=MEETING)
+    return Processes(dist.PrefixStore("triton_lstm", store))
 
 
 def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
