@@ -178,3 +178,11 @@ def test_a_rank_that_cannot_be(run, monkeypatch):
     status, out, err = run("--steps", 1)
     message = "cannot join the other processes (RANK is 2, WORLD_SIZE 2). Start all of them with torchrun"
     assert (status, out) == (2, "") and message in err
+
+
+def test_a_batch_that_cannot_be_divided_between_those_that_go_on(ranks):
+    """It cannot be changed any more."""
+    assert all(result.status == 0 for result in ranks(2, "--steps", 1, "--folder", "a"))
+    found = ranks(3, "--resume", "--folder", "a", "--steps", 2)
+    assert [result.status for result in found] == [2, 2, 2]
+    assert "--batch 4 cannot be divided between 3 processes. Start another number of them" in found[0].err

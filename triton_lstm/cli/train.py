@@ -100,7 +100,8 @@ def _checked_options(arguments: list[str], processes: Processes) -> Options | No
         check_comparable(config, device)
     if config.data.batch % processes.size:
         raise UsageError(
-            f"--batch {config.data.batch} cannot be divided between {processes.size} processes. Choose a multiple"
+            f"--batch {config.data.batch} cannot be divided between {processes.size} processes. "
+            + ("Start another number of them" if options.state else "Choose a multiple")
         )
     sharded = config.execution.strategy == "fsdp" and processes.started_by_torchrun
     if sharded and (config.execution.compile or config.execution.cuda_graphs):
