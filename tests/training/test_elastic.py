@@ -1,5 +1,6 @@
 """Processes that die, hang, or are told to end: nothing is lost, and nobody waits for ever."""
 
+import json
 import os
 import random
 import re
@@ -186,3 +187,18 @@ def test_a_batch_that_cannot_be_divided_between_those_that_go_on(ranks):
     found = ranks(3, "--resume", "--folder", "a", "--steps", 2)
     assert [result.status for result in found] == [2, 2, 2]
     assert "--batch 4 cannot be divided between 3 processes. Start another number of them" in found[0].err
+
+
+def test_a_checkpoint_without_a_shard(ranks, tmp_path):
+    """One from the middle, without which all sizes are right; so would be the list of files."""
+    options = ["--batch", 6, "--strategy", "fsdp", "--folder", "a"]
+    assert all(result.status == 0 for result in ranks(3, "--steps", 1, *options))
+    state = last(tmp_path / "a") / "state.json"
+    content = json.loads(state.read_text())
+    name = sorted(content["files"])[1]
+    (state.parent / name).unlink()
+    del content["files"][name]
+    state.write_text(json.dumps(content))
+    found = ranks(3, "--resume", "--steps", 2, "--folder", "a")
+    assert [result.status for result in found] == [2, 2, 2]
+    assert "is damaged: a part of a tensor is missing. Start over without --resume" in found[0].err

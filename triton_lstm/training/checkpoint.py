@@ -213,6 +213,8 @@ def check_files(folder: Path, state: State, processes: Processes, advice: str) -
         found = {name: (tensor.size, tensor.properties.dtype) for name, tensor in stored.items()}
         if found != _expected(state):
             raise ValueError("the tensors do not match the sizes")
+        if any(sum(chunk.sizes.numel() for chunk in t.chunks) != t.size.numel() for t in stored.values()):
+            raise ValueError("a part of a tensor is missing")
 
 
 def _expected(state: State) -> dict[str, Shape]:
