@@ -310,6 +310,9 @@ def test_a_command_that_is_repeated(ranks, tmp_path):
     assert "resuming a from step 2" in again[0].out
     done = all_succeed(ranks(2, "--steps", 4, *command))
     assert "a is already at step 4, the last one" in done[0].out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    refused_once(ranks(2, "--resume-or-start", "--folder", "other"), "other exists. It is no run: choose another")
     refused_once(ranks(2, "--resume-or-start"), "--resume-or-start has to find the run again. Add --folder FOLDER")
 
 

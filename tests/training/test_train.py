@@ -117,7 +117,7 @@ BAD_INPUT = {
     "resume where nothing was trained": (["--resume"], "runs does not exist. Train first"),
     "resume an empty folder": (["--resume", "--folder", "empty"], "empty has no checkpoint"),
     "resume a text": (["--resume", "--folder", "short.txt"], "short.txt has no checkpoint"),
-    "an existing run": (["--folder", "empty"], "empty exists. Continue it with --resume"),
+    "a folder that is no run": (["--folder", "empty"], "empty exists. It is no run: choose another --folder"),
     "unwritable": (["--folder", "short.txt/x"], "cannot write to short.txt/x"),
     "graphs without a GPU": (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs needs a GPU"),
     "gradients for nobody": (["--gradients-every", "3"], "Add --tensorboard or --wandb"),

@@ -167,7 +167,8 @@ def new_run(path: Path | None, runs: Path, repeated: bool = False) -> RunFolder:
             if path and began and not RunFolder(path).steps():
                 return RunFolder(path)  # it ended before its first checkpoint
             if path:
-                raise UsageError(f"{path} exists. Continue it with --resume, or choose another --folder") from None
+                what = "Continue it with --resume, or choose" if RunFolder(path).steps() else "It is no run: choose"
+                raise UsageError(f"{path} exists. {what} another --folder") from None
             if not folder.is_dir():
                 raise _unwritable(folder, error) from None
         except (OSError, ValueError) as error:  # no system call accepts a name with a null character
