@@ -14,7 +14,8 @@ LIMIT = 600  # seconds for all of a function's work; a collective that waits for
 def in_processes(function, folder):
     """What function(rank) returns in each of WORLD processes, where Triton's interpreter runs the kernels, if it can.
 
-    function: of a module, as other processes import it. folder: an empty one, for what they exchange.
+    function: of a module, as other processes import it. If it returns a text, the test is skipped for that reason.
+    folder: an empty one, for what they exchange.
     """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
@@ -26,7 +27,10 @@ def in_processes(function, folder):
     finally:
         for process in processes.processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    if isinstance(found[0], str):
+        pytest.skip(found[0])
+    return found
 
 
 def _work(rank, folder, function):
