@@ -474,7 +474,7 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
     (["--plot", "nowhere/out.png"], "its folder does not exist"),
     (["--plot", "folder.png"], "it is not a regular file"),
     (["--checkpoint", "none.pt"], "none.pt does not exist. Train first"),
-    (["--checkpoint", "text.txt"], "is not a checkpoint of `train`, or is damaged. Give another --checkpoint"),
+    (["--checkpoint", "text.txt"], "text.txt contains no checkpoint of `train`. Train first, or name another run"),
     (["--text", "none.txt"], "none.txt"),
     (["--seq-len", "1000000"], "1000000"),
 ])  # fmt: skip

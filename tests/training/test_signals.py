@@ -145,7 +145,7 @@ def test_kill_9_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(tra
         kills += process.returncode == -signal.SIGKILL
         started = ["--resume", "--folder", "killed"]
         checkpoints = RunFolder(tmp_path / "killed").steps()
-        assert checkpoints and len(checkpoints) <= 3
+        assert checkpoints and len(checkpoints) <= 4  # two, the best one, and one that is to be deleted
         if checkpoints[-1].name == "step_00000500":
             break
     assert kills >= 3
