@@ -16,7 +16,7 @@ from compiled import COMPILED, EMULATED
 
 from triton_lstm.dispatch import no_kernel_for
 
-pytest_plugins = ["training", "benches", "tuned", "recorded"]  # their fixtures
+pytest_plugins = ["training", "ranks", "benches", "tuned", "recorded"]  # their fixtures
 
 # One thread unless the environment sets more: the workers of pytest-xdist share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
@@ -35,26 +35,49 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("any machine")
 if not COMPILED:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+with torch.device("meta"):  # its first use stores which functions it is for: not those of _poisoned_memory
+    torch.empty(0)
 
 
 class Outcomes:
-    """Writes a CSV with the outcome and duration of every test, for `make gpu-test`; a stopped run keeps its rows."""
+    """For `make gpu-test`, of which a stopped run is of use: writes a CSV with every test's outcome, duration and the
+    reason of a failure or a skip, and shows failures when they happen."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, terminal: Any) -> None:
+        self.terminal = terminal
         self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known
         self.rows = csv.writer(self.file, lineterminator="\n")
-        self.rows.writerow(("test", "outcome", "seconds"))
+        self.rows.writerow(("test", "outcome", "seconds", "reason"))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.rows.writerow((report.nodeid, "not collected", ""))
+            self._add(report, "not collected", "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self.rows.writerow((report.nodeid, report.outcome, f"{report.duration:.3f}"))
+            self._add(report, report.outcome, f"{report.duration:.3f}")
+
+    def _add(self, report: pytest.CollectReport | pytest.TestReport, outcome: str, seconds: str) -> None:
+        self.rows.writerow((report.nodeid, outcome, seconds, reason_of(report)))
+        if report.failed:
+            self.terminal.ensure_newline()
+            self.terminal.section(report.nodeid, "_")
+            self.terminal.write_line(report.longreprtext)
 
     def pytest_unconfigure(self) -> None:
         self.file.close()
+
+
+def reason_of(report: pytest.CollectReport | pytest.TestReport) -> str:
+    """The message of a failure or a skip on one line, at most 200 characters of it."""
+    found: Any = report.longrepr
+    if isinstance(found, tuple):  # of a skip: path, line, message
+        text = found[2]
+    elif crash := getattr(found, "reprcrash", None):
+        text = crash.message
+    else:  # of a module, or a worker of pytest-xdist that died
+        text = (str(found or "").strip().splitlines() or [""])[-1]
+    return " ".join(text.split())[:200]
 
 
 def pytest_report_header() -> str:
@@ -63,12 +86,21 @@ def pytest_report_header() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--csv", type=Path, metavar="FILE", help="write every test's outcome and seconds there")
+    parser.addoption(
+        "--csv", type=Path, metavar="FILE", help="write every test's outcome there, and show failures at once"
+    )
 
 
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """A test with a text of megabytes has a name that CSVs and logs can hold."""
+    return f"{val[:100]}..." if isinstance(val, str) and len(val) > 200 else None
+
+
+@pytest.hookimpl(trylast=True)  # there is a terminal then
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--csv") and not hasattr(config, "workerinput"):  # of pytest-xdist, only the controller writes
-        config.pluginmanager.register(Outcomes(config.getoption("--csv")))
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        config.pluginmanager.register(Outcomes(config.getoption("--csv"), terminal))
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET")

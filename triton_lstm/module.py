@@ -19,7 +19,7 @@ from triton_lstm.core.checks import (
     tell_opacus,
 )
 from triton_lstm.core.layout import Layout
-from triton_lstm.core.packing import DENSE, Rows
+from triton_lstm.core.packing import DENSE, DENSE_BATCH_FIRST, Rows
 from triton_lstm.core.segments import arranged
 from triton_lstm.core.weights import flatten_for_cudnn, weights_of
 from triton_lstm.dispatch import Route, decide, has_no_values
@@ -197,7 +197,7 @@ class LSTM(nn.RNNBase):
             hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self._check(input, hx, params, None)
         layout = Layout(batched, self.batch_first) if self._recordings else None
-        rows = DENSE[self.batch_first]
+        rows = DENSE_BATCH_FIRST if self.batch_first else DENSE
         if resets is not None or cu_seqlens is not None:
             stream = bool(self._recordings)  # whose steps are recorded
             rows = arranged(input, rows, resets, cu_seqlens, known=not has_no_values(input), side_by_side=not stream)

@@ -18,9 +18,11 @@ from triton_lstm.operator.projection import one_layer
 from triton_lstm.operator.torch_layer import layer_by_torch
 from triton_lstm.operator.torch_path import hooked_lstm, lstm_of_segments
 from triton_lstm.settings import exports_by_tracing, wants_gradient
+from triton_lstm.system.installed import release
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int]
+VIEWS_OF_PACKED = release(torch.__version__) >= (2, 13)
 
 
 class Options(NamedTuple):
@@ -73,13 +75,12 @@ def stack(
     kind = "cpu" if kind == "meta" else kind  # autocast has no meta device
     more = shapes, options, rows, route, recompute, return_states, hooks
     if not torch.is_autocast_enabled(kind):
-        return _layers(input, hx, weights, *more)
-    if input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
+        return _layers(input, hx, weights, None, *more)
+    dtype = None if input.dtype == torch.float64 else torch.get_autocast_dtype(kind)
+    if dtype is not None:
         input, hx = input.to(dtype), None if hx is None else [state.to(dtype) for state in hx]
-        weights = [[None if w is None else w.to(dtype) for w in group] for group in weights]
     with torch.autocast(kind, enabled=False):
-        return _layers(input, hx, weights, *more)
+        return _layers(input, hx, weights, dtype, *more)
 
 
 def _side_by_side(
@@ -147,6 +148,7 @@ def _layers(
     input: Tensor,
     hx: Sequence[Tensor] | None,
     weights: list[Group],
+    dtype: torch.dtype | None,
     shapes: tuple[Shape, Shape],
     options: Options,
     rows: Rows,
@@ -155,7 +157,7 @@ def _layers(
     return_states: bool,
     hooks: Sequence[Hooks],
 ) -> tuple[Any, ...]:
-    """Layer by layer, on the kernels or in plain torch."""
+    """Layer by layer, on the kernels or in plain torch. dtype: the weights', if another than theirs."""
     transposed, batch_sizes, directions = rows.transposed, rows.batch_sizes, 2 if options.bidirectional else 1
     x = input.transpose(0, 1) if transposed else input
     starts, lengths = (None, None) if batch_sizes is None else starts_and_lengths(batch_sizes, input.device)
@@ -165,11 +167,14 @@ def _layers(
         groups = slice(k * directions, (k + 1) * directions)
         h0, c0 = (None, None) if hx is None else hx if options.num_layers == 1 else (hx[0][groups], hx[1][groups])
         inner = hooks[k] if hooks and route.kernels else ()
-        y, h, c, gates, c_all = one_layer(run, x, h0, c0, weights[groups], starts, lengths, rows.resets, hooks=inner)
+        of_layer = weights[groups]
+        if dtype is not None:  # here, so that autograd has their gradients before it begins with the layer below
+            of_layer = [[None if w is None else w.to(dtype) for w in group] for group in of_layer]
+        y, h, c, gates, c_all = one_layer(run, x, h0, c0, of_layer, starts, lengths, rows.resets, hooks=inner)
         for hook in active(hooks[k]) if hooks and not route.kernels else ():
             zeros = [state.new_zeros(state.shape) for state in (h, c)]
-            of_layer = x, zeros if h0 is None or c0 is None else [h0, c0], weights[groups]
-            y, h, c, gates, c_all = hook.watch_layer((y, h, c, gates, c_all), *of_layer, starts, rows.resets)
+            given = x, zeros if h0 is None or c0 is None else [h0, c0], of_layer
+            y, h, c, gates, c_all = hook.watch_layer((y, h, c, gates, c_all), *given, starts, rows.resets)
         x = y
         h_n.append(h)
         c_n.append(c)
@@ -182,7 +187,7 @@ def _layers(
 
         x = fresh(x) if transposed else x
         states = [LayerStates(*map(fresh, layer)) for layer in states]
-    if batch_sizes is not None and len(x) == len(batch_sizes) * shapes[0][1]:  # one length
+    if VIEWS_OF_PACKED and batch_sizes is not None and len(x) == len(batch_sizes) * shapes[0][1]:  # one length
         plain = weights[0][-1] is None and x.dtype == torch.float32
         x = x.view(x.shape) if plain else x  # a view, as PyTorch's, which takes these for a dense batch
     if transposed:

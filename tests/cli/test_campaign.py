@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from child import TESTS, python_path
 
-ROOT = Path(__file__).parents[2]
+ROOT = TESTS.parent
 PYTHON = """#!/bin/sh
 case "$*" in
     *"{fails}"*) echo "$@" >&2; exit 3;;
@@ -145,10 +145,10 @@ def test_passes():
     pass
 
 def test_fails():
-    assert False
+    assert False, "for a reason\\n" * 100
 
 def test_skipped():
-    pytest.skip("why")
+    pytest.skip("why not")
 
 def test_stops_all():
     os.kill({process}, signal.SIGTERM)
@@ -165,13 +165,16 @@ def test_a_stopped_test_run_keeps_the_outcomes_so_far(process, workers, tmp_path
     path = tmp_path / "tests.csv"
     command = [sys.executable, "-m", "pytest", *workers, "-p", "conftest", "--csv", str(path)]
     command += ["--continue-on-collection-errors", "--rootdir", str(tmp_path), str(tmp_path)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "helpers")))
-    }
+    environment = os.environ | {"PYTHONPATH": python_path(TESTS, TESTS / "helpers")}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
     header, *rows = csv.reader(path.read_text().splitlines())
-    assert header == ["test", "outcome", "seconds"]
+    assert header == ["test", "outcome", "seconds", "reason"]
     outcomes = {row[0].rpartition("::")[2]: row[1] for row in rows}
     expected = {"test_passes": "passed", "test_fails": "failed", "test_skipped": "skipped"}
     assert outcomes == expected | {"test_broken.py": "not collected"}, rows
+    reasons = {row[0].rpartition("::")[2]: row[3] for row in rows}
+    assert reasons.pop("test_broken.py").endswith("ModuleNotFoundError: No module named 'nothing_of_this_name'")
+    failure = ("AssertionError: " + "for a reason " * 100)[:200]
+    assert reasons == {"test_passes": "", "test_fails": failure, "test_skipped": "Skipped: why not"}
+    assert "test_stopped.py::test_fails" in done.stdout and 'assert False, "for a reason' in done.stdout

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import filelock
 import pandas as pd
 import pytest
 import torch
+from child import python_path
 
 from triton_lstm.cli import bench as commands
 from triton_lstm.cli import main as cli
@@ -81,7 +81,7 @@ def test_the_whole_smoke_suite(tmp_path, device):
     command = [sys.executable, "-m", "triton_lstm", "bench", "--suite", "smoke", "--out", str(tmp_path)]
     only = "provider=triton_lstm,nn.LSTM,step by step,FlashRNN"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = python_path()
     done = subprocess.run([*command, "--only", only], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stderr[-2000:]
     frame = load([tmp_path])

@@ -126,7 +126,7 @@ def test_one_run_in_detail(runs, tmp_path):
         "tokens per s 502 2",
     ):
         assert row.split() in words
-    (checkpoint,) = (line for line in words if line[:1] == ["best.pt"])
+    (checkpoint,) = (line for line in words if line[:1] == ["step_00000002"])
     assert checkpoint[1] == "2.5"
     assert ["lr"] not in [line[:1] for line in words] and "hidden" not in out
 

@@ -428,17 +428,17 @@ def test_command_on_a_random_model(loss, command, tmp_path):
     assert f"a random model, 64 sequences of 12 tokens of text, loss of {which}" in out
 
 
-SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--run", "run"]
+SMALL = ["--hidden", "8", "--embed", "4", "--batch", "2", "--sample", "1", "--folder", "run"]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_command_on_a_trained_model(dtype, command, tmp_path):
     assert command(*SMALL, "--layers", "3", "--steps", "2", "--dtype", dtype, command="train")[0] == 0
     status, out, _ = command("--checkpoint", "run", "--plot", "out.svg", "--seed", "1")
-    path = "run/checkpoints/step_00000002.pt"
+    path = "run/checkpoints/step_00000002"
     assert status == 0 and "layer 2, forward" in out and f"the model of {path}, 2 sequences of 12 tokens" in out
     assert (tmp_path / "out.svg").read_bytes().startswith(SVG)
-    assert command("--checkpoint", path)[0] == command("--checkpoint", "run/checkpoints/best.pt")[0] == 0
+    assert command("--checkpoint", path)[0] == command("--checkpoint", "run/checkpoints/best")[0] == 0
 
 
 def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path):
@@ -457,7 +457,7 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
 
     (tmp_path / "text.txt").write_bytes(b"y" * 3000)
     status, out, err = command("--checkpoint", ".", text=None)
-    path = "checkpoints/step_00000001.pt"
+    path = "checkpoints/step_00000001"
     assert status == 2 and out == "" and len(err.splitlines()) == 1
     assert f"text.txt: no longer the text that {path} was trained on. Give one with --text." in err
     assert command("--checkpoint", ".", text="../text.txt")[0] == 0
@@ -474,7 +474,7 @@ def test_command_reads_the_text_of_the_checkpoint(command, monkeypatch, tmp_path
     (["--plot", "nowhere/out.png"], "its folder does not exist"),
     (["--plot", "folder.png"], "it is not a regular file"),
     (["--checkpoint", "none.pt"], "none.pt does not exist. Train first"),
-    (["--checkpoint", "text.txt"], "is not a checkpoint of `train`, or is damaged. Give another --checkpoint"),
+    (["--checkpoint", "text.txt"], "text.txt contains no checkpoint of `train`. Train first, or name another run"),
     (["--text", "none.txt"], "none.txt"),
     (["--seq-len", "1000000"], "1000000"),
 ])  # fmt: skip

@@ -16,8 +16,9 @@ def make_run(folder: Path, losses=(3.0, 2.0, 1.0), validation=(), config=None, a
     (folder / "config.yaml").write_text(yaml.safe_dump(for_file(config)))
     if about:
         (folder / "about.yaml").write_text(yaml.safe_dump({"torch": "2.9.1", "gpu": "NVIDIA H100"}))
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "best.pt").write_bytes(b"x" * 2_500_000)
+    (folder / "checkpoints" / "step_00000002").mkdir(parents=True)
+    (folder / "checkpoints" / "step_00000002" / "state.json").write_text("{}")
+    (folder / "checkpoints" / "step_00000002" / "shard.safetensors").write_bytes(b"x" * 2_500_000)
     with Metrics(folder, config) as metrics:
         for step, loss in enumerate(losses, 1):
             metrics.log(step, tokens=1000 * step, seconds=2.0 * step, loss=loss, tokens_per_s=500.0 + step)

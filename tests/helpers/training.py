@@ -1,15 +1,27 @@
 """Tiny training runs through the command line, for the tests of `train`."""
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from triton_lstm.cli import main as cli
+
+with contextlib.suppress(ImportError):
+    from triton_lstm.training.run_folder import RunFolder
+
+with contextlib.suppress(ImportError):
+    import safetensors.torch
 
 # The kernels run on either device: compiled, or in the interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,7 +109,32 @@ def saved(folder: Path) -> Path:
 
 def last(run: Path) -> Path:
     """The last checkpoint of a run."""
-    return max(run.glob("checkpoints/step_*.pt"))
+    return RunFolder(run).steps()[-1]
+
+
+def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state.json, and its tensors in one piece."""
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    stored = reader.read_metadata().state_dict_metadata.items()
+    tensors = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in stored}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return json.loads((checkpoint / "state.json").read_text()), tensors
+
+
+def content(checkpoint: Path) -> dict[str, bytes]:
+    """Its files."""
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
+def write(checkpoint: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Exchanges the content of a checkpoint for this one; the checksums are right."""
+    for file in checkpoint.glob("*.safetensors"):
+        file.unlink()
+    safetensors.torch.save_file(tensors, checkpoint / "all.safetensors")
+    state["files"] = {"all.safetensors": zlib.crc32((checkpoint / "all.safetensors").read_bytes())}
+    (checkpoint / "state.json").write_text(json.dumps(state))
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -114,10 +151,11 @@ def losses(run: Path) -> list[float]:
 
 
 def assert_same(a: Path, b: Path) -> None:
-    """Two checkpoints of the same state, whatever time it took and how often it was saved."""
-    left, right = (torch.load(path, weights_only=True) for path in (a, b))
-    for content in (left, right):
-        for name in ("config", "digest"):
-            assert content.pop(name)
-        assert content["progress"].pop("seconds")
-    torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+    """Two checkpoints of the same state, whatever time it took, how often and by how many processes it was saved."""
+    (state_a, tensors_a), (state_b, tensors_b) = read(a), read(b)
+    for state in (state_a, state_b):
+        for name in ("config", "digest", "files"):
+            assert state.pop(name)
+        assert state["progress"].pop("seconds")
+    torch.testing.assert_close(state_a, state_b, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(tensors_a, tensors_b, rtol=0, atol=0, equal_nan=True)

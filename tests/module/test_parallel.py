@@ -1,13 +1,10 @@
 """Several processes (DistributedDataParallel, fully_shard) and activation checkpointing."""
 
-import time
 import warnings
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
+from processes import WORLD, in_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import triton_lstm
 from triton_lstm.dispatch import no_kernel_for
 
-WORLD, STEPS, LIMIT = 2, 2, 600  # processes, steps of training, seconds
+STEPS = 2
 
 
 class Model(nn.Module):
@@ -77,15 +74,10 @@ def train(model, x):
     return result
 
 
-def work(rank, folder):
-    """One process: every wrapper on this process's share of the batch; the results are written to a file."""
+def work(rank):
+    """One process: every wrapper on this process's share of the batch."""
     if reason := no_kernel_for("cpu", torch.float64):
-        Path(folder, "skipped").write_text(reason)
-        return
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD, timeout=timedelta(seconds=LIMIT)
-    )
+        return str(reason)
     results = {}
     for name, wrapped in WRAPPED.items():
         with warnings.catch_warnings(record=True) as seen:
@@ -98,27 +90,13 @@ def work(rank, folder):
     with triton_lstm.record_gradients(model) as grads:
         train(model, batch().chunk(WORLD, dim=1)[rank])
     results["recorded"] = [(r.module, r.call, r.layer, r.direction, r.hidden) for r in grads]
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of every process, run on the CPU once for all tests."""
-    folder = tmp_path_factory.mktemp("processes")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TRITON_INTERPRET", "1")
-        processes = torch.multiprocessing.spawn(work, (str(folder),), WORLD, join=False)
-    try:
-        end = time.monotonic() + LIMIT
-        while not processes.join(timeout=1):
-            assert time.monotonic() < end, f"the processes still run after {LIMIT} s"
-    finally:
-        for process in processes.processes:
-            process.kill()
-    if (folder / "skipped").exists():
-        pytest.skip((folder / "skipped").read_text())
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return in_processes(work, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracle import flat, twins
 from torch import nn
+from torch._functorch import config as functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -296,6 +297,7 @@ def test_fake_and_meta_modules():
 
 @pytest.mark.parametrize("kwargs", [{}, {"bidirectional": True}, {"bidirectional": True, "proj_size": 2}], ids=str)
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
+@functorch.patch(donated_buffer=False)  # else some compiled backward passes run only once
 def test_every_gradient_has_memory_of_its_own(backend, kwargs, device):
     """Or they would not add up over several backward passes: b_ih and b_hh have the same gradient."""
     module = triton_lstm.LSTM(4, 6, 2, backend="triton", **kwargs).to(device)

@@ -75,8 +75,14 @@ def described(call, grad):
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compared with nn.LSTM on the CPU")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.fixture(params=["triton", "torch"])
+def backend(request):
+    """What can run on the CPU, where nn.LSTM's results are compared."""
+    if request.param == "triton":
+        request.getfixturevalue("interpreter")
+    return request.param
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_are_views_where_those_of_nn_lstm_are(layout, backend):
     for kwargs, batch_first, grad in itertools.product(KINDS, [False, True], [False, True]):
@@ -85,8 +91,6 @@ def test_results_are_views_where_those_of_nn_lstm_are(layout, backend):
         assert got == expected, (kwargs, batch_first, grad)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the layouts are made on the CPU")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("layout", ["dense-1", "dense-3", "unbatched"])
 def test_a_compiled_graph_makes_none_a_view_that_is_none(layout, backend):
     """It may return what is no view in the place of one, as every compiled graph does."""

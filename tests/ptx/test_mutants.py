@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from child import TESTS, python_path
 
 if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU that is here", allow_module_level=True)
 
-TESTS = Path(__file__).parents[1]
 RACE, SHARED, UNWRITTEN, RESULTS, DEADLOCK, FLIGHT, SPLIT = (
     "race between programs",
     "race in shared memory",
@@ -99,8 +98,7 @@ FEW = [
 def scan(*arguments):
     """The rows that `python -m ptx.scan` prints, in a process that does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    path = [TESTS, TESTS / "helpers", TESTS.parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    environment["PYTHONPATH"] = python_path(TESTS, TESTS / "helpers")
     command = [sys.executable, "-W", "ignore", "-m", "ptx.scan", *arguments]
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

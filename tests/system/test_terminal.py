@@ -6,13 +6,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pandas")
 import pandas as pd
 import torch
+from child import python_path
 from frames import make
 
 from triton_lstm.perf.cases import Case
@@ -70,7 +70,7 @@ def shown(tmp_path_factory):
         "explain": [],
     }
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
+    environment |= {"PYTHONPATH": python_path(), "TERM": "xterm"}
     leader, follower = pty.openpty()
     arguments = [sys.executable, "-c", DRIVER, json.dumps([commands, WIDTHS])]
     errors = (folder / "errors").open("w+")

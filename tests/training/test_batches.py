@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 import torch
+from child import TESTS, python_path
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from texts import corpus_of
@@ -258,7 +259,7 @@ batches.close()
 @pytest.mark.parametrize("kind", ["Failing", "Stuck"])
 def test_a_process_with_such_a_worker_exits(kind, tmp_path):
     """Python asks workers to end, and waits for them."""
-    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1] / "helpers")))
+    path = python_path(TESTS / "training", TESTS / "helpers")
     command = [sys.executable, "-c", EXITS, str(tmp_path), kind]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr

@@ -1,6 +1,7 @@
 """Runs that go on: the same losses, bit for bit; and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
 import torch
-from training import assert_same, last, losses, rows, runs, saved
+from training import assert_same, content, last, losses, read, rows, runs, saved
 
 EXACT = {
     "streams": [],
@@ -27,26 +28,26 @@ EXACT = {
 def test_the_same_metrics_as_without_a_stop(options, run, tmp_path, quick):
     """Losses, learning rates, gradient norms and validations, and the whole state at the end."""
     whole = ["--steps", 8, "--validate-every", 4, *options]
-    assert run(*whole, "--run", "whole")[0] == 0
-    assert run(*whole, "--run", "parts", "--save-every", 5, "--keep", 9)[0] == 0
-    (tmp_path / "parts/checkpoints/step_00000008.pt").unlink()
-    assert run("--resume", "--run", "parts", text=None)[0] == 0
+    assert run(*whole, "--folder", "whole")[0] == 0
+    assert run(*whole, "--folder", "parts", "--save-every", 5, "--keep", 9)[0] == 0
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000008")
+    assert run("--resume", "--folder", "parts", text=None)[0] == 0
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert_same(last(tmp_path / "parts"), last(tmp_path / "whole"))
 
 
 def test_the_same_losses_with_the_kernels(run, tmp_path):
-    assert run("--steps", 6, "--run", "whole")[0] == 0
-    assert run("--steps", 6, "--run", "parts", "--save-every", 3, "--keep", 9)[0] == 0
-    (tmp_path / "parts/checkpoints/step_00000006.pt").unlink()
-    assert run("--resume", "--run", "parts", text=None)[0] == 0
+    assert run("--steps", 6, "--folder", "whole")[0] == 0
+    assert run("--steps", 6, "--folder", "parts", "--save-every", 3, "--keep", 9)[0] == 0
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000006")
+    assert run("--resume", "--folder", "parts", text=None)[0] == 0
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_more_steps(run, tmp_path, quick):
     """With a constant rate a longer run has the same losses; the newest run is the one that goes on."""
     constant = ["--schedule", "constant"]
-    assert run("--steps", 8, *constant, "--run", "whole")[0] == 0
+    assert run("--steps", 8, *constant, "--folder", "whole")[0] == 0
     assert run("--steps", 4, *constant)[0] == 0
     status, out, _ = run("--resume", "--steps", 8, text=None)
     assert status == 0 and "from step 4" in out
@@ -69,11 +70,11 @@ CHANGED = {
 @pytest.mark.parametrize("options, message", CHANGED.values(), ids=CHANGED)
 def test_what_does_not_fit_is_refused(options, message, run, tmp_path, quick):
     (tmp_path / "other.yaml").write_text("seed: 7")
-    assert run("--steps", 2)[0] == 0
-    before = saved(tmp_path).read_bytes()
+    assert run("--steps", 2, "--betas", 0.8, 0.95)[0] == 0
+    before = content(saved(tmp_path))
     status, out, err = run("--resume", "--steps", 3, *options)
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
-    assert saved(tmp_path).read_bytes() == before and out == ""
+    assert content(saved(tmp_path)) == before and out == ""
 
 
 def test_another_text_is_refused(run, tmp_path, quick):
@@ -94,20 +95,20 @@ def test_a_text_that_moved_is_accepted(run, text, tmp_path, quick):
 def test_the_last_checkpoints_and_the_best_one_are_kept(run, tmp_path, quick):
     assert run("--steps", 7, "--save-every", 1, "--validate-every", 1, "--keep", 2)[0] == 0
     (run_folder,) = runs(tmp_path)
-    names = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
-    assert names == ["best.pt", "step_00000006.pt", "step_00000007.pt"]
+    names = {path.name for path in (run_folder / "checkpoints").iterdir()}
     validated = {int(row["step"]): float(row["validation_loss"]) for row in rows(run_folder) if row["validation_loss"]}
-    best = torch.load(run_folder / "checkpoints/best.pt", weights_only=True)
+    best, _ = read(run_folder / "checkpoints/best")
     assert len(validated) == 7 and best["step"] == min(validated, key=validated.get)
+    assert names == {"best", f"step_{best['step']:08}", "step_00000006", "step_00000007"}
     assert best["progress"]["best"] == {"step": best["step"], "loss": min(validated.values())}
 
 
 def test_a_worse_validation_does_not_replace_the_best(run, tmp_path, quick):
     rising = ["--schedule", "constant", "--warmup", 0, "--lr", 1e30, "--validate-every", 1]
-    assert run("--steps", 1, *rising, "--run", "a")[0] == 0
-    best = (tmp_path / "a/checkpoints/best.pt").read_bytes()
-    assert run("--steps", 3, "--resume", "--run", "a", text=None)[0] == 0
-    assert (tmp_path / "a/checkpoints/best.pt").read_bytes() == best
+    assert run("--steps", 1, *rising, "--folder", "a")[0] == 0
+    best = content(tmp_path / "a/checkpoints/best")
+    assert run("--steps", 3, "--resume", "--folder", "a", text=None)[0] == 0
+    assert content(tmp_path / "a/checkpoints/best") == best
 
 
 def test_a_run_of_its_own_by_default(run, tmp_path, quick):
@@ -125,15 +126,15 @@ def test_paths_count_from_where_they_were_given(run, tmp_path, monkeypatch, quic
     tokenizer.save(str(tmp_path / "tok.json"))
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.yaml").write_text("tokenizer: tok.json\ntext: [~/text.txt]\ncache: cache\n")
-    assert run("--steps", 2, "--config", "own.yaml", "--run", "a", text=None)[0] == 0
-    assert run("--steps", 3, "--config", "own.yaml", "--run", "a", "--resume", text=None)[0] == 0
+    assert run("--steps", 2, "--config", "own.yaml", "--folder", "a", text=None)[0] == 0
+    assert run("--steps", 3, "--config", "own.yaml", "--folder", "a", "--resume", text=None)[0] == 0
     (tmp_path / "tok.json").rename(tmp_path / "moved.json")
     monkeypatch.chdir(tmp_path / "a")
     moved = ["--tokenizer", "../moved.json"]
-    assert run("--steps", 4, "--run", ".", "--resume", *moved, text=None)[0] == 0
+    assert run("--steps", 4, "--folder", ".", "--resume", *moved, text=None)[0] == 0
     tokenizer.add_tokens(["fox"])
     tokenizer.save(str(tmp_path / "moved.json"))
-    status, _, err = run("--steps", 5, "--run", ".", "--resume", text=None)
+    status, _, err = run("--steps", 5, "--folder", ".", "--resume", text=None)
     assert status == 2 and "was trained on another text" in err
 
 
@@ -142,11 +143,11 @@ def test_the_folder_says_where_it_came_from(run, tmp_path, quick):
     import yaml
 
     options = ["--steps", 3, "--dropout", 0.25, "--clip", "off", "--betas", 0.7, 0.9]
-    assert run(*options, "--run", "a")[0] == 0
+    assert run(*options, "--folder", "a")[0] == 0
     about = yaml.safe_load((tmp_path / "a/about.yaml").read_text())
     assert about["torch"] == torch.__version__ and about["commit"] and about["python"]
     again = subprocess.run(
-        [sys.executable, "-m", "triton_lstm", "train", "--config", "a/config.yaml", "--run", "b"],
+        [sys.executable, "-m", "triton_lstm", "train", "--config", "a/config.yaml", "--folder", "b"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
@@ -154,7 +155,19 @@ def test_the_folder_says_where_it_came_from(run, tmp_path, quick):
     assert again.returncode == 0, again.stderr
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     configs = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in "ab"]
-    assert run("--resume", "--steps", 4, "--run", "a", text=None)[0] == 0
+    assert run("--resume", "--steps", 4, "--folder", "a", text=None)[0] == 0
     resumed = yaml.safe_load((tmp_path / "a/about.yaml").read_text())
     assert resumed.items() >= about.items() and resumed["resumed"][0].keys() == about.keys()
     assert configs[0] == configs[1] and configs[0]["clip"] == "off"
+
+
+def test_a_repeated_command_that_was_killed_as_it_began(run, quick, tmp_path):
+    """What it leaves before config.yaml is no run yet, for itself alone; anything else in the folder is kept."""
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    (tmp_path / "a/about.yaml.1.tmp").touch()
+    command = ["--steps", 1, "--folder", "a"]
+    assert "a exists" in run(*command)[2]
+    (tmp_path / "a/notes").touch()
+    assert "a exists" in run(*command, "--resume-or-start")[2]
+    (tmp_path / "a/notes").unlink()
+    assert run(*command, "--resume-or-start")[0] == 0

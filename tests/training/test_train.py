@@ -113,15 +113,15 @@ BAD_INPUT = {
     "a word": (["fast"], "unexpected: fast. Options begin with two dashes. See"),
     "no value": (["--hidden"], "--hidden requires an argument"),
     "one value of two": (["--betas", "0.5"], "--betas"),
-    "resume nothing": (["--resume", "--run", "nowhere"], "nowhere has no checkpoint of `train`"),
+    "resume nothing": (["--resume", "--folder", "nowhere"], "nowhere has no checkpoint of `train`"),
     "resume where nothing was trained": (["--resume"], "runs does not exist. Train first"),
-    "resume an empty folder": (["--resume", "--run", "empty"], "empty has no checkpoint"),
-    "resume a text": (["--resume", "--run", "short.txt"], "short.txt has no checkpoint"),
-    "an existing run": (["--run", "empty"], "empty exists. Continue it with --resume"),
-    "unwritable": (["--run", "short.txt/x"], "cannot write to short.txt/x"),
+    "resume an empty folder": (["--resume", "--folder", "empty"], "empty has no checkpoint"),
+    "resume a text": (["--resume", "--folder", "short.txt"], "short.txt has no checkpoint"),
+    "a folder that is no run": (["--folder", "empty"], "empty exists. It is no run: choose another --folder"),
+    "unwritable": (["--folder", "short.txt/x"], "cannot write to short.txt/x"),
     "graphs without a GPU": (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs needs a GPU"),
     "gradients for nobody": (["--gradients-every", "3"], "Add --tensorboard or --wandb"),
-    "dropout and resets to compare": (["--compare", "--dropout", "0.1"], "Add --no-reset, or omit one of them"),
+    "dropout and resets to compare": (["--compare", "--dropout", "0.1", "--device", "cpu"], "Add --no-reset, or omit"),
     "dropout and compilation to compare": (["--compare", "--dropout", "0.1", "--compile"], "Omit one"),
     "missing tokenizer": (["--tokenizer", "nowhere.json"], "nowhere.json"),
     "malformed tokenizer": (["--tokenizer", "short.txt"], "short.txt is not a file of the tokenizers package"),
@@ -189,9 +189,20 @@ def test_clipping_is_off_in_any_spelling(content, tmp_path, monkeypatch):
     assert parse(["--config", str(path), "--clip", "0.5", "--device", "cpu"]).config.optimizer.clip == 0.5
 
 
-def test_a_model_without_end_is_refused(run, quick):
-    status, _, err = run("--steps", 1, "--hidden", 1 << 31)
-    assert status == 2 and "Lower --hidden, --layers or --embed" in err and len(err.strip().splitlines()) == 1
+@pytest.mark.parametrize("hidden, reason", [(1 << 31, "overflow"), (1 << 20, "training needs "), (64, None)])
+def test_a_model_without_end_is_refused(hidden, reason, run, quick, monkeypatch):
+    """By its size: where the system promises more memory than there is, the process would be killed.
+
+    hidden units: whose weights nobody can count, or hold, and who just fit.
+    """
+    weights = 4 * 64 * (4 + 64 + 2) + 4 * 64 * (64 + 64 + 2) + 257 * 4 + 257 * (64 + 1)
+    monkeypatch.setattr("triton_lstm.training.model.memory_of", lambda _: 4 * 4 * weights)
+    status, _, err = run("--steps", 1, "--hidden", hidden)
+    if reason is None:
+        assert status == 0, err
+    else:
+        assert status == 2 and "Lower --hidden, --layers or --embed" in err and reason in err
+        assert len(err.strip().splitlines()) == 1
 
 
 def test_a_run_that_diverges_still_reports(run, quick):

@@ -158,14 +158,14 @@ def test_a_step_that_overflows_is_left_out(interpreter):
     scale = trainer.scaler.get_scale()
     trainer.scaler.update(1e38)
     trainer.train([second])
-    state = trainer.state_dict()
+    state = trainer.state()
     assert (state["step"], state["updates"]) == (2, 1) and math.isclose(
         trainer.scaler.get_scale(), 1e38 / 2, rel_tol=1e-6
     )
     assert all(torch.equal(before[name], weight) for name, weight in trainer.model.named_parameters())
     trainer.scaler.update(scale)
     trainer.train([third])
-    assert trainer.state_dict()["updates"] == 2
+    assert trainer.state()["updates"] == 2
 
 
 @pytest.mark.parametrize("resets", [True, False])
@@ -263,7 +263,7 @@ def test_held_out_loss(mode, lstm_class):
         expected += F.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="sum", ignore_index=-100).item()
     assert count == 4 * T * B - 2 and math.isclose(total, expected, rel_tol=1e-12)
     assert model.training and getattr(model.lstm, "backend", None) is None
-    assert held_out_loss(model, found, config, torch.device("cpu"), stop=["now"]) is None
+    assert held_out_loss(model, found, config, torch.device("cpu"), stop=lambda: True) is None
 
 
 def test_an_evaluation_leaves_the_model_as_it_was():

@@ -19,7 +19,7 @@ from triton_lstm.settings import UsageError, require
 
 if TYPE_CHECKING:  # they need packages that `_gradients` asks for
     from triton_lstm.training.batches import Batch
-    from triton_lstm.training.checkpoint import Content
+    from triton_lstm.training.checkpoint import State
     from triton_lstm.training.config import Config
     from triton_lstm.training.model import LanguageModel
     from triton_lstm.training.text.corpus import Corpus
@@ -49,9 +49,11 @@ def add_commands(commands: Any) -> None:
 
 def _gradients(args: argparse.Namespace) -> int:
     device = command_device(args.device)
-    require("matplotlib", "pandas", "pydantic", "rich", extra="train")
+    require("matplotlib", "pandas", "pydantic", "rich", "safetensors", extra="train")
     from triton_lstm.training.batches import Windows
+    from triton_lstm.training.checkpoint import load_tensors
     from triton_lstm.training.model import autocast, build
+    from triton_lstm.training.processes import Processes
 
     if args.plot:
         check_plot(args.plot)
@@ -70,7 +72,8 @@ def _gradients(args: argparse.Namespace) -> int:
     )
     model = build(config, corpus.vocabulary.size, device, LSTM)
     if content:
-        model.load_state_dict(content["model"])
+        weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+        load_tensors(args.checkpoint, weights, Processes(), OTHER)
     with autocast(config, device):
         grads = _record(model, batch, last=args.loss == "last")
     source = f"the model of {args.checkpoint}" if args.checkpoint else "a random model"
@@ -84,26 +87,28 @@ def _gradients(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_config(args: argparse.Namespace) -> tuple[Config, Content | None]:
+def _model_config(args: argparse.Namespace) -> tuple[Config, State | None]:
     """The configuration of the checkpoint or of a random model, with this command's seq_len, and the checkpoint."""
     from pydantic import TypeAdapter
 
-    from triton_lstm.training.checkpoint import load_checkpoint
+    from triton_lstm.training.checkpoint import check_files, read_state
     from triton_lstm.training.config import ON_CPU, Config
+    from triton_lstm.training.processes import Processes
     from triton_lstm.training.run_folder import newest_checkpoint
 
     content = None
     config = TypeAdapter(Config).validate_python(ON_CPU)
     if args.checkpoint:
         args.checkpoint = newest_checkpoint(args.checkpoint)
-        content = load_checkpoint(args.checkpoint, OTHER)
+        content = read_state(args.checkpoint, OTHER)
+        check_files(args.checkpoint, content, Processes(), OTHER)
         config = content["config"]
     data = dataclasses.replace(config.data, seq_len=args.seq_len)
     execution = config.execution if args.seed is None else dataclasses.replace(config.execution, seed=args.seed)
     return dataclasses.replace(config, data=data, execution=execution), content
 
 
-def _text(args: argparse.Namespace, config: Config, content: Content | None) -> Corpus:
+def _text(args: argparse.Namespace, config: Config, content: State | None) -> Corpus:
     """The text of --text, else the checkpoint's own, else the default one."""
     from triton_lstm.training.text.corpus import open_corpus
 

@@ -155,11 +155,12 @@ def _print_details(run: Run, table: pd.DataFrame) -> None:
 
 def _checkpoints(folder: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in sorted((folder / "checkpoints").glob("*.pt")):
+    for path in sorted((folder / "checkpoints").glob("*")):
         with contextlib.suppress(OSError):  # one that a run removes at this moment
-            found = path.stat()
-            saved = datetime.datetime.fromtimestamp(found.st_mtime).isoformat(" ", "seconds")
-            rows.append({"": path.name, "MB": found.st_size / 1e6, "saved": saved})
+            if (path / "state.json").is_file():
+                found = [file.stat() for file in path.iterdir()]
+                saved = datetime.datetime.fromtimestamp(max(file.st_mtime for file in found)).isoformat(" ", "seconds")
+                rows.append({"": path.name, "MB": sum(file.st_size for file in found) / 1e6, "saved": saved})
     return rows
 
 

@@ -14,7 +14,7 @@ from cyclopts import UNSET, Parameter
 
 from triton_lstm.settings import UsageError, device_for
 from triton_lstm.system.terminal import sentence
-from triton_lstm.training.checkpoint import Content, load_checkpoint
+from triton_lstm.training.checkpoint import State, check_files, read_state
 from triton_lstm.training.config import (
     CHANGEABLE,
     ON_CPU,
@@ -27,25 +27,38 @@ from triton_lstm.training.config import (
     differences,
     for_file,
 )
+from triton_lstm.training.processes import Processes
 from triton_lstm.training.run_folder import RunFolder, existing_run, step_of
 
 RUNS = Path("runs")
-OWN = ("config", "run", "resume", "compare", "help")  # of the command line only
+OWN = ("config", "folder", "resume", "resume-or-start", "compare", "help")  # of the command line only
 
 
 @dataclasses.dataclass
 class Options:
-    """What the command line asks for. content: the checkpoint of `folder` to continue from, with --resume."""
+    """What the command line asks for.
+
+    path: of the run's folder. folder, checkpoint, state, advice: with --resume, the run to continue, its last
+    checkpoint, that one's state, and what to do if it is damaged. repeated: the same command may have run before, and
+    may have completed the run.
+    """
 
     config: Config
-    run: Path | None
+    path: Path | None
     compare: bool
+    repeated: bool
     folder: RunFolder | None = None
-    content: Content | None = None
+    checkpoint: Path | None = None
+    state: State | None = None
+    advice: str = ""
 
 
-def parse(arguments: Sequence[str]) -> Options | None:
-    """The options, None if help was printed instead. Raises UsageError for anything that cannot be used."""
+def parse(arguments: Sequence[str], processes: Processes | None = None) -> Options | None:
+    """The options, None if help was printed instead. Raises UsageError for anything that cannot be used.
+
+    processes: of this run.
+    """
+    processes = processes or Processes()
     resumed: dict[str, Any] = {}
 
     def sources(app: cyclopts.App, commands: tuple[str, ...], found: cyclopts.ArgumentCollection) -> None:
@@ -57,19 +70,18 @@ def parse(arguments: Sequence[str]) -> Options | None:
                 return None
             return str(tokens[-1].implicit_value) if tokens[-1].implicit_value is not UNSET else tokens[-1].value
 
-        path = value("--config")
-        if path is not None:
-            _file(Path(path))(app, commands, found)
-        if value("--resume") == "True":
-            run = value("--run")
-            resumed["folder"] = existing_run(Path(run).expanduser() if run else None, RUNS)
-            last = resumed["folder"].steps()[-1]
-            before = "Move it away to continue from the one before" if len(resumed["folder"].steps()) > 1 else ""
-            resumed["content"] = load_checkpoint(last, before or "Start over without --resume")
-            if step_of(last) != (step := resumed["content"]["step"]):
-                raise UsageError(f"{last} was renamed: it is of step {step}. Give it that name again")
-            stored = for_file(resumed["content"]["config"])
-            cyclopts.config.Dict(stored, source=str(last))(app, commands, found)
+        file, path, asked = value("--config"), value("--folder"), value("--resume-or-start") == "True"
+        repeated = asked or processes.may_be_restarted
+        if file is not None:
+            _file(Path(file))(app, commands, found)
+        if path is None and (asked or (repeated and value("--resume") != "True")):
+            why = "--resume-or-start" if asked else "torchrun --max-restarts"
+            raise UsageError(f"{why} has to find the run again. Add --folder FOLDER")
+        folder = Path(path).expanduser() if path else None
+        if value("--resume") == "True" or (repeated and folder and RunFolder(folder).steps()):
+            resumed.update(_resumed(existing_run(folder, RUNS), processes))
+            stored = for_file(resumed["state"]["config"])
+            cyclopts.config.Dict(stored, source=str(resumed["folder"]))(app, commands, found)
         elif value("--device") != "cuda" and device_for(value("--device")).type == "cpu":
             preset = {name: default for section in ON_CPU.values() for name, default in section.items()}
             cyclopts.config.Dict(preset, source="the defaults without a GPU")(app, commands, found)
@@ -89,17 +101,31 @@ def parse(arguments: Sequence[str]) -> Options | None:
         raise UsageError(f"{_in_one_line(error)} See triton-lstm train --help") from None
     if options:
         options.config = _with_absolute_paths(options.config)
-    if options and resumed:
-        options.folder, options.content = resumed["folder"], resumed["content"]
-        _check_unchanged(resumed["content"]["config"], options.config)
+        options.repeated |= processes.may_be_restarted
+        options = dataclasses.replace(options, **resumed)
+        if options.state:
+            _check_unchanged(options.state["config"], options.config)
     return options
+
+
+def _resumed(folder: RunFolder, processes: Processes) -> dict[str, Any]:
+    """The run to continue as fields of Options. Raises UsageError if its last checkpoint is damaged."""
+    last = folder.steps()[-1]
+    before = "Move it away to continue from the one before" if len(folder.steps()) > 1 else ""
+    advice = before or "Start over without --resume"
+    state = read_state(last, advice)
+    check_files(last, state, processes, advice)
+    if step_of(last) != (step := state["step"]):
+        raise UsageError(f"{last} was renamed: it is of step {step}. Give it that name again")
+    return {"folder": folder, "checkpoint": last, "state": state, "advice": advice}
 
 
 def _train(
     *,
     config: Path | None = None,
-    run: Path | None = None,
+    folder: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
+    resume_or_start: Annotated[bool, Parameter(negative=())] = False,
     compare: Annotated[bool, Parameter(negative=())] = False,
     data: Annotated[Data, Parameter("*", group="Data")] = Data(),  # noqa: B008 - it is frozen
     model: Annotated[Model, Parameter("*", group="Model")] = Model(),  # noqa: B008
@@ -112,12 +138,14 @@ def _train(
     Args:
         config: a YAML or TOML file with any of the options below, over which flags take precedence. The folder of every
             run has one, config.yaml.
-        run: the run's folder; without one, a new one in runs/, named by the time.
-        resume: continue --run, or the run that saved last.
+        folder: of the run; without one, a new one in runs/, named by the time.
+        resume: continue the run in --folder, or the one that saved last.
+        resume_or_start: continue the run in --folder if it has a checkpoint, else start it: for a command that a
+            scheduler repeats.
         compare: also train nn.LSTM on the same batches; exit 1 if the losses diverge.
     """
     whole = Config(data=data, model=model, optimizer=optimizer, execution=execution, output=output)
-    return Options(whole, run and run.expanduser(), compare)
+    return Options(whole, folder and folder.expanduser(), compare, resume_or_start)
 
 
 def _file(path: Path) -> Any:

@@ -42,7 +42,9 @@ class Rows(NamedTuple):
         return self.batch_first and self.batch_sizes is None
 
 
-DENSE = Rows(), Rows(batch_first=True)  # made once: every call has one
+# Made once, as every call has one; no tuple of both, into whose item torch.compile of PyTorch 2.11 cannot look
+DENSE = Rows()
+DENSE_BATCH_FIRST = Rows(batch_first=True)
 
 
 def refuse_capture(device: torch.device) -> None:

@@ -35,6 +35,8 @@ def flatten_for_cudnn(module: nn.RNNBase, params: list[torch.Tensor]) -> None:
     """Before PyTorch's own path on a GPU: cuDNN copies weights that do not share one buffer on every call."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return  # the weights have no memory
+    if getattr(module, "_is_fsdp_managed_module", False):
+        return  # fully_shard gathers them into the same memory at every call
     if not params[0].is_cuda or len({weight.untyped_storage().data_ptr() for weight in params}) == 1:
         return
     jit: Any = torch._C

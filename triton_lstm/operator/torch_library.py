@@ -110,20 +110,11 @@ def _torch_layer_backward(
     resets: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and the params; runs the layer again, whose graph no operator can keep."""
-    segments = _segments(resets)
-
-    def forward(x: Tensor, h0: Tensor, c0: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        return _one_layer(x, h0, c0, params, has_biases, bidirectional, segments)
-
-    # Autograd itself is off in an operator; oneDNN looks at the grad mode all the same
-    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
-        if segments is None:
-            _, pull_back, *_ = torch.func.vjp(forward, x, h0, c0, *params)
-            grads = pull_back(tuple(cotangents))
-        else:  # torch.func has no packed LSTM
-            with _autograd():
-                leaves = [t.detach().requires_grad_() for t in (x, h0, c0, *params)]
-                grads = torch.autograd.grad(forward(*leaves), leaves, cotangents, materialize_grads=True)
+    # Not by torch.func, which has neither cuDNN's LSTM nor a packed one
+    with torch.autocast(x.device.type, enabled=False), torch.enable_grad(), _autograd():
+        x, h0, c0, *params = leaves = [tensor.detach().requires_grad_() for tensor in (x, h0, c0, *params)]
+        results = _one_layer(x, h0, c0, params, has_biases, bidirectional, _segments(resets))
+        grads = torch.autograd.grad(results, leaves, cotangents, materialize_grads=True)
         return [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +19,20 @@ def _not_ignored() -> list[int]:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     previous = {number: signal.signal(number, handler) for number in _not_ignored()}
     try:
         yield
     finally:
         for number, handler_before in previous.items():
             signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
+def signals_end_process() -> Iterator[None]:
+    """Inside the block each of the three ends the process at once, also while it waits outside of Python."""
+    with _handled(signal.SIG_DFL):
+        yield
 
 
 @contextlib.contextmanager
@@ -40,11 +48,16 @@ def signals_raise_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Inside the block the three are only appended to the list; a second Ctrl-C raises KeyboardInterrupt."""
+    """Inside the block the three are only appended to the list; a second Ctrl-C raises KeyboardInterrupt.
+
+    Not under torchrun, which sends Ctrl-C again to the processes that have it from the terminal, and kills after a
+    while those that do not end.
+    """
     received: list[int] = []
+    once = "TORCHELASTIC_RUN_ID" in os.environ
 
     def defer(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
+        if received and number == signal.SIGINT and not once:
             raise KeyboardInterrupt
         received.append(number)
 

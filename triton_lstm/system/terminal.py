@@ -135,9 +135,11 @@ def _layout(texts: list[list[str]], kept: list[bool], room: int) -> list[int]:
 class Bar(tqdm):
     """tqdm's bar in a terminal; otherwise a line at the start, at growing intervals, and at the end."""
 
+    silent = False  # of a process that leaves talking to another one
     _time: Callable[[], float]  # tqdm's clock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"disable": True} if Bar.silent else {}
         self._lines = not sys.stderr.isatty()
         self._printed, self._wait = 0.0, 0.5
         if self._lines:

@@ -41,6 +41,21 @@ class Batch(NamedTuple):
         return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True), resets)
 
 
+class Share(NamedTuple):
+    """Of the rows of every batch, those of one process of several: an equal part, in order."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, rows: int) -> slice:
+        """The part of so many rows."""
+        part = rows // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+ALL = Share()
+
+
 class Streams(Dataset[Batch]):
     """Batches each of which continues where the one before ended: `batch * accumulate` contiguous rows of an epoch.
 
@@ -48,12 +63,15 @@ class Streams(Dataset[Batch]):
     `step * accumulate + part` has the rows from `part * batch` of a step. In the first step of an epoch all rows begin
     with a reset. What does not fill a row and a step is left out, something else in every epoch.
 
+    All processes together have the rows that one alone would have.
+
     Args:
         corpus: holds the tokens.
         documents: of the corpus.
         data: batch, seq_len and reset.
         seed: of the order.
         accumulate: batches of a step.
+        share: this process's rows of each.
 
     Attributes:
         steps_per_epoch: in which each token is a target once, or left out.
@@ -62,9 +80,11 @@ class Streams(Dataset[Batch]):
         UsageError: if there are too few tokens for a step.
     """
 
-    def __init__(self, corpus: Corpus, documents: Documents, data: Data, seed: int, accumulate: int = 1) -> None:
+    def __init__(
+        self, corpus: Corpus, documents: Documents, data: Data, seed: int, accumulate: int = 1, share: Share = ALL
+    ) -> None:
         self._corpus, self._documents = corpus, documents
-        self._data, self._seed, self._accumulate = data, seed, accumulate
+        self._data, self._seed, self._accumulate, self._share = data, seed, accumulate, share
         rows = data.batch * accumulate
         self._length = (documents.tokens - 1) // rows
         self.steps_per_epoch = self._length // data.seq_len
@@ -79,7 +99,7 @@ class Streams(Dataset[Batch]):
         if epoch != self._epoch:
             order = random_numbers(self._seed, epoch).permutation(len(self._documents.starts))
             self._joined, self._epoch = _Joined(self._corpus, self._documents, order), epoch
-        rows = np.arange(part * self._data.batch, (part + 1) * self._data.batch)
+        rows = np.arange(part * self._data.batch, (part + 1) * self._data.batch)[self._share.of(self._data.batch)]
         batch = _batch(self._joined, rows * self._length + step * self._data.seq_len, self._data)
         if batch.resets is not None and not step:
             batch.resets[0] = True
@@ -95,9 +115,11 @@ class Windows(Dataset[Batch]):
     Arguments and index are those of Streams. Raises UsageError if there are too few tokens for a window.
     """
 
-    def __init__(self, corpus: Corpus, documents: Documents, data: Data, seed: int, accumulate: int = 1) -> None:
+    def __init__(
+        self, corpus: Corpus, documents: Documents, data: Data, seed: int, accumulate: int = 1, share: Share = ALL
+    ) -> None:
         self._joined = _Joined(corpus, documents)
-        self._data, self._seed, self._accumulate = data, seed, accumulate
+        self._data, self._seed, self._accumulate, self._share = data, seed, accumulate, share
         self._places = documents.tokens - data.seq_len
         if self._places < 1:
             _too_few(documents, data.seq_len + 1, "", 1, data)
@@ -106,7 +128,7 @@ class Windows(Dataset[Batch]):
         step, part = divmod(index, self._accumulate)
         rows = self._data.batch * self._accumulate
         places = random_numbers(self._seed, step).randint(self._places, size=rows, dtype=np.int64)
-        return _batch(self._joined, places[part * self._data.batch :][: self._data.batch], self._data)
+        return _batch(self._joined, places[part * self._data.batch :][self._share.of(self._data.batch)], self._data)
 
 
 def load(
@@ -156,17 +178,20 @@ class HeldOut:
     """All held-out batches, from the first one every time: up to `batch` contiguous rows in steps of `seq_len`.
 
     Every token but the first is a target once. A row's first input is the last target of the row before. The last batch
-    may have fewer steps. Padding has the target -100. The state before the first batch is zero.
+    may have fewer steps. Padding has the target -100. The state before the first batch is zero. Of several processes
+    all have as many rows.
 
     Arguments are those of Streams. `len` is the number of batches.
     """
 
-    def __init__(self, corpus: Corpus, documents: Documents, data: Data) -> None:
+    def __init__(self, corpus: Corpus, documents: Documents, data: Data, share: Share = ALL) -> None:
         self._joined, self._data, self._end = _Joined(corpus, documents), data, corpus.end
         self._targets = documents.tokens - 1
         # Rows shorter than a step would only take context away
         self._length = max(-(-self._targets // data.batch), min(data.seq_len, self._targets))
-        self._rows = np.arange(-(-self._targets // self._length))
+        rows = -(-self._targets // self._length)
+        rows = -(-rows // share.size) * share.size  # the last ones may be padding
+        self._rows = np.arange(rows)[share.of(rows)]
 
     def __len__(self) -> int:
         return -(-self._length // self._data.seq_len)

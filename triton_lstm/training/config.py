@@ -44,7 +44,7 @@ class Data:
         batches: "stream" cuts the text into contiguous streams, and every batch continues where the last one ended,
             with the states carried over; "windows" starts anywhere, from a state of zeros.
         reset: whether states begin anew where a document begins.
-        batch: sequences in a batch; 64 without a GPU.
+        batch: sequences in a batch, in all processes together; 64 without a GPU.
         seq_len: tokens of a sequence in one batch, through which gradients flow; 12 without a GPU.
         workers: processes that prepare batches; 0 prepares them in between.
         cache: the folder of token files; without one, the platform's cache folder.
@@ -131,6 +131,9 @@ class Execution:
         cuda_graphs: forward and backward pass as CUDA graphs.
         deterministic: only deterministic algorithms of PyTorch.
         seed: of weights, batches, dropout and samples.
+        strategy: what each of several processes has of the model: "ddp" a copy, "fsdp" a shard, for models that do not
+            fit. One process without torchrun has all of it.
+        timeout: seconds that processes wait for each other.
     """
 
     device: Literal["cpu", "cuda"] | None = None
@@ -139,6 +142,8 @@ class Execution:
     cuda_graphs: bool = False
     deterministic: bool = False
     seed: Seed = 0
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    timeout: Annotated[int, Field(ge=1, le=86400)] = 600
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -192,7 +197,7 @@ CHANGEABLE = {
     "data": {"text", "tokenizer", "workers", "cache"},
     "model": {"recompute"},
     "optimizer": {"steps"},
-    "execution": {"device", "compile", "cuda_graphs", "deterministic"},
+    "execution": {"device", "compile", "cuda_graphs", "deterministic", "strategy", "timeout"},
     "output": {field.name for field in dataclasses.fields(Output)},
 }
 

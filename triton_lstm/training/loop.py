@@ -15,7 +15,7 @@ import torch
 
 from triton_lstm.settings import UsageError
 from triton_lstm.system.terminal import Bar
-from triton_lstm.training.batches import HeldOut, Streams, Windows, load
+from triton_lstm.training.batches import HeldOut, Share, Streams, Windows, load
 from triton_lstm.training.checkpoint import Progress, save_checkpoint
 from triton_lstm.training.config import Config, Data
 from triton_lstm.training.logs.metrics import Metrics
@@ -35,11 +35,11 @@ class Text(NamedTuple):
     batches: Streams | Windows
 
 
-def open_text(config: Config, corpus: Corpus) -> Text:
+def open_text(config: Config, corpus: Corpus, share: Share) -> Text:
     """Splits the corpus. Raises UsageError if there is too little of it."""
     training, held_out = corpus.split()
     kind = Streams if config.data.batches == "stream" else Windows
-    batches = kind(corpus, training, config.data, config.execution.seed, config.optimizer.accumulate)
+    batches = kind(corpus, training, config.data, config.execution.seed, config.optimizer.accumulate, share)
     return Text(corpus, held_out, batches)
 
 
@@ -63,8 +63,9 @@ class Loop:
     """Trains up to the last step, logs, validates and saves.
 
     Args:
+        metrics: None in all processes but rank 0.
         progress: of the checkpoint to continue from.
-        stop: the loop ends after the step in which this gets an item, as from a signal.
+        stop: the loop ends after the step in which this gets an item, as from a signal, in one of the processes.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Loop:
         trainer: Trainer,
         text: Text,
         folder: RunFolder,
-        metrics: Metrics,
+        metrics: Metrics | None,
         progress: Progress | None = None,
         stop: Sequence[Any] = (),
     ) -> None:
         self.trainer, self.text, self.folder, self.metrics, self.stop = trainer, text, folder, metrics, stop
-        self.config, self.device = trainer.config, trainer.device
+        self.config, self.device, self.processes = trainer.config, trainer.device, trainer.processes
         done = progress or {"seconds": 0.0, "logged": 0, "loss_sum": 0.0, "validated": 0, "best": None}
         self.seconds, self.logged, self.validated = done["seconds"], done["logged"], done["validated"]
         self.loss_sum = torch.tensor(done["loss_sum"], dtype=torch.float64, device=self.device)
@@ -98,13 +99,14 @@ class Loop:
         batches = load(self.text.batches, trainer.step, steps, accumulate, self.config.data.workers, pinned)
         self._since, first = time.perf_counter(), True
         with contextlib.closing(batches), Bar(total=steps, initial=trainer.step, unit="step") as bar:
-            if self.best and self.best["step"] == trainer.step:
+            if self.best and self.best["step"] == trainer.step and self.metrics:
                 self.folder.mark_best(trainer.step)  # a process may have been killed before that
             if trainer.step and self._validation_is_due():  # a signal came before it
                 with self._paused():
                     self._validate()
                     self.save()
-            while trainer.step < steps and not self.stop:
+            while trainer.step < steps and not self._stopped():
+                self.processes.at = f"step {trainer.step + 1}"
                 micro = [batch.to(self.device) for batch in itertools.islice(batches, accumulate)]
                 if first:
                     trainer.prepare(micro[0])
@@ -116,6 +118,9 @@ class Loop:
                         after(micro, loss.item())
                 self._between_steps(bar, norm, gradients)
                 bar.update()
+
+    def _stopped(self) -> bool:
+        return self.processes.any(bool(self.stop))
 
     def _due(self, every: int, ahead: int = 0) -> bool:
         """Whether something is due after the step that is `ahead`."""
@@ -129,7 +134,7 @@ class Loop:
         output, last = self.config.output, self.trainer.step == self.config.optimizer.steps
         if self._due(output.log_every) or last:
             self._log(bar, norm)
-        if gradients is not None:
+        if gradients is not None and self.metrics:
             with self._paused():
                 self.metrics.log_gradients(self.trainer.step, gradients)
         if self._validation_is_due():
@@ -146,17 +151,18 @@ class Loop:
         tokens_per_step = self.config.data.batch * self.config.data.seq_len * self.config.optimizer.accumulate
         first, seconds = self._timed
         rate = tokens_per_step * (step - first) / max(self.seconds - seconds, 1e-9)
-        self.metrics.log(
-            step,
-            tokens=tokens_per_step * step,
-            seconds=self.seconds,
-            loss=loss,
-            lr=self.config.optimizer.rate(step - 1),
-            grad_norm=norm.item(),
-            tokens_per_s=rate,
-            **({"loss_scale": self.trainer.scaler.get_scale()} if self.trainer.scaler.is_enabled() else {}),
-        )
-        if not math.isfinite(loss) and self._finite:
+        if self.metrics:
+            self.metrics.log(
+                step,
+                tokens=tokens_per_step * step,
+                seconds=self.seconds,
+                loss=loss,
+                lr=self.config.optimizer.rate(step - 1),
+                grad_norm=norm.item(),
+                tokens_per_s=rate,
+                **({"loss_scale": self.trainer.scaler.get_scale()} if self.trainer.scaler.is_enabled() else {}),
+            )
+        if not math.isfinite(loss) and self._finite and self.metrics:
             Bar.write(f"step {step}: the loss is {loss}. The best model so far is kept", file=sys.stderr)
         self._finite = math.isfinite(loss)
         self.logged, self._timed = step, (step, self.seconds)
@@ -169,38 +175,44 @@ class Loop:
         if found is None:
             return
         self.validation, step = found, self.trainer.step
-        self.metrics.log(step, validation_loss=found.loss, bits_per_byte=found.bits_per_byte)
-        self.metrics.log_text(step, found.sample)
+        if self.metrics:
+            self.metrics.log(step, validation_loss=found.loss, bits_per_byte=found.bits_per_byte)
+            self.metrics.log_text(step, found.sample)
         self.validated = step
         if math.isfinite(found.loss) and (self.best is None or found.loss < self.best["loss"]):
             before, self.best = self.best, {"step": step, "loss": found.loss}
             try:
                 self.save()
-                self.folder.mark_best(step)
+                if self.metrics:
+                    self.folder.mark_best(step)
             except UsageError:
                 self.best = before
                 raise
 
     def _held_out(self) -> Validation | None:
         config, (corpus, documents, _) = self.config, self.text
-        batches = HeldOut(corpus, documents, _whole_batches(config.data))
-        found = held_out_loss(self.trainer.model, batches, config, self.device, self.stop)
+        share = Share(self.processes.rank, self.processes.size)
+        batches = HeldOut(corpus, documents, _whole_batches(config.data), share)
+        found = held_out_loss(self.trainer.model, batches, config, self.device, self._stopped)
         if found is None:
             return None
-        nats, tokens = found
+        nats, tokens = self.processes.sum(torch.tensor(found, dtype=torch.float64, device=self.device)).tolist()
         written = sample(self.trainer.model, corpus.vocabulary, config.output.sample, config, self.device)
-        return Validation(nats / tokens, nats / math.log(2) / documents.source_bytes, tokens, written)
+        return Validation(nats / tokens, nats / math.log(2) / documents.source_bytes, int(tokens), written)
 
     def save(self) -> None:
         """Saves the present step, and deletes the oldest checkpoints beyond `keep`."""
         if self._saved == (self.trainer.step, self.validated):
             return
-        self.metrics.sync()
-        save_checkpoint(self.folder.at(self.trainer.step), self._content())
+        if self.metrics:
+            self.metrics.sync()
+        at = self.folder.at(self.trainer.step)
+        save_checkpoint(at, self._state(), self.trainer.tensors(), self.processes)
         self._saved = self.trainer.step, self.validated
-        self.folder.keep(self.config.output.keep)
+        if self.metrics:
+            self.folder.keep(self.config.output.keep)
 
-    def _content(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         progress: Progress = {
             "seconds": self.seconds,
             "logged": self.logged,
@@ -213,7 +225,7 @@ class Loop:
             "digest": self.text.corpus.digest,
             "tokens": self.text.corpus.vocabulary.size,
             "progress": progress,
-            **self.trainer.state_dict(),
+            **self.trainer.state(),
         }
 
     def _lap(self) -> None:

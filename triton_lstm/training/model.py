@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from triton_lstm.settings import DTYPES
+from triton_lstm.system.memory import memory_of
 from triton_lstm.system.terminal import Bar
 from triton_lstm.training.batches import HeldOut
 from triton_lstm.training.config import Config
@@ -74,6 +76,20 @@ def build(config: Config, tokens: int, device: torch.device, lstm_class: type, *
     return model.double() if config.execution.dtype == "fp64" else model
 
 
+def check_memory(config: Config, tokens: int, device: torch.device, shards: int = 1) -> None:
+    """Raises MemoryError if the device cannot hold the weights, their gradients and their two moments.
+
+    The system may promise more memory than there is, and kill the process that uses it.
+
+    shards: processes that each have a part of them.
+    """
+    with torch.device("meta"):  # allocates nothing
+        model = build(config, tokens, torch.device("meta"), nn.LSTM)
+    needed, there = 4 * sum(weight.nbytes for weight in model.parameters()) / shards, memory_of(device)
+    if needed > there:
+        raise MemoryError(f"training needs {needed / 1e9:,.1f} GB or more, {device} has {there / 1e9:,.1f} GB")
+
+
 def state_dtype(config: Config) -> torch.dtype:
     """The dtype of the LSTM's states: under autocast, the one that it computes in."""
     return DTYPES[config.execution.dtype]
@@ -87,9 +103,9 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs)
 
 
-def zero_state(config: Config, device: torch.device) -> State:
-    """h and c before the first step, each (layers, batch, H)."""
-    shape = (config.model.layers, config.data.batch, config.model.hidden)
+def zero_state(config: Config, device: torch.device, rows: int) -> State:
+    """h and c before the first step, each (layers, rows, H)."""
+    shape = (config.model.layers, rows, config.model.hidden)
     h, c = (torch.zeros(shape, dtype=state_dtype(config), device=device) for _ in range(2))
     return h, c
 
@@ -106,6 +122,9 @@ def evaluating(model: LanguageModel, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # otherwise some keep gathered weights for a backward pass
         model.train(training)
         if hasattr(model.lstm, "backend"):
             model.lstm.backend = backend
@@ -116,17 +135,16 @@ def held_out_loss(
     batches: HeldOut,
     config: Config,
     device: torch.device,
-    stop: Sequence[Any] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, int] | None:
-    """The sum of the loss over all targets, in nats, and the number of targets; None as soon as
-    `stop` has an item.
+    """The sum of the loss over all targets, in nats, and the number of targets; None as soon as `stop` says so.
 
     With `batches="stream"` states are carried from batch to batch, as in training.
     """
     total, count, state = torch.zeros((), dtype=torch.float64, device=device), 0, None
     with evaluating(model, device), autocast(config, device):
         for batch in Bar(batches, desc="held out", unit="batch", delay=5, leave=False):
-            if stop:
+            if stop():
                 return None
             on_device = batch.to(device)
             logits, state = model(on_device.inputs, state, on_device.resets)

@@ -24,15 +24,18 @@ from triton_lstm._version import __version__
 from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write, remove_leftovers
 from triton_lstm.system.machine import commit, now
+from triton_lstm.training.checkpoint import DELETED, STATE, UNFINISHED
 from triton_lstm.training.config import Config, for_file
 
 FULL = errno.ENOSPC, errno.EDQUOT
-NAME = re.compile(r"step_(\d{8,12})\.pt")
+NAME = re.compile(r"step_(\d{8,12})")
+BEGINNINGS = ".lock", "checkpoints", "about.yaml"
+RESTART_S = 30  # in which what a killed process has started ends, too
 
 
 def step_of(checkpoint: Path) -> int:
     """The step in the name of a checkpoint."""
-    return int(checkpoint.stem.removeprefix("step_"))
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 class RunFolder:
@@ -47,38 +50,38 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        return self.checkpoints / "best.pt"
+        return self.checkpoints / "best"
 
     def steps(self) -> list[Path]:
-        """The checkpoints of the last steps, oldest first."""
-        found = [file for file in self.checkpoints.glob("step_*.pt") if NAME.fullmatch(file.name)]
-        return sorted(found, key=step_of)
+        """The checkpoints that are kept, oldest first."""
+        found = [folder for folder in self.checkpoints.glob("step_*") if NAME.fullmatch(folder.name)]
+        return sorted((folder for folder in found if (folder / STATE).is_file()), key=step_of)
 
     def at(self, step: int) -> Path:
         """The checkpoint of a step."""
-        return self.checkpoints / f"step_{step:08}.pt"
+        return self.checkpoints / f"step_{step:08}"
 
     def mark_best(self, step: int) -> None:
-        """Makes the checkpoint of a step the best one, by a second name for the same file where there are such.
+        """Makes the checkpoint of a step the best one, by a link.
 
         Raises UsageError if that is not possible.
         """
         try:
             with atomic_write(self.best) as temporary:
-                try:
-                    os.link(self.at(step), temporary)
-                except OSError:
-                    shutil.copyfile(self.at(step), temporary)
+                temporary.symlink_to(self.at(step).name)
         except OSError as error:
             raise _unwritable(self.best, error) from None
 
     def keep(self, number: int) -> None:
-        """Deletes all but the last `number` checkpoints; best.pt keeps what it is a second name of."""
-        for file in self.steps()[:-number]:
-            with contextlib.suppress(OSError):
-                file.unlink()
+        """Deletes all checkpoints but the last `number` and the best one."""
+        best = os.path.realpath(self.best)
+        for folder in self.steps()[:-number]:
+            if os.path.realpath(folder) != best:
+                with contextlib.suppress(OSError):
+                    deleted = folder.rename(f"{folder}{DELETED}")  # at once: a part of a checkpoint is none
+                    shutil.rmtree(deleted)
 
-    def write_about(self, config: Config, device: torch.device, digest: str) -> None:
+    def write_about(self, config: Config, device: torch.device, digest: str, processes: int) -> None:
         """Writes config.yaml, which --config reads, and about.yaml: versions, git commit, device, command and time of
         the first start, and of all others below it.
 
@@ -87,11 +90,13 @@ class RunFolder:
         import yaml
 
         about: dict[str, Any] = {
-            **{name: _version(name) for name in ("torch", "triton", "numpy", "tokenizers")},
+            "torch": str(torch.__version__),  # with the version of CUDA, which its package need not have
+            **{name: _version(name) for name in ("triton", "numpy", "tokenizers")},
             "triton_lstm": __version__,
             "commit": commit(),
             "python": platform.python_version(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "processes": processes,
             "command": shlex.join(sys.orig_argv),
             "text": digest,
             "started": now(),
@@ -109,7 +114,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from None
 
     def prepare(self) -> None:
-        """Removes what killed processes left behind, and makes the folder of the checkpoints.
+        """Removes what killed processes left behind, and makes the folder of the checkpoints. In a locked run.
 
         Raises UsageError if that is not possible.
         """
@@ -119,18 +124,24 @@ class RunFolder:
             raise _unwritable(self.checkpoints, error) from None
         for place in (self.path, self.checkpoints):
             remove_leftovers(f"{glob.escape(str(place))}{os.sep}*")
+        for pattern in (f"*{UNFINISHED}", f"*{DELETED}"):
+            for folder in self.checkpoints.glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside the block no other process can write to this run. Raises UsageError if one does."""
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Inside the block no other process can write to this run. Raises UsageError if one does.
+
+        wait: it may be what a killed process has left running, which ends soon.
+        """
         import filelock
 
         lock = filelock.FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=RESTART_S if wait else 0)
         except filelock.Timeout:
             raise UsageError(
-                f"{self.path} is in use by another process. Wait for it, or choose another --run"
+                f"{self.path} is in use by another process. Wait for it, or choose another --folder"
             ) from None
         except (OSError, NotImplementedError) as error:
             raise _unwritable(self.path, error) from None
@@ -140,8 +151,11 @@ class RunFolder:
             lock.release()
 
 
-def new_run(path: Path | None, runs: Path) -> RunFolder:
-    """A new folder: `path`, or one in `runs` named by the time. Raises UsageError if it exists or cannot be made."""
+def new_run(path: Path | None, runs: Path, repeated: bool = False) -> RunFolder:
+    """A new folder: `path`, or one in `runs` named by the time. Raises UsageError if it exists or cannot be made.
+
+    repeated: the same command may have been killed before as soon as it had made the folder.
+    """
     name = time.strftime("%Y-%m-%d_%H-%M-%S")
     for k in itertools.count(1):
         folder = path or runs / (f"{name}_{k}" if k > 1 else name)
@@ -149,10 +163,12 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
             folder.mkdir(parents=True)
             return RunFolder(folder)
         except FileExistsError as error:
-            if path and (path / "config.yaml").is_file() and not any((path / "checkpoints").glob("*.pt")):
+            began = path and ((path / "config.yaml").is_file() or (repeated and _has_only_beginnings(path)))
+            if path and began and not RunFolder(path).steps():
                 return RunFolder(path)  # it ended before its first checkpoint
             if path:
-                raise UsageError(f"{path} exists. Continue it with --resume, or choose another --run") from None
+                what = "Continue it with --resume, or choose" if RunFolder(path).steps() else "It is no run: choose"
+                raise UsageError(f"{path} exists. {what} another --folder") from None
             if not folder.is_dir():
                 raise _unwritable(folder, error) from None
         except (OSError, ValueError) as error:  # no system call accepts a name with a null character
@@ -160,12 +176,19 @@ def new_run(path: Path | None, runs: Path) -> RunFolder:
     raise AssertionError
 
 
+def _has_only_beginnings(path: Path) -> bool:
+    """Whether a folder has nothing but what is written before config.yaml."""
+    return path.is_dir() and all(file.name in BEGINNINGS or file.suffix == UNFINISHED for file in path.iterdir())
+
+
 def existing_run(path: Path | None, runs: Path) -> RunFolder:
     """The run at `path`, or the one in `runs` that saved a checkpoint last. Raises UsageError if there is none."""
     if path:
         folder = RunFolder(path)
         if not folder.steps():
-            raise UsageError(f"{path} has no checkpoint of `train`. Choose another --run, or start it without --resume")
+            raise UsageError(
+                f"{path} has no checkpoint of `train`. Choose another --folder, or start it without --resume"
+            )
         return folder
     return RunFolder(newest_checkpoint(runs).parents[1])
 
@@ -175,14 +198,14 @@ def newest_checkpoint(path: Path) -> Path:
 
     Raises UsageError if there is none.
     """
-    if path.is_file():
+    if (path / STATE).is_file():
         return path
     runs = [path, *(folder for folder in sorted(path.glob("*")) if folder.is_dir())]
     found = [file for run in runs for file in RunFolder(run).steps()]
     if not found:
         what = "contains no checkpoint of `train`" if path.exists() else "does not exist"
         raise UsageError(f"{path} {what}. Train first, or name another run")
-    return max(found, key=lambda file: (file.stat().st_mtime_ns, file))
+    return max(found, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, folder))
 
 
 def _version(package: str) -> str:
@@ -195,4 +218,4 @@ def _version(package: str) -> str:
 def _unwritable(path: Path, error: BaseException) -> UsageError:
     why = getattr(error, "strerror", None) or str(error)
     remedy = "Free some space, or choose" if getattr(error, "errno", None) in FULL else "Choose"
-    return UsageError(f"cannot write to {path}: {why}. {remedy} another --run")
+    return UsageError(f"cannot write to {path}: {why}. {remedy} another --folder")
