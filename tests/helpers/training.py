@@ -53,6 +53,7 @@ def run(tmp_path, text, capsys, monkeypatch):
     """Runs `train` in this process, with TINY sizes unless a run is resumed; returns exit status, standard output and
     standard error."""
     pytest.importorskip("cyclopts", reason="the options of `train` need cyclopts")
+    pytest.importorskip("safetensors", reason="checkpoints need safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))  # the command sets it
 

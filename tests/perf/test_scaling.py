@@ -4,6 +4,8 @@ import dataclasses
 
 import pandas as pd
 import pytest
+
+pytest.importorskip("pydantic", reason="the configuration needs pydantic")
 import torch
 from processes import WORLD, in_processes
 
