@@ -110,6 +110,7 @@ MALFORMED = {
     "a vocabulary": (lambda s, t: s.update(tokens=10), SIZES),
     "a batch": (lambda s, t: s["config"]["data"].update(batch=3), SIZES),
     "accumulation": (lambda s, t: s["config"]["optimizer"].update(accumulate=2), SIZES),
+    "accumulation without end": (lambda s, t: s["config"]["optimizer"].update(accumulate=1 << 31), SIZES),
     "no moments": (lambda s, t: [t.pop(name) for name in list(t) if name.startswith("exp_avg.")], SIZES),
     "a weight is missing": (lambda s, t: t.pop("model.head.bias"), SIZES),
     "a moment is missing": (lambda s, t: t.pop("exp_avg.head.bias"), SIZES),

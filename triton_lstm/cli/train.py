@@ -86,7 +86,7 @@ def _checked_options(arguments: list[str], processes: Processes) -> Options | No
     options = train_options.parse(arguments, processes)
     if options is None:
         return None
-    config, several = options.config, processes.size > 1
+    config = options.config
     device = _device(config, processes)
     if config.execution.cuda_graphs and device.type != "cuda":
         raise UsageError("--cuda-graphs needs a GPU. Omit it")
@@ -95,7 +95,7 @@ def _checked_options(arguments: list[str], processes: Processes) -> Options | No
         require("pandas", "rich", extra="train")
         if options.state:
             raise UsageError("--compare starts both models from the same weights. Omit --resume")
-        if several:
+        if processes.size > 1:
             raise UsageError("--compare needs a single process. Omit it, or torchrun")
         check_comparable(config, device)
     if config.data.batch % processes.size:

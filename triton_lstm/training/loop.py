@@ -191,7 +191,7 @@ class Loop:
 
     def _held_out(self) -> Validation | None:
         config, (corpus, documents, _) = self.config, self.text
-        share = Share(self.processes.rank, self.processes.size)
+        share = Share(*self.processes.place)
         batches = HeldOut(corpus, documents, _whole_batches(config.data), share)
         found = held_out_loss(self.trainer.model, batches, config, self.device, self._stopped)
         if found is None:

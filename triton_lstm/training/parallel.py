@@ -57,5 +57,5 @@ def rows_as_one(tensor: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
 
 
 def whole(tensor: torch.Tensor) -> Any:
-    """A tensor without its shards being somewhere else: gathered if it is a DTensor."""
+    """The whole tensor in every process: gathered if it is a DTensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
