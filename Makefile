@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .NOTPARALLEL:
-.PHONY: demo figures test lint types check codegen agreement test-triton-versions test-triton-smoke test-processors \
+.PHONY: demo docs tables figures test lint types check codegen agreement test-triton-versions test-triton-smoke test-processors \
     test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -18,11 +18,23 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN) -m triton_lstm train --compare
 
-# The figures of README.md
+# The pages of docs/, perf/ and the top level, and the reference from docstrings: build/docs/docs/index.html. Offline; a
+# broken link, a public name without docstring or a table that is not what its program writes is an error
+docs: $(READY)
+	$(RUN) -m cogapp --check --diff $(PAGES_WITH_TABLES)
+	$(RUN) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+
+# The tables in pages, from the code and from stored results
+tables: $(READY)
+	$(RUN) -m cogapp -r $(PAGES_WITH_TABLES)
+
+PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs)
+
+# The pictures of README.md and docs/
 figures: $(READY)
-	$(RUN) -m triton_lstm train
-	mkdir -p docs
-	$(RUN) -m triton_lstm gradients --checkpoint runs --plot docs/gradients.png
+	$(RUN) docs/figures.py
+	$(RUN) -m triton_lstm train --folder runs/figure --resume-or-start
+	$(RUN) -m triton_lstm gradients --checkpoint runs/figure --plot docs/images/real_text.png
 
 test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile
@@ -49,7 +61,7 @@ agreement: $(READY)
 
 # Every mutant of small compiled kernels (an hour): the table of what notices them
 ptx-mutants: $(READY)
-	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/ptx_mutants.md
+	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/explanation/ptx_mutants.md
 
 # Compiled kernels in the emulator: the tests of what runs them, on each GPU that it knows, and all mutants
 PTX_GPUS := A100 RTX_3090 H100 B200 RTX_5090

@@ -52,7 +52,8 @@ def explain(
         TypeError: module is not a triton_lstm.LSTM, or input is neither a tensor nor a PackedSequence.
         ValueError: gpu is unknown, or the input does not fit the module.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

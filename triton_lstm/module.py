@@ -60,7 +60,8 @@ class LSTM(nn.RNNBase):
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, an unknown backend, or a recompute that is no
             bool.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
