@@ -1,15 +1,14 @@
-"""Sphinx: `make docs` builds the pages of docs/, perf/ and the top level, and the reference from docstrings, offline."""
+"""Sphinx: `make docs` builds the pages of docs/, perf/ and the top level, and the reference from docstrings."""
 
 import inspect
 from typing import Any
 
+import torch
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-
-import torch
 
 import triton_lstm
 

@@ -74,14 +74,15 @@ def test_what_is_wrong_in_a_block_is_found(block, tmp_path, printed, own_text_ca
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "page.md"
     page.write_text(block + "\n")
+    (example,) = blocks.document_of(page, printed)
     with pytest.raises((AssertionError, ZeroDivisionError)):
-        for example in blocks.document_of(page, printed):
-            example.evaluate()
+        example.evaluate()
 
 
 def test_a_block_with_a_reason_is_not_run(tmp_path, printed):
     page = tmp_path / "page.md"
     page.write_text('<!-- skip: next "needs two GPUs" -->\n```python\n1 / 0\n```\n')
+    skip, example = blocks.document_of(page, printed)
+    skip.evaluate()
     with pytest.raises(unittest.SkipTest, match="needs two GPUs"):
-        for example in blocks.document_of(page, printed):
-            example.evaluate()
+        example.evaluate()

@@ -21,9 +21,9 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-TRAINING = "--hidden 8 --embed 4 --batch 4 --seq-len 5 --sample 5 --dtype fp32".split()
+TRAINING = ["--hidden=8", "--embed=4", "--batch=4", "--seq-len=5", "--sample=5", "--dtype=fp32"]
 SMALLER = {  # replaces what a command says, so that it takes seconds
-    "train": [*TRAINING, "--steps", "2", "--validate-every", "2", "--save-every", "2"],
+    "train": [*TRAINING, "--steps=2", "--validate-every=2", "--save-every=2"],
     "train --resume": ["--steps", "3"],
     "gradients": ["--seq-len", "5"],
     "bench": ["--only", "case=fp32-T3-B2-I8-H8", "--only", "mode=inference", "--only", "provider=triton_lstm,nn.LSTM"],

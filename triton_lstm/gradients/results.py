@@ -216,7 +216,8 @@ class Gradients(Sequence[LayerGradients]):
 
         A gradient is reported to grow only if more than twice as much flows back through time to a step as entered
         directly, from the loss and the layers above, at all the steps it came from. If gradients enter at several
-        steps, `|dL/dh|` is also compared with these: how far back each of them reaches cannot be inferred from their sum.
+        steps, `|dL/dh|` is also compared with these: how far back each of them reaches cannot be inferred from their
+        sum.
 
         Raises:
             RuntimeError: if nothing was recorded.
