@@ -21,12 +21,12 @@ demo: $(READY)
 # The pages of docs/, perf/ and the top level, and the reference from docstrings: build/docs/docs/index.html. Offline; a
 # broken link, a public name without docstring or a table that is not what its program writes is an error
 docs: $(READY)
-	$(RUN) -m cogapp --check --diff $(PAGES_WITH_TABLES)
+	$(RUN) -m cogapp -I docs --check --diff $(PAGES_WITH_TABLES)
 	$(RUN) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 
 # The tables in pages, from the code and from stored results
 tables: $(READY)
-	$(RUN) -m cogapp -r $(PAGES_WITH_TABLES)
+	$(RUN) -m cogapp -I docs -r $(PAGES_WITH_TABLES)
 
 PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs)
 

@@ -1,0 +1,78 @@
+"""The tables of README.md and docs/ that come from the code and from stored results; `make tables` puts them into pages."""
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+
+from triton_lstm.settings import ENVIRONMENT
+
+RESULTS = Path(__file__).parents[1] / "perf" / "results"
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
+ALGORITHMS = {"PERSIST_STATIC": "persistent", "SMALL_H": "small H", "STANDARD": "standard"}
+MODES = {"inference": "inference", "forward": "forward", "forward_backward": "forward and backward"}
+
+
+def environment() -> str:
+    """The environment variables, of triton_lstm.settings."""
+    rows = [(f"`{name}`", v.values, v.default, v.meaning) for name, v in ENVIRONMENT.items()]
+    return _markdown(pd.DataFrame(rows, columns=["variable", "values", "default", "meaning"]))
+
+
+def speedups(gpu: str) -> str:
+    """Of each measured case, the speed of whole layers relative to nn.LSTM's; bold where it is not faster."""
+    frame = _bench(gpu)
+    ours = frame[frame.provider == "triton_lstm"].pivot(index="case", columns="mode", values="speedup")
+    cases = frame[frame.provider == "nn.LSTM"].drop_duplicates("case").set_index("case")
+    rows = [
+        {
+            "case": f"{PRECISIONS[case.precision]}, T={case['T']:.0f}, B={case.B:.0f}, H={case.H:.0f}",
+            "algorithm of cuDNN": ALGORITHMS[case.algorithm.split(",")[0]],
+            **{title: _speedup(ours.loc[name, mode]) for mode, title in MODES.items()},
+        }
+        for name, case in cases.iterrows()
+    ]
+    return _markdown(pd.DataFrame(rows))
+
+
+def where_measured(gpu: str) -> str:
+    """The GPU, versions and date of `speedups`."""
+    row = _bench(gpu).iloc[0]
+    cudnn = f"{row.cudnn // 10000:.0f}.{row.cudnn % 10000 // 100:.0f}"
+    return f"{row.gpu}, torch {row.torch}, Triton {row.triton}, cuDNN {cudnn}, {row.date[:10]}"
+
+
+def how_fast(gpu: str) -> str:
+    """A sentence with the least and the largest speedup."""
+    frame = _bench(gpu)
+    ours = frame[frame.provider == "triton_lstm"]
+    least, most = ours.groupby("mode").speedup.min(), ours.groupby("mode").speedup.max()
+    text = (
+        f"**How fast:** {least.forward_backward:.2g} to {most.forward_backward:.2g} times the speed of cuDNN's `nn.LSTM` in "
+        f"training, {least.inference:.2g} to {most.inference:.2g} times in inference, over the {frame.case.nunique()} cases "
+        f"measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in the table](#how-fast). No other GPU has been "
+        "measured with these kernels."
+    )
+    return textwrap.fill(text, 120)
+
+
+def time_loops(gpu: str) -> str:
+    """Of each measured shape in bfloat16, the time of a step with the best config, in microseconds."""
+    frame = pd.read_csv(RESULTS / gpu / "time_loops.csv")
+    frame = frame[(frame["dtype"] == "bf16") & (frame.kernels == "now")]
+    best = frame.groupby(["H", "B", "direction"]).us.min().unstack("direction")[["forward", "backward"]]
+    return _markdown(best.map("{:.1f}".format).reset_index())
+
+
+def _bench(gpu: str) -> pd.DataFrame:
+    frame = pd.read_csv(RESULTS / gpu / "bench_quick.csv", low_memory=False)
+    return frame[frame["mode"].isin(list(MODES)) & (frame.status == "ok")]
+
+
+def _speedup(value: float) -> str:
+    text = f"{value:.2f}" if value < 2 else f"{value:.1f}"
+    return text if value > 1 else f"**{text}**"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    return frame.to_markdown(index=False, disable_numparse=True)
