@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/ that come from the code and from stored results; `make tables` puts them into pages."""
+"""The tables in README.md and docs/ that come from the code and from stored results; `make tables` writes them."""
 
 import textwrap
 from pathlib import Path
@@ -47,11 +47,11 @@ def how_fast(gpu: str) -> str:
     frame = _bench(gpu)
     ours = frame[frame.provider == "triton_lstm"]
     least, most = ours.groupby("mode").speedup.min(), ours.groupby("mode").speedup.max()
+    training, inference = (f"{least[mode]:.2g} to {most[mode]:.2g}" for mode in ("forward_backward", "inference"))
     text = (
-        f"**How fast:** {least.forward_backward:.2g} to {most.forward_backward:.2g} times the speed of cuDNN's `nn.LSTM` in "
-        f"training, {least.inference:.2g} to {most.inference:.2g} times in inference, over the {frame.case.nunique()} cases "
-        f"measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in the table](#how-fast). No other GPU has been "
-        "measured with these kernels."
+        f"**How fast:** {training} times the speed of cuDNN's `nn.LSTM` in training, {inference} times in inference, over "
+        f"the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in the "
+        "table](#how-fast). No other GPU has been measured with these kernels."
     )
     return textwrap.fill(text, 120)
 
