@@ -49,9 +49,9 @@ def how_fast(gpu: str) -> str:
     least, most = ours.groupby("mode").speedup.min(), ours.groupby("mode").speedup.max()
     training, inference = (f"{least[mode]:.2g} to {most[mode]:.2g}" for mode in ("forward_backward", "inference"))
     text = (
-        f"**How fast:** {training} times the speed of cuDNN's `nn.LSTM` in training, {inference} times in inference, over "
-        f"the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in the "
-        "table](#how-fast). No other GPU has been measured with these kernels."
+        f"**How fast:** {training} times the speed of cuDNN's `nn.LSTM` in training, {inference} times in inference, "
+        f"over the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in "
+        "the table](#how-fast). No other GPU has been measured with these kernels."
     )
     return textwrap.fill(text, 120)
 

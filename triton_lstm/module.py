@@ -46,7 +46,8 @@ class LSTM(nn.RNNBase):
         c[t] = f * c[t-1] + i * g
         h[t] = o * tanh(c[t]), or W_hr (o * tanh(c[t])) with proj_size
 
-    Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM. Arguments are checked as nn.LSTM checks them.
+    Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM. Arguments are checked as it
+    checks them.
 
     Args:
         input_size: features I of the input.
