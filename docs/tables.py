@@ -64,6 +64,31 @@ def time_loops(gpu: str) -> str:
     return _markdown(best.map("{:.1f}".format).reset_index())
 
 
+def last_runs() -> str:
+    """What each check said when it ran last: docs/last_runs.csv."""
+    frame = pd.read_csv(Path(__file__).with_name("last_runs.csv"), dtype=str)
+    rows = []
+    for (check, *about), group in frame.groupby(["check", "date", "commit", "python", "torch", "triton"]):
+        figures = ", ".join(f"{value} {figure}" for figure, value in zip(group.figure, group.value, strict=True))
+        date, commit, python, torch, triton = about
+        versions = f"Python {python}, torch {torch}, Triton {triton}"
+        rows.append({"command": f"`make {check}`", "result": figures, "on": f"{date}, commit {commit}, {versions}"})
+    return _markdown(pd.DataFrame(rows))
+
+
+def gpu_tests() -> str:
+    """The outcomes of the tests on each GPU, by commit."""
+    rows = []
+    for path in sorted(RESULTS.glob("*/gpu-test.csv")):
+        frame = pd.read_csv(path)
+        commits = frame.get("commit", pd.Series("not recorded", frame.index))
+        for commit, group in frame.groupby(commits, sort=False):
+            counts = group.outcome.value_counts()
+            numbers = {name: str(counts.get(name, 0)) for name in ("passed", "failed", "skipped")}
+            rows.append({"GPU": path.parent.name.replace("_", " "), "commit": commit, **numbers})
+    return _markdown(pd.DataFrame(rows))
+
+
 def _bench(gpu: str) -> pd.DataFrame:
     frame = pd.read_csv(RESULTS / gpu / "bench_quick.csv", low_memory=False)
     return frame[frame["mode"].isin(list(MODES)) & (frame.status == "ok")]
