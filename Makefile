@@ -32,7 +32,7 @@ PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs
 
 # The pictures of README.md and docs/
 figures: $(READY)
-	$(RUN) docs/figures.py
+	$(RUN) docs/figures
 	$(RUN) -m triton_lstm train --folder runs/figure --resume-or-start
 	$(RUN) -m triton_lstm gradients --checkpoint runs/figure --plot docs/images/real_text.png
 
