@@ -74,7 +74,9 @@ def test_tables_are_what_the_code_and_the_results_say():
 
 
 @pytest.mark.parametrize(
-    "block", ["```python\n1 / 0\n```", "```console\npython -m triton_lstm trian\n```", "```console\nmake tests\n```",
+    "block", ["```python\n1 / 0\n```", "```console\npython missing.py\n```",
+              "```console\ntorchrun --nproc-per-node 2 missing.py\n```",
+              "```console\npython -m triton_lstm trian\n```", "```console\nmake tests\n```",
               "```console\nrm -rf x\n```", "```yaml\nhiden: 3\n```", '```console\npip install ".[pref]"\n```',
               "```console\npython -m triton_lstm.perf.scaling --bandwith 3\n```"],
 )  # fmt: skip

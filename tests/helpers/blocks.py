@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-TRAINING = ["--hidden=8", "--embed=4", "--batch=4", "--seq-len=5", "--sample=5", "--dtype=fp32"]
+TRAINING = ["--hidden=8", "--embed=4", "--layers=1", "--batch=4", "--seq-len=5", "--sample=5", "--dtype=fp32"]
 SMALLER = {  # replaces what a command says, so that it takes seconds
     "train": [*TRAINING, "--steps=2", "--validate-every=2", "--save-every=2"],
     "train --resume": ["--steps", "3"],
@@ -38,14 +38,16 @@ def document_of(page: Path, output: Callable[[], str]) -> Document:
     """
 
     def console(example: Example) -> None:
+        scripts = re.findall(r"^```python\n# (\S+\.py)$", example.document.text, re.MULTILINE)
         for line in commands_in(example.parsed):
-            check_command(line, output)
+            check_command(line, output, scripts)
 
     def yaml(example: Example) -> None:
-        """A configuration of train."""
-        Path("config.yaml").write_text(example.parsed)
-        given = ["--text", "a.txt", "--tokenizer", "tokenizer.json", "--layers", "1"]
-        run_command(["train", "--config", "config.yaml", *given, *SMALLER["train"]], 0, "the configuration", output)
+        """A configuration of train, in a file with the name that is in its first line, for commands that follow."""
+        named = re.match(r"# (\S+\.yaml)\n", example.parsed)
+        name = named[1] if named else "config.yaml"
+        Path(name).write_text(example.parsed)
+        run_command(["train", "--config", name, *SMALLER["train"]], 0, name, output)
 
     return Document.parse(
         str(page),
@@ -70,12 +72,12 @@ def commands_in(source: str) -> Iterable[str]:
             yield line
 
 
-def check_command(line: str, output: Callable[[], str]) -> None:
+def check_command(line: str, output: Callable[[], str], scripts: Collection[str] = ()) -> None:
     """Runs a command of this package in this process, with small sizes; of all others checks that they exist.
 
-    Raises AssertionError.
+    scripts: the files that the page says how to write. Raises AssertionError.
     """
-    bare = re.sub(ENVIRONMENT, "", re.sub(r"^torchrun .*?-m ", "python -m ", line.strip()))
+    bare = re.sub(r"^torchrun .*?(?=-m |\S+\.py)", "python ", re.sub(ENVIRONMENT, "", line.strip()))
     words = shlex.split(bare, comments=True)
     name, *rest = words
     if words[:3] == ["python", "-m", "triton_lstm"] or name == "triton-lstm":
@@ -88,7 +90,7 @@ def check_command(line: str, output: Callable[[], str]) -> None:
     elif words[:2] == ["python", "-m"]:
         check_options(rest[1], rest[2:])
     elif name == "python":
-        assert (ROOT / rest[0]).is_file(), line
+        assert rest[0] in scripts or (ROOT / rest[0]).is_file(), line
     elif name == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets), line
