@@ -4,17 +4,31 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before a kernel is imported: pictures are the same on every machine
+os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported: pictures are the same on every machine
+os.environ["TRITON_LSTM_TUNED"] = os.devnull  # and do not depend on somebody's own tables
 
+import evidence
 import gradients
+import loops
+import plans
 import style
 
-FIGURES = {"gradient_flow": gradients.gradient_flow, "gradient_norms": gradients.gradient_norms}
+FIGURES = (
+    gradients.gradient_flow,
+    gradients.gradient_norms,
+    loops.time_loop,
+    loops.exchange,
+    loops.split_sums,
+    plans.plan_partition,
+    plans.cost_terms,
+    plans.cost_scatter,
+    evidence.evidence,
+)
 
 
 def main(folder: Path, suffix: str = ".svg") -> None:
-    for name, draw in FIGURES.items():
-        style.save(draw(), folder / f"{name}{suffix}")
+    for draw in FIGURES:
+        style.save(draw(), folder / f"{draw.__name__}{suffix}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 # Okabe and Ito's colours but for the purple, whose text is darker: colour-blind people can tell them apart
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#56B4E9"
-RED, BLACK, GREY, PALE = "#D55E00", "#222222", "#777777", "#f2f2f2"
+RED, BLACK, GREY, PALE, WHITE = "#D55E00", "#222222", "#777777", "#f2f2f2", "white"
 WIDTH = 8.33  # inches: 800 pixels
 
 matplotlib.rcParams.update(
@@ -42,15 +42,16 @@ def canvas(height: float, width: float, tall: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def box(axes: Any, x: float, y: float, width: float, height: float, text: str = "", **style: Any) -> None:
-    """With its lower left corner at (x, y). style: facecolor, edgecolor, lw, linestyle, size, color, weight."""
-    chosen = dict(facecolor="white", edgecolor=BLACK, lw=1.0, linestyle="-") | {
-        k: v for k, v in style.items() if k in ("facecolor", "edgecolor", "lw", "linestyle", "alpha", "zorder")
-    }
-    rounding = min(width, height) * style.get("rounding", 0.08)
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={rounding}", **chosen))
+def box(
+    axes: Any, x: float, y: float, width: float, height: float, text: str = "", *, size: float = 8.5, **style: Any
+) -> None:
+    """With its lower left corner at (x, y). style: of the patch; rounding: of its corners, as a share of its size."""
+    style = dict(facecolor="white", edgecolor=BLACK, lw=1.0) | style
+    rounding = min(width, height) * style.pop("rounding", 0.08)
+    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={rounding}", **style))
     if text:
-        label(axes, x + width / 2, y + height / 2, text, **{k: style[k] for k in ("size", "color") if k in style})
+        color = WHITE if style["facecolor"] in (BLUE, GREEN, PURPLE, RED) else BLACK
+        label(axes, x + width / 2, y + height / 2, text, size=size, color=color)
 
 
 def label(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
