@@ -176,7 +176,7 @@ def saved_bytes(module, x):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_saved_bytes_per_token(dtype, kept, recomputed, packed, bidirectional, device):
-    """The table in docs/reference/differences.md: y, the gates and c, per token, direction and hidden unit."""
+    """The table in docs/explanation/time_loop.md: y, the gates and c, per token, direction and hidden unit."""
     for recompute, each in ((False, kept), (True, recomputed)):
         options = dict(bidirectional=bidirectional, recompute=recompute, bias=False, backend="triton")
         module = triton_lstm.LSTM(FEATURES, 32, **options).to(device, dtype)
