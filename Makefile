@@ -3,16 +3,20 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 RUN := .venv/bin/python
 READY := .venv/.ready
+PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test lint types check codegen agreement test-triton-versions test-triton-smoke test-processors \
+.PHONY: demo docs tables figures test lint types check pins codegen agreement test-triton-versions test-triton-smoke test-processors \
     test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
-$(READY): pyproject.toml constraints.txt
+# torch without a hash: which build fits depends on the machine
+$(READY): pyproject.toml constraints.txt pins.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) --require-hashes --no-deps -r pins.txt
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 demo: $(READY)
@@ -49,6 +53,14 @@ types: $(READY)
 
 check: lint types test
 
+# The versions of all packages that pyproject.toml asks for, on every Python, and their hashes. A version stays as it is
+# while it can, with UPGRADE=1 the newest is taken; torch and triton are chosen in pyproject.toml. CUDA belongs to torch.
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command 'make pins'
+pins: $(READY)
+	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras -o constraints.txt
+	sed -i -e '/^\(cuda\|nvidia\)-/d' -e '1i # What was tested together' constraints.txt
+	$(COMPILE) --upgrade constraints.txt --no-deps --generate-hashes --no-emit-package torch -o pins.txt
+
 # Every kernel that can be planned, compiled for six architectures: the table that test_codegen.py compares with
 codegen: $(READY)
 	mkdir -p perf/results
@@ -81,7 +93,7 @@ SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 
 .triton/%: | $(READY)
 	rm -rf $@.new
-	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --no-deps --target $@.new triton==$*
+	$(PIP) --no-deps --target $@.new triton==$*
 	mv $@.new $@
 
 test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
+from triton_lstm.system.version import __version__
+
 NO_GPU = "no GPU: Triton's interpreter vs. PyTorch's CPU LSTM"
 PACKAGE = Path(__file__).resolve().parent.parent
 PRESENTATION = {  # files that cannot change a measurement
+    "_version.py",
     "perf/summary.py",
     "perf/report.py",
     "perf/plots.py",
@@ -58,11 +61,11 @@ def _nvidia_smi(field: str) -> str | None:
 
 
 def commit() -> str:
-    """`git describe` of the checkout that contains this package; "unknown" without one."""
+    """`git describe` of the checkout that contains this package; without one the version of the package."""
     top = PACKAGE.parent
     if not (top / ".git").exists():
-        return "unknown"
-    return _output(["git", "-C", str(top), "describe", "--always", "--dirty"]) or "unknown"
+        return __version__
+    return _output(["git", "-C", str(top), "describe", "--tags", "--always", "--dirty"]) or __version__
 
 
 def hash_of(package: Path) -> str:
