@@ -15,8 +15,8 @@ from triton_lstm.system.version import __version__
 
 NO_GPU = "no GPU: Triton's interpreter vs. PyTorch's CPU LSTM"
 PACKAGE = Path(__file__).resolve().parent.parent
+GENERATED = "_version.py"  # by the build, with the commit
 PRESENTATION = {  # files that cannot change a measurement
-    "_version.py",
     "perf/summary.py",
     "perf/report.py",
     "perf/plots.py",
@@ -80,7 +80,8 @@ def sources(package: Path) -> dict[str, Path]:
     """The source files that affect measurements, by their path inside the package."""
     linked = [package / "kernels", package / "perf"]  # links in a checkout, which rglob does not follow
     found = {path for folder in (package, *linked) for path in folder.rglob("*.py")}
-    return {name: path for path in found if (name := path.relative_to(package).as_posix()) not in PRESENTATION}
+    others = {GENERATED, *PRESENTATION}
+    return {name: path for path in found if (name := path.relative_to(package).as_posix()) not in others}
 
 
 def _output(command: list[str]) -> str | None:
