@@ -6,7 +6,7 @@ READY := .venv/.ready
 PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test lint types check pins codegen agreement test-triton-versions test-triton-smoke test-processors \
+.PHONY: demo docs tables figures test lint types check pins release codegen agreement test-triton-versions test-triton-smoke test-processors \
     test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -60,6 +60,10 @@ pins: $(READY)
 	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras -o constraints.txt
 	sed -i -e '/^\(cuda\|nvidia\)-/d' -e '1i # What was tested together' constraints.txt
 	$(COMPILE) --upgrade constraints.txt --no-deps --generate-hashes --no-emit-package torch -o pins.txt
+
+# What a release of this commit would be, checked and tried, in dist/. It uploads nothing
+release: $(READY)
+	PIP_OPTIONS='$(PIP_OPTIONS)' .ci/release
 
 # Every kernel that can be planned, compiled for six architectures: the table that test_codegen.py compares with
 codegen: $(READY)
@@ -196,4 +200,4 @@ gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv .triton build *.egg-info runs
+	rm -rf .venv .triton build dist *.egg-info runs
