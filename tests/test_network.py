@@ -52,7 +52,7 @@ from triton_lstm.cli.main import main
 pathlib.Path("text.txt").write_text("the quick brown fox\\n" * 400)
 tiny = "--text text.txt --steps 2 --hidden 8 --batch 2 --seq-len 8 --cache cache --device cpu".split()
 for command in (["doctor"], ["train", *tiny], ["runs"], ["gradients", "--checkpoint", "runs"],
-                ["bench", "--suite", "smoke", "--only", "mode=forward", "--out", "smoke"]):
+                ["bench", "--suite", "smoke", "--only", "mode=forward", "--only", "H=8", "--out", "smoke"]):
     assert main(command) == 0, command
 """
 
@@ -87,7 +87,7 @@ def test_the_network_is_not_used(code, network, interpreter):
     [
         "import socket; socket.socket()",
         "import socket; socket.getaddrinfo('localhost', 80)",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.create_connection((\"\", 9))'])",
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.socket()'])",
     ],
     ids=["socket", "name", "child"],
 )
