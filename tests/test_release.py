@@ -33,9 +33,8 @@ def problems(changelog: Path, citation: dict, tag: str | None) -> list[str]:
     """What changelog, citation and the tag of the commit, if it has one, disagree about."""
     sections = pytest.importorskip("keepachangelog").to_dict(str(changelog), show_unreleased=True)
     found = [f"group {group}" for section in sections.values() for group in section.keys() - {*GROUPS, "metadata"}]
-    released = [
-        (name, section["metadata"]["release_date"]) for name, section in sections.items() if name != "unreleased"
-    ]
+    dates = {name: section["metadata"]["release_date"] for name, section in sections.items()}
+    released = [(name, date) for name, date in dates.items() if name != "unreleased"]
     for name, date in released:
         try:
             datetime.date.fromisoformat(date)
@@ -81,6 +80,12 @@ CITED = {"version": "0.1.0", "date-released": datetime.date(2026, 11, 27)}
 def test_disagreements_are_found(text, citation, tag, expected, tmp_path):
     (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{text}")
     assert problems(tmp_path / "CHANGELOG.md", citation, tag) == expected
+
+
+@pytest.mark.parametrize("form", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.stem)
+def test_issue_forms_ask_for_what_doctor_says(form):
+    fields = pytest.importorskip("yaml").safe_load(form.read_text())["body"]
+    assert any("`triton-lstm doctor`" in field["attributes"]["label"] for field in fields)
 
 
 def pinned(name: str) -> list[str]:

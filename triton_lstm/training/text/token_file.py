@@ -48,9 +48,7 @@ class TokenFile:
         if not isinstance(self.about, dict) or self.about["format"] != FORMAT:
             raise ValueError(f"{folder / ABOUT} is not of format {FORMAT}")
         self.end, self.digest = int(self.about["end"]), str(self.about["digest"])
-        if self.about["dtype"] not in [
-            dtype.str for dtype in DTYPES
-        ]:  # of objects, NumPy would take bytes for addresses
+        if self.about["dtype"] not in [dtype.str for dtype in DTYPES]:  # of objects, bytes would count as addresses
             raise ValueError(f"{folder / ABOUT} has another dtype")
         self.tokens = np.memmap(folder / TOKENS, self.about["dtype"], mode="r")
         self.offsets, self.sizes = (np.load(folder / name, mmap_mode="r") for name in (OFFSETS, SIZES))
