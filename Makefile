@@ -6,7 +6,8 @@ READY := .venv/.ready
 PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test lint types check pins release codegen agreement test-triton-versions test-triton-smoke test-processors \
+.PHONY: demo docs tables figures test lint types check pins release codegen agreement test-matrix test-triton-smoke \
+    test-processors \
     test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
     gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -88,11 +89,8 @@ ptx: $(READY) $(PTX_GPUS:%=ptx-%) ptx-mutants
 $(PTX_GPUS:%=ptx-%): ptx-%: $(READY)
 	PTX_GPU="$(subst _, ,$*)" PTX_WEAK=1 PTX_SEEDS=5 $(RUN) -m pytest -q -n auto --dist worksteal $(PTX_TESTS)
 
-# Other versions of Triton than the one in .venv, with its torch: the oldest that a CUDA build of torch has, and the newest
-TRITON_VERSIONS ?= 3.6.0 3.9.0
+# Kernels with the oldest Triton, and the torch of .venv
 files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
-KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed parts autograd codegen tune launch \
-    launcher emulated interpreter)
 SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 
 .triton/%: | $(READY)
@@ -100,13 +98,17 @@ SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 	$(PIP) --no-deps --target $@.new triton==$*
 	mv $@.new $@
 
-test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)
-	for version in $(TRITON_VERSIONS); do \
-	    echo "Triton $$version"; \
-	    PYTHONPATH=.triton/$$version $(RUN) -m pytest -n auto --dist loadfile $(KERNEL_TESTS) || exit 1; done
+test-triton-smoke: .triton/3.5.0
+	PYTHONPATH=.triton/3.5.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
 
-test-triton-smoke: .triton/3.6.0
-	PYTHONPATH=.triton/3.6.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
+# Chosen tests with other versions of Python and of the packages: docs/versions.md. One environment at a time, gigabytes
+# each and deleted after: all of them, or those of ENVIRONMENTS="oldest newest".
+ENVIRONMENTS :=
+MATRIX_TESTS := $(call files,launcher launch interpreter tune packed_calls contract compile compile_fallback onnx operators \
+    policy text_cache runs doctor perf_report) \
+    $(addprefix tests/training/,test_train.py::test_learns_and_reports $(addprefix test_metrics.py::test_,tensorboard wandb_offline))
+test-matrix: $(READY)
+	$(RUN) tests/helpers/matrix.py $(ENVIRONMENTS:%=--environment %) $(MATRIX_TESTS)
 
 # The libraries below PyTorch and NumPy use other code paths on other processors, which changes the last bits of every sum.
 # These select such paths: the numeric tests must pass with each of them, on any machine.
@@ -200,4 +202,4 @@ gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv .triton build dist *.egg-info runs
+	rm -rf .venv .triton .matrix build dist *.egg-info runs
