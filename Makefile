@@ -7,9 +7,8 @@ PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
 .PHONY: demo docs tables figures test lint types check pins release codegen agreement test-matrix test-triton-smoke \
-    test-processors \
-    test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
-    gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
+    test-processors test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu- \
+    stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 # torch without a hash: which build fits depends on the machine
 $(READY): pyproject.toml constraints.txt pins.txt
