@@ -6,9 +6,9 @@ READY := .venv/.ready
 PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test lint types check pins release codegen agreement test-matrix test-triton-smoke \
-    test-processors test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu- \
-    stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
+.PHONY: demo docs tables figures test fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
+    test-processors test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test \
+    gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 # torch without a hash: which build fits depends on the machine
 $(READY): pyproject.toml constraints.txt pins.txt
@@ -42,6 +42,11 @@ figures: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile
+
+# Other random calls than those of `make test`, and a thousand of them
+FUZZ_CASES ?= 1000
+fuzz: $(READY)
+	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest -n auto tests/module/test_fuzz.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .
