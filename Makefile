@@ -25,12 +25,12 @@ demo: $(READY)
 # The pages of docs/, perf/ and the top level, and the reference from docstrings: build/docs/docs/index.html. Offline; a
 # broken link, a public name without docstring or a table that is not what its program writes is an error
 docs: $(READY)
-	$(RUN) -m cogapp -I docs --check --diff $(PAGES_WITH_TABLES)
+	$(RUN) -m cogapp -I docs -I tests/helpers --check --diff $(PAGES_WITH_TABLES)
 	$(RUN) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 
 # The tables in pages, from the code and from stored results
 tables: $(READY)
-	$(RUN) -m cogapp -I docs -r $(PAGES_WITH_TABLES)
+	$(RUN) -m cogapp -I docs -I tests/helpers -r $(PAGES_WITH_TABLES)
 
 PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs)
 
@@ -40,13 +40,16 @@ figures: $(READY)
 	$(RUN) -m triton_lstm train --folder runs/figure --resume-or-start
 	$(RUN) -m triton_lstm gradients --checkpoint runs/figure --plot docs/images/real_text.png
 
+# RECORD=1 writes what came of it to docs/last_runs.csv, for RELIABILITY.md
 test: $(READY)
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED)
+
+RECORDED = $(if $(RECORD),--record $@)
 
 # Other random calls than those of `make test`, and a thousand of them
 FUZZ_CASES ?= 1000
 fuzz: $(READY)
-	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest -n auto tests/module/test_fuzz.py
+	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest -n auto tests/module/test_fuzz.py $(RECORDED)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -105,7 +108,7 @@ SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 test-triton-smoke: .triton/3.5.0
 	PYTHONPATH=.triton/3.5.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
 
-# Chosen tests with other versions of Python and of the packages: docs/versions.md. One environment at a time, gigabytes
+# Chosen tests with other versions of Python and of the packages: docs/reference/versions.md. One environment at a time, gigabytes
 # each and deleted after: all of them, or those of ENVIRONMENTS="oldest newest".
 ENVIRONMENTS :=
 MATRIX_TESTS := $(call files,launcher launch interpreter tune packed_calls contract compile compile_fallback onnx operators \

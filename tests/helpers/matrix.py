@@ -1,4 +1,4 @@
-"""Runs tests with other versions of Python and of the packages, and writes what came of it to docs/versions.md.
+"""Runs tests with other versions of Python and of the packages; what came of it is in docs/versions.csv.
 
 `python tests/helpers/matrix.py TESTS...` (make test-matrix) makes one environment after the other: gigabytes, deleted
 after. The row of each goes to docs/versions.csv at once: a run that is stopped keeps what it had.
@@ -8,7 +8,6 @@ import argparse
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -28,10 +27,9 @@ else:
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ROOT / ".matrix"
-RESULTS, PAGE = ROOT / "docs" / "versions.csv", ROOT / "docs" / "versions.md"
+RESULTS = ROOT / "docs" / "versions.csv"
 EXTRAS = ("perf", "train", "wandb", "onnx")  # what users install; the others are for development
 OUTCOMES = ("result", "passed", "skipped", "failed", "date")
-TABLE = re.compile(r"^\|.*\n(\|.*\n)*", re.MULTILINE)
 
 
 class Environment(NamedTuple):
@@ -154,11 +152,10 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def add(name: str, row: dict[str, str]) -> None:
-    """The row of an environment, and with it the page's table."""
+    """Adds the row of an environment, or replaces it."""
     frame = results()
     frame.loc[name] = pd.Series(row).reindex(frame.columns).fillna("")
     frame.to_csv(RESULTS, index_label="environment", lineterminator="\n")
-    PAGE.write_text(TABLE.sub(lambda _: table(frame), PAGE.read_text(), count=1))
 
 
 def main() -> int:
