@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported: pictures are the same on every machine
 os.environ["TRITON_LSTM_TUNED"] = os.devnull  # and do not depend on somebody's own tables
 
+import badges
 import evidence
 import gradients
 import loops
@@ -29,6 +30,8 @@ FIGURES = (
 def main(folder: Path, suffix: str = ".svg") -> None:
     for draw in FIGURES:
         style.save(draw(), folder / f"{draw.__name__}{suffix}")
+    for name, badge in badges.badges().items():
+        (folder / f"{name}.svg").write_text(badge.badge_svg_text)
 
 
 if __name__ == "__main__":
