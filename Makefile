@@ -3,29 +3,53 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 RUN := .venv/bin/python
 READY := .venv/.ready
+PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo figures test lint types check codegen agreement test-triton-versions test-triton-smoke test-processors \
-    test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test gpu-stress gpu-sanitize \
-    gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
+.PHONY: demo docs tables figures test fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
+    test-processors test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test \
+    gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
-$(READY): pyproject.toml constraints.txt
+# torch without a hash: which build fits depends on the machine
+$(READY): pyproject.toml constraints.txt pins.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is required, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) --require-hashes --no-deps -r pins.txt
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 demo: $(READY)
 	$(RUN) -m triton_lstm train --compare
 
-# The figures of README.md
-figures: $(READY)
-	$(RUN) -m triton_lstm train
-	mkdir -p docs
-	$(RUN) -m triton_lstm gradients --checkpoint runs --plot docs/gradients.png
+# The pages of docs/, perf/ and the top level, and the reference from docstrings: build/docs/docs/index.html. Offline; a
+# broken link, a public name without docstring or a table that is not what its program writes is an error
+docs: $(READY)
+	$(RUN) -m cogapp -I docs -I tests/helpers --check --diff $(PAGES_WITH_TABLES)
+	$(RUN) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 
+# The tables in pages, from the code and from stored results
+tables: $(READY)
+	$(RUN) -m cogapp -I docs -I tests/helpers -r $(PAGES_WITH_TABLES)
+
+PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs)
+
+# The pictures of README.md and docs/
+figures: $(READY)
+	$(RUN) docs/figures
+	$(RUN) -m triton_lstm train --folder runs/figure --resume-or-start
+	$(RUN) -m triton_lstm gradients --checkpoint runs/figure --plot docs/images/real_text.png
+
+# RECORD=1 writes what came of it to docs/last_runs.csv, for RELIABILITY.md
 test: $(READY)
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED)
+
+RECORDED = $(if $(RECORD),--record $@)
+
+# Other random calls than those of `make test`, and a thousand of them
+FUZZ_CASES ?= 1000
+fuzz: $(READY)
+	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest -n auto tests/module/test_fuzz.py $(RECORDED)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -36,6 +60,18 @@ types: $(READY)
 	$(RUN) -m mypy
 
 check: lint types test
+
+# The versions of all packages that pyproject.toml asks for, on every Python, and their hashes. A version stays as it is
+# while it can, with UPGRADE=1 the newest is taken; torch and triton are chosen in pyproject.toml. CUDA belongs to torch.
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command 'make pins'
+pins: $(READY)
+	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras -o constraints.txt
+	sed -i -e '/^\(cuda\|nvidia\)-/d' -e '1i # What was tested together' constraints.txt
+	$(COMPILE) --upgrade constraints.txt --no-deps --generate-hashes --no-emit-package torch -o pins.txt
+
+# What a release of this commit would be, checked and tried, in dist/. It uploads nothing
+release: $(READY)
+	PIP_OPTIONS='$(PIP_OPTIONS)' .ci/release
 
 # Every kernel that can be planned, compiled for six architectures: the table that test_codegen.py compares with
 codegen: $(READY)
@@ -49,7 +85,7 @@ agreement: $(READY)
 
 # Every mutant of small compiled kernels (an hour): the table of what notices them
 ptx-mutants: $(READY)
-	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/ptx_mutants.md
+	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/explanation/ptx_mutants.md
 
 # Compiled kernels in the emulator: the tests of what runs them, on each GPU that it knows, and all mutants
 PTX_GPUS := A100 RTX_3090 H100 B200 RTX_5090
@@ -60,25 +96,26 @@ ptx: $(READY) $(PTX_GPUS:%=ptx-%) ptx-mutants
 $(PTX_GPUS:%=ptx-%): ptx-%: $(READY)
 	PTX_GPU="$(subst _, ,$*)" PTX_WEAK=1 PTX_SEEDS=5 $(RUN) -m pytest -q -n auto --dist worksteal $(PTX_TESTS)
 
-# Other versions of Triton than the one in .venv, with its torch: the oldest that a CUDA build of torch has, and the newest
-TRITON_VERSIONS ?= 3.6.0 3.9.0
+# Kernels with the oldest Triton, and the torch of .venv
 files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
-KERNEL_TESTS := $(call files,layer packed packed_calls states record exchange exchange_packed parts autograd codegen tune launch \
-    launcher emulated interpreter)
 SMOKE_TESTS := $(call files,record launch launcher interpreter tune codegen)
 
 .triton/%: | $(READY)
 	rm -rf $@.new
-	$(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check --no-deps --target $@.new triton==$*
+	$(PIP) --no-deps --target $@.new triton==$*
 	mv $@.new $@
 
-test-triton-versions: $(TRITON_VERSIONS:%=.triton/%)
-	for version in $(TRITON_VERSIONS); do \
-	    echo "Triton $$version"; \
-	    PYTHONPATH=.triton/$$version $(RUN) -m pytest -n auto --dist loadfile $(KERNEL_TESTS) || exit 1; done
+test-triton-smoke: .triton/3.5.0
+	PYTHONPATH=.triton/3.5.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
 
-test-triton-smoke: .triton/3.6.0
-	PYTHONPATH=.triton/3.6.0 $(RUN) -m pytest -q -n auto --dist loadfile $(SMOKE_TESTS)
+# Chosen tests with other versions of Python and of the packages: docs/reference/versions.md. One environment at a time, gigabytes
+# each and deleted after: all of them, or those of ENVIRONMENTS="oldest newest".
+ENVIRONMENTS :=
+MATRIX_TESTS := $(call files,launcher launch interpreter tune packed_calls contract compile compile_fallback onnx operators \
+    policy text_cache runs doctor perf_report) \
+    $(addprefix tests/training/,test_train.py::test_learns_and_reports $(addprefix test_metrics.py::test_,tensorboard wandb_offline))
+test-matrix: $(READY)
+	$(RUN) tests/helpers/matrix.py $(ENVIRONMENTS:%=--environment %) $(MATRIX_TESTS)
 
 # The libraries below PyTorch and NumPy use other code paths on other processors, which changes the last bits of every sum.
 # These select such paths: the numeric tests must pass with each of them, on any machine.
@@ -172,4 +209,4 @@ gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv .triton build *.egg-info runs
+	rm -rf .venv .triton .matrix build dist *.egg-info runs

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime import JITFunction
-from triton.runtime.errors import AutotunerError
 
 from triton_lstm.kernels.autotuner import TileAutotuner
 from triton_lstm.kernels.exchange import make_ready
@@ -50,6 +49,10 @@ class _MeasuredError(Exception):
 
 class _RefusedError(Exception):
     """A config that is not to be run."""
+
+
+class _NoneLeftError(Exception):
+    """No config can run; Triton 3.5 would fail, later ones raise an error that 3.5 does not have."""
 
 
 class Trials:
@@ -138,8 +141,7 @@ class _Group:
         if not self.plans:
             return []
         tuner = self._tuner(best)
-        quiet = contextlib.suppress(_MeasuredError, AutotunerError)  # the latter where no config is left
-        with launching(self.exchanged.device), quiet:
+        with launching(self.exchanged.device), contextlib.suppress(_MeasuredError, _NoneLeftError):
             tuner[self._grid](**self._launched_with)
         if not self.begun:  # they come from the cache on disk
             for config, (ms, *_) in getattr(tuner, "configs_timings", {}).items():
@@ -149,7 +151,7 @@ class _Group:
     def compile(self, best: int) -> None:
         if not self.plans:
             return
-        with contextlib.suppress(AutotunerError):  # no config is left
+        with contextlib.suppress(_NoneLeftError):
             self._tuner(best).warmup(grid=(1,), **self._launched_with)
 
     def _tuner(self, best: int) -> TileAutotuner:
@@ -247,6 +249,8 @@ class _Group:
                 self.reasons[plan] = reason
             else:
                 kept.append(config)
+        if not kept:
+            raise _NoneLeftError
         return kept
 
     def _predict(self, **kwargs: Any) -> float:

@@ -1,9 +1,8 @@
 """Inline PTX: what the compiler must not move, and waits of single threads, for which Triton has no words.
 
-LAYER is a Layer of launch.py, TILE a plan's Tile.
+LAYER is a Layer of launch.py, TILE a plan's Tile. No type of it is given below: Triton refuses functions that refer to
+typing.Any where it is no class, as in Python 3.10.
 """
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -15,13 +14,13 @@ COMPILED = tl.constexpr(isinstance(tl.cdiv, JITFunction))  # or interpreted, whe
 
 
 @triton.constexpr_function
-def waits_by_thread(layer: Any) -> bool:
+def waits_by_thread(layer) -> bool:
     """Whether each thread waits for itself, which takes no barrier of all warps; a wait with a limit has to say so."""
     return COMPILED.value and layer.BACKEND == "cuda" and not layer.SPIN_LIMIT
 
 
 @triton.constexpr_function
-def looks_by_thread(layer: Any) -> bool:
+def looks_by_thread(layer) -> bool:
     """Whether each thread looks whether what it has loaded is there."""
     return COMPILED.value and layer.BACKEND == "cuda" and not layer.SPIN_LIMIT and layer.EXCHANGE == "flag"
 

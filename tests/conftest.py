@@ -16,7 +16,7 @@ from compiled import COMPILED, EMULATED
 
 from triton_lstm.dispatch import no_kernel_for
 
-pytest_plugins = ["training", "ranks", "benches", "tuned", "recorded"]  # their fixtures
+pytest_plugins = ["training", "ranks", "benches", "tuned", "recorded", "last_runs"]  # their fixtures
 
 # One thread unless the environment sets more: the workers of pytest-xdist share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))

@@ -10,8 +10,8 @@ import triton_lstm
 
 
 def example_of(name):
-    """The indented block after "Example:", without prompts; None if there is none."""
-    found = re.search(r"^Example::?\n((?: +.*\n|\n)+)", inspect.getdoc(getattr(triton_lstm, name)) + "\n", re.MULTILINE)
+    """The indented block after "Example::", without prompts; None if there is none."""
+    found = re.search(r"^Example::\n((?: +.*\n|\n)+)", inspect.getdoc(getattr(triton_lstm, name)) + "\n", re.MULTILINE)
     return found and re.sub(r"^(>>>|\.\.\.) ?", "", textwrap.dedent(found[1]), flags=re.MULTILINE)
 
 

@@ -23,7 +23,8 @@ class Report:
         skipped: names of all other LSTMs of the model, with the reason why they were skipped.
         kind: the class of the converted modules, "triton_lstm.LSTM" or "torch.nn.LSTM".
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
@@ -67,7 +68,8 @@ def convert(model: nn.Module, *, back: bool = False, **options: Any) -> Report:
         TypeError: if `model` is not an nn.Module, or an option is unknown, or any is given with back=True.
         ValueError: if the value of an option is invalid. The model is unchanged after any error.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

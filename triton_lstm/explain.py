@@ -52,7 +52,8 @@ def explain(
         TypeError: module is not a triton_lstm.LSTM, or input is neither a tensor nor a PackedSequence.
         ValueError: gpu is unknown, or the input does not fit the module.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
@@ -114,14 +115,15 @@ def _lines(
         lines.append(
             "The layers compute in float32: with a projection W_hh @ W_hr may be larger than float16 can hold."
         )
-    layers = module.num_layers * (2 if module.bidirectional else 1)
     if resets is not None or documents == 0:
         lines.append("segments begin where resets say: a step zeroes these rows")
     if documents > 1:
         lines.append(f"{documents} documents, side by side as a packed batch")
-    lines.append(f"Triton kernels, {layers} time loop{'s' if layers > 1 else ''} in each direction of time:")
-    for backward in (False, True) if wants_gradient(data, *module.parameters()) else (False,):
-        directions = 2 if module.bidirectional else 1
+    directions = 2 if module.bidirectional else 1
+    layers, trains = module.num_layers * directions, wants_gradient(data, *module.parameters())
+    loops = f"{layers} time loop{'s' if layers > 1 else ''} forward{f' and {layers} backward' if trains else ''}"
+    lines.append(f"Triton kernels, {loops}:")
+    for backward in (False, True) if trains else (False,):
         lines += _plan(_problem(computed, data.device, batch, module.hidden_size, backward, directions, there), model)
     return lines
 

@@ -126,7 +126,8 @@ def lstm(
             resets or cu_seqlens that do not fit the input.
         RuntimeError: input, hx or batch_sizes of a wrong shape, T = 0, or backend="triton" where no kernel can run.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

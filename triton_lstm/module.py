@@ -46,11 +46,20 @@ class LSTM(nn.RNNBase):
         c[t] = f * c[t-1] + i * g
         h[t] = o * tanh(c[t]), or W_hr (o * tanh(c[t])) with proj_size
 
-    Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM.
+    Subclasses nn.RNNBase, not nn.LSTM: torch.compile refuses every nn.LSTM. Arguments are checked as it
+    checks them.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
-            torch.nn.LSTM's, checked as it checks them. The kernels run in float32, bfloat16 and float16.
+        input_size: features I of the input.
+        hidden_size: hidden units H.
+        num_layers: layers; each takes the output of the one below. Default: 1.
+        bias: False for layers without b_ih and b_hh. Default: True.
+        batch_first: input and output are (B, T, features) instead of (T, B, features); h and c are not affected.
+            Default: False.
+        dropout: probability of zeroing an element of every layer's output but the last one's, in training. Default: 0.
+        bidirectional: also a direction that runs from the last step to the first. Default: False.
+        proj_size: projects h to P features by a learned matrix W_hr, if > 0. Default: 0.
+        device, dtype: of the weights. The kernels run in float32, bfloat16 and float16.
         backend: "auto" (kernels where they can run, else PyTorch's own LSTM), "triton" (kernels, or RuntimeError) or
             "torch"; None reads the environment variable TRITON_LSTM_BACKEND at every call ("auto" if unset), and under
             torch.compile when a graph is made: another backend makes another graph, another value does not.
@@ -60,7 +69,8 @@ class LSTM(nn.RNNBase):
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, an unknown backend, or a recompute that is no
             bool.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

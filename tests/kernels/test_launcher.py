@@ -100,6 +100,7 @@ def reports(tmp_path_factory):
     source, library = HELPERS / "stand_in_cuda.c", folder / "libcuda.so.1"
     options = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
     subprocess.run([program, headers, *options, "-o", library, source], check=True)
+    (folder / "libcuda.so").symlink_to(library)  # to which Triton 3.5 links
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_LIBCUDA_PATH"] = str(folder)
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))

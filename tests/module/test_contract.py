@@ -71,8 +71,9 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_raise_the_same(case):
     args, kwargs = BAD_ARGUMENTS[case]
     expected = said(lambda: nn.LSTM(*args, **kwargs))
-    assert expected[0] is not None
     assert said(lambda: triton_lstm.LSTM(*args, **kwargs)) == expected
+    if expected[0] is None:
+        pytest.skip("this PyTorch accepts it")
 
 
 GOOD_ARGUMENTS = {

@@ -198,7 +198,7 @@ def test_compiled_code_is_not_stale(allow_rnn, in_place, device, monkeypatch):
 
 
 def test_code_that_looks_for_the_class():
-    """As in the README: print shows no difference, and isinstance needs both classes, or the mode."""
+    """As docs/tutorials/replace.md says: print shows no difference, and isinstance needs both classes, or the mode."""
     model = Tagger()
     shown = str(model)
     assert "torch.nn.LSTM" not in str(convert(model)) and str(model) == shown

@@ -3,41 +3,17 @@
 import pytest
 import torch
 from oracle import assert_like_nn_lstm, data_of, state_shapes
+from step_by_step import by_hand
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_lstm
-from triton_lstm.core.reference import lstm_steps
 from triton_lstm.core.tolerance import enlarge
 from triton_lstm.dispatch import Reason
 from triton_lstm.functional import lstm
 
 FEATURES, H, T, B = 3, 5, 4, 3
 KINDS = [dict(), dict(bidirectional=True, num_layers=2), dict(proj_size=2, bidirectional=True), dict(bias=False)]
-
-
-def by_hand(module, x, hx):
-    """Every layer's c, i, f, g, o by PyTorch's equations, sequences of x (T, B, FEATURES) all of full length."""
-    weights = dict(module.named_parameters())
-    states = []
-    for layer in range(module.num_layers):
-        rows, outputs = [], []
-        for d, suffix in enumerate(["", "_reverse"][: 2 if module.bidirectional else 1]):
-            names = [f"{name}_l{layer}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            w_ih, w_hh, b_ih, b_hh = (weights.get(name) for name in names)
-            w_hr = weights.get(f"weight_hr_l{layer}{suffix}")
-            h, c = (state[layer * (2 if module.bidirectional else 1) + d] for state in hx)
-            steps = []
-            for x_t in x.flip(0) if d else x:
-                [(gates, c, h)] = lstm_steps([x_t], h, c, w_ih, w_hh, b_ih, b_hh)
-                h = h if w_hr is None else h @ w_hr.t()
-                steps.append((c, *gates.chunk(4, -1), h))
-            columns = [torch.stack(column[::-1] if d else column) for column in zip(*steps, strict=True)]
-            rows.append(columns[:5])
-            outputs.append(columns[5])
-        states.append(tuple(torch.cat(parts, -1) for parts in zip(*rows, strict=True)))
-        x = torch.cat(outputs, -1)
-    return states
 
 
 def flat(states):
@@ -176,7 +152,7 @@ def saved_bytes(module, x):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_saved_bytes_per_token(dtype, kept, recomputed, packed, bidirectional, device):
-    """README's table: y, the gates and c, per token, direction and hidden unit."""
+    """The table in docs/explanation/time_loop.md: y, the gates and c, per token, direction and hidden unit."""
     for recompute, each in ((False, kept), (True, recomputed)):
         options = dict(bidirectional=bidirectional, recompute=recompute, bias=False, backend="triton")
         module = triton_lstm.LSTM(FEATURES, 32, **options).to(device, dtype)

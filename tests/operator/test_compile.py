@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_lstm
+from triton_lstm.system.installed import release
 
 FEATURES, H = 7, 6
 no_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -105,6 +106,8 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "backend", "with_hx"), VARIANTS)
 def test_compiled_equals_eager(name, backend, with_hx, device):
+    if (name, backend) == ("autocast", "inductor") and release(torch.__version__) < (2, 10):
+        pytest.skip("PyTorch 2.9's inductor cannot emulate casts of vectors")
     call, kwargs, dtype = CASES[name]
     module, inputs = drawn(device, kwargs, dtype, with_hx=with_hx)
     with warnings.catch_warnings():
@@ -157,7 +160,10 @@ def test_torch_func_is_right_in_a_compiled_function_and_refused_in_a_whole_graph
         compiled = torch.compile(lambda *inputs, function=function: function(*inputs), backend="aot_eager")
         torch.testing.assert_close(compiled(*inputs), function(*inputs))
     whole = torch.compile(lambda params, x: sample(params, x), backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"what torch\.func transforms, outside of a graph"):
+    reason = r"what torch\.func transforms, outside of a graph"
+    if release(torch.__version__) < (2, 10):
+        reason = "in an active context manager"  # the last reason of several is all that it tells
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=reason):
         whole(params, x)
 
 

@@ -2,9 +2,13 @@
 
 import io
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from child import python_path
 
 import triton_lstm
 import triton_lstm.operator.library
@@ -36,6 +40,25 @@ def test_exported_with_any_number_of_steps_and_rows(strict, device):
         for sizes in [(3, 2), (5, 4)]:
             x, hx = arguments(*sizes)
             torch.testing.assert_close(loaded(x, hx), module(x, hx))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_one_import_loads_every_exported_program(backend, device, tmp_path):
+    """In a process that has never made a graph."""
+    torch.manual_seed(0)
+    module = triton_lstm.LSTM(FEATURES, H, backend=backend).to(device)
+    x = torch.randn(3, 2, FEATURES, device=device)
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "lstm.pt2")
+    torch.save((x, module(x)[0].detach()), tmp_path / "expected.pt")
+    code = """
+import torch
+import triton_lstm.operator.library
+x, expected = torch.load("expected.pt")
+torch.testing.assert_close(torch.export.load("lstm.pt2").module()(x)[0], expected)
+"""
+    variables = os.environ | {"PYTHONPATH": python_path()}
+    ran = subprocess.run([sys.executable, "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def layer_arguments(directions=1, packed=False, sparse=False, dtype=torch.float32, device="cpu"):

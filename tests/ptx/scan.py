@@ -1,6 +1,6 @@
 """Runs mutants of small kernels, and says what notices them, a line of JSON for each.
 
-`python -m ptx.scan --all --table docs/ptx_mutants.md` takes an hour. The process must not interpret kernels
+`python -m ptx.scan --all --table docs/explanation/ptx_mutants.md` takes an hour. The process must not interpret kernels
 (TRITON_INTERPRET).
 """
 

@@ -1,4 +1,4 @@
-"""Mutants that nothing notices, with the reason of each, and the table of all for docs/ptx_mutants.md."""
+"""Mutants that nothing notices, with the reason of each, and the table of all for docs/explanation/ptx_mutants.md."""
 
 from __future__ import annotations
 

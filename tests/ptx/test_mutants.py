@@ -1,4 +1,5 @@
-"""Kernels with one thing taken out or weakened: the emulator or the results show it. See docs/ptx_mutants.md."""
+"""Kernels with one thing taken out or weakened: the emulator or the results show it. See
+docs/explanation/ptx_mutants.md."""
 
 import json
 import os

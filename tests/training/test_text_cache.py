@@ -59,6 +59,10 @@ def damage(folder: Path, how: str) -> None:
     elif what == "file":
         folder.rename(f"{folder}.moved")
         folder.write_bytes(b"")
+    elif what == "objects":  # 8 bytes each, addresses to NumPy
+        about = json.loads(path.read_text())
+        (folder / token_file.TOKENS).write_bytes(b"A" * 8 * about["tokens"])
+        path.write_text(json.dumps(about | {"dtype": "|O"}))
     elif what.startswith("format"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": token_file.FORMAT + 1}))
     else:
@@ -75,6 +79,7 @@ def damage(folder: Path, how: str) -> None:
         ),
         *(f"about.json {what}" for what in ("half", "missing", "empty", "[]", "{}", "\x00", '{"format": 1}', "format")),
         "tokens.bin more",
+        "about.json objects",
         "tokenizer.json missing",
         ". file",
     ],

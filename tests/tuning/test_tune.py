@@ -44,6 +44,8 @@ def test_the_fastest_config_wins(key):
 
 @pytest.mark.parametrize("key", [FORWARD, BACKWARD], ids=["forward", "backward"])
 def test_what_is_compiled_ahead_is_what_is_measured(key, monkeypatch):
+    if not hasattr(InterpretedFunction, "warmup"):
+        pytest.skip("the interpreter of Triton 3.5 has no warmup")
     seen = {warmup: set() for warmup in (False, True)}
     shipped = InterpretedFunction.run
 

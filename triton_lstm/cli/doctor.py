@@ -23,7 +23,9 @@ from triton_lstm.settings import (
     switches,
 )
 from triton_lstm.system.installed import release, why_no_triton
+from triton_lstm.system.machine import commit, machine
 from triton_lstm.system.terminal import say
+from triton_lstm.system.version import __version__
 from triton_lstm.tuning.table_file import TableError
 from triton_lstm.tuning.tables import FOLDER, tables_of, user_folder
 
@@ -61,7 +63,7 @@ def doctor(args: argparse.Namespace) -> int:
 def findings() -> Iterator[Finding]:
     """All findings, those on which others depend first."""
     device = device_for()  # before triton is imported
-    yield Finding("triton_lstm", "ok", f"{triton_lstm.__version__}, Python {platform.python_version()}")
+    yield Finding("triton_lstm", "ok", _version())
     yield _torch()
     yield _gpu()
     triton = _triton()
@@ -86,6 +88,11 @@ def findings() -> Iterator[Finding]:
 REPORT = 'backend="torch" or TRITON_LSTM_BACKEND=torch avoids the kernels; please report this with the lines above'
 
 
+def _version() -> str:
+    of = commit()
+    return f"{__version__}, {f'commit {of}, ' * (of != __version__)}Python {platform.python_version()}"
+
+
 def _torch() -> Finding:
     if release(torch.__version__) < OLDEST_TORCH:
         return Finding("torch", "BAD", f"{torch.__version__} is too old", "install torch 2.9 or newer")
@@ -93,8 +100,6 @@ def _torch() -> Finding:
 
 
 def _gpu() -> Finding:
-    from triton_lstm.system.machine import machine
-
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = f"{properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} processors"

@@ -119,7 +119,7 @@ def _time(seconds: float) -> str:
 
 def _print_csv(table: pd.DataFrame) -> None:
     whole = table.astype({"of": "Int64", "best_step": "Int64"})
-    texts = [name for name in whole.columns if whole[name].dtype == object]
+    texts = whole.select_dtypes(exclude="number").columns  # whose dtype depends on the version of pandas
     whole[texts] = whole[texts].map(lambda value: escaped(value) if isinstance(value, str) else value)
     print(whole.to_csv(index=False), end="")
 

@@ -236,7 +236,6 @@ def _corpus(options: Options, processes: Processes) -> Corpus:
 
 def _fingerprint(options: Options, digest: str) -> dict[str, Any]:
     """What has to be the same in all processes, by what it is."""
-    from triton_lstm._version import __version__
     from triton_lstm.system.machine import PACKAGE, hash_of
     from triton_lstm.training.config import for_file
 
@@ -244,7 +243,7 @@ def _fingerprint(options: Options, digest: str) -> dict[str, Any]:
     values = {f"--{name.replace('_', '-')}": value for name, value in config.items() if name not in own}
     step = options.state["step"] if options.state else 0
     return {
-        "version of triton_lstm": f"{__version__} ({hash_of(PACKAGE)})",
+        "version of triton_lstm": f"sources {hash_of(PACKAGE)}",
         "version of torch": torch.__version__,
         "text": f"one with SHA-256 {digest[:12]}",
         "checkpoint to continue from": f"step {step}",

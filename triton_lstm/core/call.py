@@ -20,7 +20,8 @@ class LayerStates(NamedTuple):
         c, i, f, g, o: (T, B, D*H), (B, T, D*H) with batch_first, or (T, D*H) unbatched, with the directions
             concatenated as in the output; of the output's dtype. All are differentiable.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
@@ -43,7 +44,8 @@ class PackedLayerStates(NamedTuple):
     Attributes:
         c, i, f, g, o: PackedSequence with data (N, D*H), batch sizes and indices as the input's.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
         from torch.nn.utils.rnn import pack_sequence

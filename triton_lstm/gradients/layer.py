@@ -30,7 +30,8 @@ class Gates(NamedTuple):
         i, f, g, o: gradient of each gate's pre-activation, (T, B, H) in the layout of the call's input.
         all: the four of them concatenated, (T, B, 4H). All have the dtype in which the layer computed.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
@@ -79,7 +80,8 @@ class LayerGradients:
     Raises:
         RuntimeError: on access to a quantity of which only statistics were kept.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

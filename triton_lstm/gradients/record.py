@@ -50,7 +50,8 @@ def record_gradients(
         RuntimeError: if the model was compiled with torch.compile, or is called under torch.compile or a torch.func
             transform.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

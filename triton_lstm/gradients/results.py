@@ -29,7 +29,8 @@ class Gradients(Sequence[LayerGradients]):
         RuntimeError: on access if nothing was recorded, or if `input`, `output` etc. are read while there are several
             records.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 
@@ -215,7 +216,8 @@ class Gradients(Sequence[LayerGradients]):
 
         A gradient is reported to grow only if more than twice as much flows back through time to a step as entered
         directly, from the loss and the layers above, at all the steps it came from. If gradients enter at several
-        steps, |dL/dh| is also compared with these: how far back each of them reaches cannot be inferred from their sum.
+        steps, `|dL/dh|` is also compared with these: how far back each of them reaches cannot be inferred from their
+        sum.
 
         Raises:
             RuntimeError: if nothing was recorded.
@@ -246,7 +248,7 @@ class Gradients(Sequence[LayerGradients]):
         """Writes scalars to TensorBoard.
 
         Per layer: norms over all steps, the fraction of NaN or infinity, the saturation of each gate, and `reach`: the
-        fraction of the steps between the largest |dL/d(h, c)| and the first one below 1% of it, whatever gradients
+        fraction of the steps between the largest `|dL/d(h, c)|` and the first one below 1% of it, whatever gradients
         enter in between. For the figure, use writer.add_figure(.., grads.plot()).
 
         Args:

@@ -25,7 +25,8 @@ class StepStatistics(NamedTuple):
 
     Each is a (T,) float64 tensor.
 
-    Example:
+    Example::
+
         import torch
         import triton_lstm
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+import triton_lstm.operator.torch_library  # noqa: F401  for programs that were exported where no kernel can run
 from triton_lstm.kernels import accumulator
 from triton_lstm.operator.arguments import DIFFERENTIABLE, Cotangents, LayerArguments, LayerResults
 from triton_lstm.operator.layer import layer_backward, layer_forward, layer_gradients

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from triton_lstm.system.version import __version__
+
 NO_GPU = "no GPU: Triton's interpreter vs. PyTorch's CPU LSTM"
 PACKAGE = Path(__file__).resolve().parent.parent
+GENERATED = "_version.py"  # by the build, with the commit
 PRESENTATION = {  # files that cannot change a measurement
     "perf/summary.py",
     "perf/report.py",
@@ -58,11 +61,11 @@ def _nvidia_smi(field: str) -> str | None:
 
 
 def commit() -> str:
-    """`git describe` of the checkout that contains this package; "unknown" without one."""
+    """`git describe` of the checkout that contains this package; without one the version of the package."""
     top = PACKAGE.parent
     if not (top / ".git").exists():
-        return "unknown"
-    return _output(["git", "-C", str(top), "describe", "--always", "--dirty"]) or "unknown"
+        return __version__
+    return _output(["git", "-C", str(top), "describe", "--tags", "--always", "--dirty"]) or __version__
 
 
 def hash_of(package: Path) -> str:
@@ -77,7 +80,8 @@ def sources(package: Path) -> dict[str, Path]:
     """The source files that affect measurements, by their path inside the package."""
     linked = [package / "kernels", package / "perf"]  # links in a checkout, which rglob does not follow
     found = {path for folder in (package, *linked) for path in folder.rglob("*.py")}
-    return {name: path for path in found if (name := path.relative_to(package).as_posix()) not in PRESENTATION}
+    others = {GENERATED, *PRESENTATION}
+    return {name: path for path in found if (name := path.relative_to(package).as_posix()) not in others}
 
 
 def _output(command: list[str]) -> str | None:

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from triton_lstm._version import __version__
 from triton_lstm.settings import UsageError
 from triton_lstm.system.atomic_file import atomic_write, remove_leftovers
 from triton_lstm.system.machine import commit, now
+from triton_lstm.system.version import __version__
 from triton_lstm.training.checkpoint import DELETED, STATE, UNFINISHED
 from triton_lstm.training.config import Config, for_file
 

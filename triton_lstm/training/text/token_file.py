@@ -14,7 +14,7 @@ import numpy as np
 
 from triton_lstm.settings import UsageError
 from triton_lstm.training.text.sources import Piece
-from triton_lstm.training.text.vocabulary import Vocabulary
+from triton_lstm.training.text.vocabulary import DTYPES, Vocabulary
 
 FORMAT = 1  # raise it if a change makes token files different
 TOKENS, OFFSETS, SIZES, TOKENIZER, ABOUT = "tokens.bin", "documents.npy", "bytes.npy", "tokenizer.json", "about.json"
@@ -48,6 +48,8 @@ class TokenFile:
         if not isinstance(self.about, dict) or self.about["format"] != FORMAT:
             raise ValueError(f"{folder / ABOUT} is not of format {FORMAT}")
         self.end, self.digest = int(self.about["end"]), str(self.about["digest"])
+        if self.about["dtype"] not in [dtype.str for dtype in DTYPES]:  # of objects, bytes would count as addresses
+            raise ValueError(f"{folder / ABOUT} has another dtype")
         self.tokens = np.memmap(folder / TOKENS, self.about["dtype"], mode="r")
         self.offsets, self.sizes = (np.load(folder / name, mmap_mode="r") for name in (OFFSETS, SIZES))
         counts = len(self.tokens), len(self.offsets) - 1, len(self.sizes)

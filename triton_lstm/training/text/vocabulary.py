@@ -14,6 +14,7 @@ import numpy as np
 from triton_lstm.settings import UsageError, require
 
 BYTES = 256
+DTYPES = np.dtype("<u2"), np.dtype("<u4")  # of stored ids
 
 
 class Vocabulary:
@@ -44,7 +45,7 @@ class Vocabulary:
         self.size = self.end + 1
         if self.size > 1 << 32:
             raise _MalformedError(f"an id is {self.end - 1}, and more than 32 bits")
-        self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+        self.dtype = DTYPES[self.size > 1 << 16]
 
     def __reduce__(self) -> tuple[type[Vocabulary], tuple[bytes | None]]:
         return Vocabulary, (self.tokenizer,)

@@ -1,0 +1,81 @@
+"""Figures of the last run of each check, for RELIABILITY.md: `pytest --record NAME` and other programs write them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triton_lstm.system.machine import now
+
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "docs" / "last_runs.csv"
+FIELDS = ("check", "figure", "value", "date", "commit", "python", "torch", "triton")
+
+
+def record(check: str, figures: Mapping[str, Any], path: Path = PATH) -> None:
+    """Replaces the rows of a check, and leaves those of all others."""
+    rows = [row for row in read(path) if row["check"] != check]
+    about = dict(date=now()[:10], commit=_commit(), python=platform.python_version())
+    about |= dict(torch=torch.__version__, triton=importlib.metadata.version("triton"))
+    rows += [dict(check=check, figure=name, value=str(value), **about) for name, value in figures.items()]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["check"]))
+
+
+def read(path: Path = PATH) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _commit() -> str:
+    """The commit, and whether anything but what is recorded has changed since."""
+    git = ["git", "-C", str(ROOT)]
+    changed = [
+        *git,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!docs/last_runs.csv",
+        ":!RELIABILITY.md",
+    ]
+    head, dirty = (
+        subprocess.run(c, capture_output=True, text=True).stdout
+        for c in ([*git, "rev-parse", "--short", "HEAD"], changed)
+    )
+    return (head.strip() or "unknown") + ("-dirty" if dirty else "")
+
+
+class Recorder:
+    """What came of all tests of a run; with pytest-xdist in the controller."""
+
+    def __init__(self, check: str) -> None:
+        self.check = check
+        self.began = time.monotonic()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+        record(self.check, {**counts, "minutes": f"{(time.monotonic() - self.began) / 60:.1f}"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", metavar="NAME", help="write the number of tests by outcome to docs/last_runs.csv")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (name := config.getoption("--record")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(name))
