@@ -23,11 +23,11 @@ class Pair(NamedTuple):
 
 
 class Case:
-    """sequences: the steps of each, (T, 3); x, resets, batch_sizes: the same as rows; pieces: each one's segments."""
+    """sequences: the steps of each, (T, 4); x, resets, batch_sizes: the same as rows; pieces: each one's segments."""
 
     def __init__(self, layout: str) -> None:
         torch.manual_seed(0)
-        self.sequences = [torch.randn(n, 3) for n in LENGTHS[layout]]
+        self.sequences = [torch.randn(n, 4) for n in LENGTHS[layout]]
         begins = BEGINS[: len(self.sequences)]
         marks = [torch.tensor([t in own for t in range(len(s))]) for s, own in zip(self.sequences, begins, strict=True)]
         packed = pack_sequence(self.sequences)
@@ -75,7 +75,7 @@ def test_resets_of_first_steps_mean_nothing(case):
 def test_a_run_is_that_of_each_segment_alone(case, directions, with_hx):
     """Of nn.LSTM; a direction of time has hx in the segment that it begins with."""
     torch.manual_seed(1)
-    lstm = torch.nn.LSTM(3, 2, bidirectional=directions == 2)
+    lstm = torch.nn.LSTM(4, 2, bidirectional=directions == 2)
     batch = len(case.sequences)
     hx = torch.randn(2, directions, batch, 2) if with_hx else None
 

@@ -52,6 +52,32 @@ def test_where_sums_cannot_be_split():
     ):
         assert reason in why_impossible(problem, plan)
     assert why_impossible(backward, split.on_one_axis) is None
+    assert why_impossible(backward._replace(H=648), split) is None
+
+
+def test_where_sums_cannot_be_split_in_two():
+    split = Plan("barrier", True, True, 16, 32, 64, 1, 1, 4, splits=2)
+    backward = PROBLEM._replace(backward=True)
+    assert why_impossible(backward, split) is None
+    for problem, plan, reason in (
+        (PROBLEM, split, "only BPTT"),
+        (backward._replace(H=32), dataclasses.replace(split, exchange="none", block_k=32), "only BPTT"),
+        (backward, dataclasses.replace(split, block_h=8), "copies of the words of only 64 sums"),
+        (backward._replace(H=649), split, "no 2 parts of whole 16 bytes"),
+        (backward._replace(precision="fp64", H=64), split, "a part of a sum is a float32"),
+        (backward._replace(device=GPUS["MI300X"]), split, "the exchange of split sums needs volatile loads"),
+    ):
+        assert reason in why_impossible(problem, plan)
+    whole = dataclasses.replace(split, splits=1, block_h=8, warps=8)  # whose sums nobody splits
+    assert why_impossible(backward, whole) is None
+    assert why_impossible(backward._replace(precision="fp64", H=64), whole) is None
+
+
+def test_a_program_that_is_alone_has_one_chunk():
+    alone, small = Plan("none", True, True, 16, 32, 32, 1, 1, 4), PROBLEM._replace(H=32)
+    assert why_impossible(small, alone) is None
+    for change in (dict(resident=False), dict(slices=2), dict(block_k=16)):
+        assert "in one chunk" in why_impossible(small, dataclasses.replace(alone, **change))
 
 
 def test_a_plan_for_a_smaller_layer_is_refused():
@@ -200,6 +226,9 @@ def test_the_flag_keeps_the_addresses_of_rows():
         for exchange in ("flag", "barrier"):
             found = _spills(wide._replace(H=H), dataclasses.replace(plan, exchange=exchange, block_h=block_h))
             assert ("addresses" in (found or "")) == (kept and exchange == "flag"), (H, block_h, exchange)
+    few_weights = Plan("flag", True, True, 16, 16, 128, 4, 1, 4)  # 32 sums and 128 weights
+    assert _spills(PROBLEM, few_weights) is None
+    assert "addresses" in _spills(PROBLEM._replace(H=1024), few_weights)
 
 
 def test_a_program_that_is_alone_holds_all_weights():

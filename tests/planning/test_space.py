@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 from gpus import small_gpu
 
+from triton_lstm.planning.cost import cost
 from triton_lstm.planning.devices import GPUS, INTERPRETER, KIB, MIB, file_name, known_gpu
+from triton_lstm.planning.limits import directions_at_once
 from triton_lstm.planning.plan import Plan, Tile
 from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import candidates, make_plan, space, streamed, with_groups
@@ -74,9 +76,20 @@ def test_plans_of_the_interpreter():
         assert make_plan(Problem(INTERPRETER, "fp32", batch, hidden_size, False)) == expected
 
 
-def test_groups_without_a_launch_for_all_steps():
-    plan = Plan("flag", False, True, 16, 16, 64, 1, 1, 8)
-    assert with_groups(Problem(small_gpu(2, 65536), "bf16", 500, 512, False), plan).groups == 32
+def test_groups():
+    """Without a launch for all steps as many as there are tiles; else as fit, and no more than rounds need."""
+    plan = Plan("flag", False, True, 16, 16, 64, 1, 1, 8)  # 32 programs a group
+    for batch, processors, one_launch, directions, groups in (
+        (500, 2, False, 1, 32),
+        (1, 2, False, 1, 1),
+        (500, 132, True, 1, 4),  # 8 rounds
+        (65, 132, True, 1, 3),  # 2 rounds of 5 tiles
+        (65, 132, True, 2, 2),  # which leave room for the other direction
+        (33, 31, True, 2, 1),
+    ):
+        problem = Problem(small_gpu(processors, 65536), "bf16", batch, 512, False, directions)
+        got = with_groups(problem, dataclasses.replace(plan, one_launch=one_launch)).groups
+        assert got == groups and type(got) is int, (batch, processors, one_launch, directions)
 
 
 def test_where_nothing_fits_at_once_and_where_nothing_runs():
@@ -91,9 +104,11 @@ def test_where_nothing_fits_at_once_and_where_nothing_runs():
 
 def test_two_directions_may_take_the_device_in_turn():
     """Plans for both at a time, and for one after the other."""
-    plans = candidates(Problem(H200, "bf16", 80, 1024, True, directions=2))
-    tile = lambda plan: dataclasses.replace(plan, groups=1)  # noqa: E731
-    assert len({tile(plan) for plan in plans}) < len(plans)
+    problem = Problem(H200, "bf16", 80, 1024, True, directions=2)
+    plans = candidates(problem)
+    assert len({dataclasses.replace(plan, groups=1) for plan in plans}) < len(plans)
+    times = [cost(problem, plan).us * (3 - directions_at_once(problem, plan)) for plan in plans]
+    assert times == sorted(times) and {directions_at_once(problem, plan) for plan in plans} == {1, 2}
 
 
 def test_streamed():
