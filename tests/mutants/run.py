@@ -40,7 +40,14 @@ RUNS = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "explanation" / "mutants.md"
 SESSION = "session.sqlite"
 # A change of these means another outcome; reasons and pages do not
-RELEVANT = ["triton_lstm", "kernels", "tests", "pyproject.toml", ":!tests/mutants/survivors.toml"]
+RELEVANT = [
+    "triton_lstm",
+    "kernels",
+    "tests",
+    "pyproject.toml",
+    ":!tests/mutants/run.py",
+    ":!tests/mutants/survivors.toml",
+]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 INTRODUCTION = """\
