@@ -181,11 +181,11 @@ def page(mutants: list[Mutant], known: dict[tuple[str, str], str]) -> str:
         "| File | by | mutants | noticed | survivors | not run |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for (file, tool), outcomes in by_file.items():
+    for (file, tool), outcomes in sorted(by_file.items()):
         numbers = " | ".join(str(outcomes.count(outcome)) for outcome in ("noticed", "survived", ""))
         lines.append(f"| `{file}` | {tool} | {len(outcomes)} | {numbers} |")
     lines += ["", "## What nothing notices, and why"]
-    for file in dict.fromkeys(file for file, _ in by_reason):
+    for file in sorted({file for file, _ in by_reason}):
         lines += ["", f"### {file}", ""]
         for (of, reason), found in by_reason.items():
             if of != file:
