@@ -174,9 +174,11 @@ def page(mutants: list[Mutant], known: dict[tuple[str, str], str]) -> str:
             by_reason[mutant.file, known.get((mutant.file, mutant.key), "**Not explained**")].append(mutant)
     commit = git("rev-parse", "--short=12", "HEAD", folder=RUNS / "mutmut")
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "cosmic-ray", "torch", "triton"))
+    waiting = sum(not mutant.outcome for mutant in mutants)
+    unfinished = f" Not complete: {waiting} of {len(mutants)} mutants have not run." if waiting else ""
     lines = [
         INTRODUCTION,
-        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}.",
+        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}." + unfinished,
         "",
         "| File | by | mutants | noticed | survivors | not run |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
