@@ -178,7 +178,8 @@ def page(mutants: list[Mutant], known: dict[tuple[str, str], str]) -> str:
     unfinished = f" Not complete: {waiting} of {len(mutants)} mutants have not run." if waiting else ""
     lines = [
         INTRODUCTION,
-        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}." + unfinished,
+        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}."
+        + unfinished,
         "",
         "| File | by | mutants | noticed | survivors | not run |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
