@@ -6,7 +6,7 @@ READY := .venv/.ready
 PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
+.PHONY: demo docs tables figures test coverage fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
     test-processors test-processors-smoke mutants ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test \
     gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
@@ -45,6 +45,10 @@ test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED)
 
 RECORDED = $(if $(RECORD),--record $@)
+
+# The same tests, and which lines and branches they run; --cov comes last, as a path after it would be what is measured
+coverage: $(READY)
+	$(RUN) -m pytest -n auto --dist loadfile --cov
 
 # Other random calls than those of `make test`, and a thousand of them
 FUZZ_CASES ?= 1000
@@ -213,4 +217,4 @@ gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv .triton .matrix build dist *.egg-info runs
+	rm -rf .venv .triton .matrix .coverage build dist *.egg-info runs
