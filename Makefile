@@ -6,8 +6,8 @@ READY := .venv/.ready
 PIP = $(RUN) -m pip install $(PIP_OPTIONS) --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: demo docs tables figures test fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
-    test-processors test-processors-smoke ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test \
+.PHONY: demo docs tables figures test coverage fuzz lint types check pins release codegen agreement test-matrix test-triton-smoke \
+    test-processors test-processors-smoke mutants ptx ptx-mutants clean gpu gpu-there gpu-look gpu-warm gpu-test \
     gpu-stress gpu-sanitize gpu-memcheck gpu-racecheck gpu-tune gpu-bench gpu-bench-quick gpu-bench-full
 
 # torch without a hash: which build fits depends on the machine
@@ -45,6 +45,10 @@ test: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED)
 
 RECORDED = $(if $(RECORD),--record $@)
+
+# The same tests, and which lines and branches they run; --cov comes last, as a path after it would be what is measured
+coverage: $(READY)
+	$(RUN) -m pytest -n auto --dist loadfile --cov
 
 # Other random calls than those of `make test`, and a thousand of them
 FUZZ_CASES ?= 1000
@@ -86,6 +90,10 @@ agreement: $(READY)
 # Every mutant of small compiled kernels (an hour): the table of what notices them
 ptx-mutants: $(READY)
 	env -u TRITON_INTERPRET PYTHONPATH=tests:tests/helpers $(RUN) -W ignore -m ptx.scan --all --table docs/explanation/ptx_mutants.md
+
+# Changes of the Python code that no test notices (hours; a stopped run goes on): docs/explanation/mutants.md
+mutants: $(READY)
+	nice $(RUN) tests/mutants/run.py
 
 # Compiled kernels in the emulator: the tests of what runs them, on each GPU that it knows, and all mutants
 PTX_GPUS := A100 RTX_3090 H100 B200 RTX_5090
@@ -209,4 +217,4 @@ gpu-bench gpu-bench-quick gpu-bench-full: $(THERE)
 	$(GPU) -m triton_lstm bench --suite $(patsubst gpu-bench,standard,$(@:gpu-bench-%=%)) --out $(TO)
 
 clean:
-	rm -rf .venv .triton .matrix build dist *.egg-info runs
+	rm -rf .venv .triton .matrix .coverage build dist *.egg-info runs

@@ -157,36 +157,37 @@ class Case:
 
 @st.composite
 def cases(draw: Any, layout: str) -> Case:
-    """Calls of one layout; about half of their choices are the plain ones."""
+    """Calls of one layout."""
 
-    def maybe(*values: Any, plain: Any = False) -> Any:
-        return draw(st.one_of(st.just(plain), st.sampled_from(values)))
+    def one_of(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
 
-    dtype = maybe(torch.float32, torch.bfloat16, torch.float16, plain=torch.float64)
-    exact = dtype == torch.float64
-    called = maybe(*CALLED, plain="module")
+    dtype = one_of(*[torch.float64] * 3, torch.float32, torch.bfloat16, torch.float16)
+    exact = dtype == torch.float64  # most say more in float64
+    called = one_of(*CALLED)
     if called == "autocast":
         dtype, exact = torch.float32, False
     if called in REFUSED.get(layout, ()):
         called = "module"
-    plan = maybe(*PLANS, plain="own")
+    plan = one_of(*PLANS)
     T = draw(st.integers(1, 3 if plan.endswith("at once") else 7))
-    batch = 1 if layout in ("unbatched", "cu_seqlens") else draw(st.sampled_from((1, 2, 3, 5, 18)))
-    density = 0.3 if layout == "cu_seqlens" else maybe(0.2, 0.7, 1.0, plain=None)
+    batch = 1 if layout in ("unbatched", "cu_seqlens") else one_of(1, 2, 3, 5, 18)
+    density = 0.3 if layout == "cu_seqlens" else one_of(None, None, 0.2, 0.7, 1.0)
     if layout == "dense" and exact and density is None and called != "vmap" and draw(st.integers(0, 15)) == 15:
         batch = 0
-    I, H = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))  # noqa: E741
+    several = "flag" in plan or "barrier" in plan  # programs, of 16 units each
+    I, H = one_of(*SIZES), one_of(*SIZES[-2:] if several else SIZES)  # noqa: E741
     options = dict(
         num_layers=draw(st.integers(1, 3 if H < 9 else 2)),
         bias=draw(st.booleans()),
         batch_first=draw(st.booleans()),
         bidirectional=draw(st.booleans()),
-        proj_size=maybe(*range(1, H), plain=0) if H > 1 else 0,
+        proj_size=one_of(0, draw(st.integers(0, H - 1))),
     )
     training = draw(st.booleans())
     if options["num_layers"] > 1 and exact:
         masked = density is None and layout != "lengths" and called != "vmap"
-        options["dropout"] = maybe(1.0, 0.5 if masked or not training else 1.0, plain=0.0)
+        options["dropout"] = one_of(0.0, 1.0, 0.5 if masked or not training else 0.0)
     lengths = (T,) * batch
     ordered = False
     if layout in ("packed", "lengths"):
@@ -212,15 +213,15 @@ def cases(draw: Any, layout: str) -> Case:
         and not (training and options.get("dropout"))
         and draw(st.booleans()),
         with_hx=with_hx,
-        strides=maybe(*STRIDES, plain="contiguous"),
-        hx_strides=maybe(*STRIDES, plain="contiguous"),
+        strides=one_of(*STRIDES),
+        hx_strides=one_of(*STRIDES),
         dtype=dtype,
         frozen=draw(st.one_of(st.just(frozenset()), st.frozensets(st.sampled_from(names)))),
-        reads=frozenset(maybe(("y",), ("h_n",), ("c_n",), ("y", "c_n"), plain=("y", "h_n", "c_n"))),
+        reads=frozenset(one_of(("y", "h_n", "c_n"), ("y",), ("h_n",), ("c_n",), ("y", "c_n"))),
         every_step=draw(st.booleans()),
         twice=exact and called in ("module", "functional_call") and draw(st.booleans()),
         plan=plan,
-        made=maybe(*MADE, plain="constructed"),
+        made=one_of(*MADE),
         called=called,
         sorted=ordered,
         seed=draw(st.integers(0, 999)),

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import inspect
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,9 +123,12 @@ def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]
     for name, method in (("create_masked_load", load), ("create_masked_store", store), ("create_atomic_rmw", atomic)):
         setattr(InterpreterBuilder, name, method)
     GridExecutor.__call__ = call
+    tracer = sys.gettrace()
+    sys.settrace(None)  # coverage's, which would be lost by switches between greenlets
     try:
         yield scheduler
     finally:
+        sys.settrace(tracer)
         GridExecutor.__call__ = shipped_call
         for name, method in shipped.items():
             setattr(InterpreterBuilder, name, method)

@@ -21,7 +21,7 @@ from test_exchange import mismatch
 
 from triton_lstm.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = [pytest.mark.usefixtures("interpreter"), pytest.mark.unmeasured]
 LENGTHS = [3, 4, 4, 1, 3, 2]  # two batch tiles of four rows, of four steps and of two
 ALONE = Plan("none", True, True, 8, 32, 32, 1, 1, 4)
 KINDS = ["flag", "barrier"]

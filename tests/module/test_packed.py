@@ -53,6 +53,7 @@ def states(module, batch):
     return tuple(torch.randn(shape).to(like) for shape in state_shapes(module, batch))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
 def test_against_nn_lstm(case, device, monkeypatch):
     if case["dtype"] == torch.float64 and COMPILED:
@@ -84,6 +85,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("case", all_pairs(GROUPS), ids=case_id)
 def test_batch_tiles_of_different_lengths(case, device, monkeypatch):
     """Three tiles, of four, two steps and one; taken in turn or side by side."""

@@ -65,6 +65,7 @@ def arguments(case, module, device):
     return x, resets, LENGTHS if case["layout"] == "lengths" else None
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("case", all_pairs(FACTORS), ids=case_id)
 def test_like_every_segment_alone(case, device, monkeypatch):
     if case["dtype"] == torch.float64 and COMPILED:
@@ -104,6 +105,7 @@ def test_resets_matter(device):
         assert not torch.allclose(got[name], plain[name], atol=1e-3)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("plan", ["none", "flag", "barrier"])
 def test_none_set_changes_no_bit(plan, both, device, monkeypatch):
@@ -117,6 +119,7 @@ def test_none_set_changes_no_bit(plan, both, device, monkeypatch):
     assert all(torch.equal(got[name], plain[name]) for name in plain)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("plan", ["none", "flag", "barrier"])

@@ -37,6 +37,7 @@ def sensitive(case):
     return pytest.param(case, id=case_id(case), marks=pytest.mark.sensitive if few else ())
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("case", [sensitive(case) for case in all_pairs(FACTORS)])
 def test_against_nn_lstm(case, device):
     if case["dtype"] == torch.float64 and COMPILED:
@@ -76,6 +77,7 @@ PLANS = {
 }
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("case", all_pairs(PLANS), ids=case_id)
 def test_several_programs(case, device, monkeypatch):
     """Every field of a plan; in the interpreter a launch per step, on a GPU all steps in one."""
@@ -145,6 +147,7 @@ def test_empty_batch(device):
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
+@pytest.mark.unmeasured
 @pytest.mark.usefixtures("interpreter")  # other machines' plans, a launch per step
 @pytest.mark.parametrize(
     "device_facts, B, H",

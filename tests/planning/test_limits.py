@@ -6,7 +6,16 @@ import re
 from gpus import small_gpu
 
 from triton_lstm.planning.devices import GPUS
-from triton_lstm.planning.limits import co_resident, directions_at_once, shared_bytes, why_impossible, why_not
+from triton_lstm.planning.limits import (
+    _spills,
+    chunks_in_flight,
+    co_resident,
+    directions_at_once,
+    held,
+    shared_bytes,
+    why_impossible,
+    why_not,
+)
 from triton_lstm.planning.plan import Plan
 from triton_lstm.planning.problem import Problem
 from triton_lstm.planning.space import make_plan, space, with_groups
@@ -43,6 +52,32 @@ def test_where_sums_cannot_be_split():
     ):
         assert reason in why_impossible(problem, plan)
     assert why_impossible(backward, split.on_one_axis) is None
+    assert why_impossible(backward._replace(H=648), split) is None
+
+
+def test_where_sums_cannot_be_split_in_two():
+    split = Plan("barrier", True, True, 16, 32, 64, 1, 1, 4, splits=2)
+    backward = PROBLEM._replace(backward=True)
+    assert why_impossible(backward, split) is None
+    for problem, plan, reason in (
+        (PROBLEM, split, "only BPTT"),
+        (backward._replace(H=32), dataclasses.replace(split, exchange="none", block_k=32), "only BPTT"),
+        (backward, dataclasses.replace(split, block_h=8), "copies of the words of only 64 sums"),
+        (backward._replace(H=649), split, "no 2 parts of whole 16 bytes"),
+        (backward._replace(precision="fp64", H=64), split, "a part of a sum is a float32"),
+        (backward._replace(device=GPUS["MI300X"]), split, "the exchange of split sums needs volatile loads"),
+    ):
+        assert reason in why_impossible(problem, plan)
+    whole = dataclasses.replace(split, splits=1, block_h=8, warps=8)  # whose sums nobody splits
+    assert why_impossible(backward, whole) is None
+    assert why_impossible(backward._replace(precision="fp64", H=64), whole) is None
+
+
+def test_a_program_that_is_alone_has_one_chunk():
+    alone, small = Plan("none", True, True, 16, 32, 32, 1, 1, 4), PROBLEM._replace(H=32)
+    assert why_impossible(small, alone) is None
+    for change in (dict(resident=False), dict(slices=2), dict(block_k=16)):
+        assert "in one chunk" in why_impossible(small, dataclasses.replace(alone, **change))
 
 
 def test_a_plan_for_a_smaller_layer_is_refused():
@@ -112,3 +147,109 @@ def test_a_thread_has_a_register_of_rows_to_look_at():
     assert why_impossible(PROBLEM, plan) is None
     assert "less than a register of rows" in why_impossible(PROBLEM, dataclasses.replace(plan, warps=8))
     assert why_impossible(PROBLEM, dataclasses.replace(plan, warps=8, exchange="barrier")) is None
+
+
+def test_shared_memory_by_hand():
+    """Weights, chunks of rows, and the larger of sums and gates, in bytes."""
+    plan = Plan("flag", True, True, 16, 16, 128, 1, 1, 4)
+    for problem, changes, expected in (
+        (PROBLEM, {}, (512 * 64 + 16 * 128 * 4) * 2 + 16 * 64 * 4),
+        (PROBLEM, dict(block_k=512), (512 * 64 + 16 * 512) * 2 + 16 * 64 * 4),
+        (PROBLEM, dict(resident=False), (128 * 64 + 16 * 128) * 2 + 16 * 64 * 4),
+        (PROBLEM, dict(slices=4), (512 * 64 + 16 * 128) * 2 + 16 * 64 * 4 * 4),
+        (PROBLEM._replace(precision="tf32"), {}, (512 * 64 + 16 * 128 * 3) * 4 + 16 * 64 * 4),
+        (PROBLEM._replace(precision="fp32"), {}, (512 * 64 + 16 * 128) * 8 + 16 * 4 * 16 * 8),
+        (PROBLEM._replace(backward=True), {}, (2048 * 16 + 16 * 128 * 6) * 2 + 16 * 4 * 16 * 2),
+        (PROBLEM._replace(backward=True), dict(splits=2), (1024 * 16 + 16 * 128 * 6) * 2 + 16 * 4 * 16 * 2),
+    ):
+        assert shared_bytes(problem, dataclasses.replace(plan, **changes)) == expected, (problem, changes)
+    alone = Plan("none", True, True, 16, 32, 32, 1, 1, 4)
+    assert shared_bytes(PROBLEM._replace(H=32), alone) == (32 * 128 + 16 * 32) * 2 + 16 * 128 * 4
+    assert shared_bytes(PROBLEM._replace(H=32, backward=True), alone) == (128 * 32 + 16 * 32 * 4) * 2 + 16 * 128 * 2
+
+
+def test_chunks_in_flight():
+    """As many as fit 24 KiB and there are, where rows pass through shared memory."""
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
+    for problem, changes, expected in (
+        (PROBLEM, {}, 8),  # all of 512
+        (PROBLEM._replace(H=2048), {}, 12),  # of 2 KiB
+        (PROBLEM._replace(H=2048), dict(block_b=32), 6),
+        (PROBLEM._replace(H=2048), dict(block_k=1024), 1),
+        (PROBLEM._replace(H=2048, precision="tf32"), {}, 6),
+        (PROBLEM._replace(H=2048, precision="fp32"), {}, 1),
+        (PROBLEM, dict(block_b=64), 1),
+        (PROBLEM, dict(slices=2), 1),
+        (PROBLEM, dict(resident=False), 1),
+    ):
+        assert chunks_in_flight(problem, dataclasses.replace(plan, **changes)) == expected, (problem, changes)
+
+
+def test_registers_by_hand():
+    plan = Plan("flag", True, True, 16, 16, 128, 1, 1, 4)  # 128 threads
+    for problem, changes, expected in (
+        (PROBLEM, {}, (8, 32, 0, 32, 2)),
+        (PROBLEM, dict(warps=8), (4, 32, 0, 16, 1)),
+        (PROBLEM, dict(slices=4), (32, 8, 128, 32, 2)),  # weights stay in registers
+        (PROBLEM, dict(resident=False), (8, 32, 32, 0, 2)),
+        (PROBLEM._replace(precision="tf32"), {}, (16, 64, 0, 64, 2)),
+        (PROBLEM._replace(precision="tf32"), dict(slices=4), (32, 16, 256, 64, 2)),
+        (PROBLEM._replace(precision="fp32"), {}, (32, 128, 0, 128, 2)),
+        (PROBLEM._replace(backward=True), dict(slices=4), (8, 8, 0, 128, 2)),
+        (PROBLEM._replace(backward=True), dict(splits=2), (2, 32, 0, 64, 1)),
+    ):
+        assert held(problem, dataclasses.replace(plan, **changes)) == expected, (problem, changes)
+
+
+def test_what_fits_a_threads_registers_to_the_number():
+    """The most that is known to fit, and twice that: sizes are powers of 2."""
+    plan = Plan("barrier", True, True, 16, 16, 128, 1, 1, 4)
+    a100, wide = PROBLEM._replace(device=GPUS["A100"], H=1024), PROBLEM._replace(H=1024)
+    for problem, fits, too_much, reason in (
+        (a100, dict(block_h=64), dict(block_h=128), "64 in sums"),
+        (a100, dict(block_k=1024), dict(block_k=2048), "512 in rows"),
+        (a100, dict(resident=False, block_h=32), dict(resident=False, block_h=64), "128 in weights"),
+        (a100._replace(H=4096), dict(block_h=8), dict(block_h=8, block_b=32), "512 in all rows"),
+        (a100._replace(backward=True), dict(block_h=256), dict(block_h=512), "64 in sums"),
+        (PROBLEM._replace(H=256), dict(block_b=64), dict(block_b=64, block_h=32), "64 in sums"),  # on wgmma
+        (wide, dict(slices=4, block_h=16, warps=8), dict(slices=4, block_h=16), "256 in weights"),
+        (wide._replace(backward=True), dict(slices=4), dict(slices=4, block_h=128), "16 in units"),
+    ):
+        assert _spills(problem, dataclasses.replace(plan, **fits)) is None, (problem, fits)
+        assert _spills(problem, dataclasses.replace(plan, **too_much)) == reason, (problem, too_much)
+
+
+def test_the_flag_keeps_the_addresses_of_rows():
+    plan = Plan("flag", True, True, 16, 32, 128, 1, 1, 4)  # 16 sums
+    wide = PROBLEM._replace(device=GPUS["A100"], H=4096, backward=True)
+    for H, block_h, kept in ((1024, 256, False), (1024, 512, True), (2048, 256, True), (2048, 128, False)):
+        for exchange in ("flag", "barrier"):
+            found = _spills(wide._replace(H=H), dataclasses.replace(plan, exchange=exchange, block_h=block_h))
+            assert ("addresses" in (found or "")) == (kept and exchange == "flag"), (H, block_h, exchange)
+    few_weights = Plan("flag", True, True, 16, 16, 128, 4, 1, 4)  # 32 sums and 128 weights
+    assert _spills(PROBLEM, few_weights) is None
+    assert "addresses" in _spills(PROBLEM._replace(H=1024), few_weights)
+
+
+def test_a_program_that_is_alone_holds_all_weights():
+    """64 KiB of them with 4 warps, as often as it has tiles of 16 rows."""
+    alone = Plan("none", True, True, 16, 64, 64, 1, 1, 4)
+    small = PROBLEM._replace(H=64)
+    assert _spills(small, alone) is None
+    for problem, changes in (
+        (small, dict(block_b=64)),
+        (small._replace(precision="fp32"), {}),
+        (small, dict(block_h=128, block_k=128)),
+    ):
+        assert _spills(problem, dataclasses.replace(alone, **changes)) == "it holds all weights"
+    assert _spills(small, dataclasses.replace(alone, block_b=32, warps=4)) is None
+    assert _spills(small, dataclasses.replace(alone, block_b=64, warps=8)) is None
+
+
+def test_three_products_need_eight_warps_and_few_rows():
+    plan = Plan("barrier", True, True, 16, 16, 64, 1, 1, 8)
+    exact = PROBLEM._replace(precision="fp32")
+    assert _spills(exact, plan) is None
+    for changes in (dict(warps=4), dict(block_b=32)):
+        assert "three products" in _spills(exact, dataclasses.replace(plan, **changes))
+        assert _spills(PROBLEM, dataclasses.replace(plan, **changes)) is None

@@ -30,6 +30,7 @@ CASES = {
 }
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("gpu", CASES)
 def test_on_an_emulated(gpu, tmp_path):
     weak, files, which = CASES[gpu]

@@ -79,7 +79,7 @@ def segments_of(resets: Tensor, batch_sizes: Tensor | None, device: torch.device
         first = row[::steps]  # of each sequence's rows, which are sequence by sequence from here on
     else:
         steps, batch = len(batch_sizes), int(batch_sizes[0])
-        step = torch.repeat_interleave(row[:steps], batch_sizes)
+        step = torch.repeat_interleave(batch_sizes)
         by_sequence = torch.argsort((row - (batch_sizes.cumsum(0) - batch_sizes)[step]) * steps + step)
         first = (by_sequence < batch).nonzero().squeeze(1)
     begins = resets.flatten()[by_sequence]
