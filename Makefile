@@ -32,7 +32,7 @@ docs: $(READY)
 tables: $(READY)
 	$(RUN) -m cogapp -I docs -I tests/helpers -r $(PAGES_WITH_TABLES)
 
-PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md docs)
+PAGES_WITH_TABLES = $(shell grep -rl --include='*.md' '\[\[\[cog' README.md RELIABILITY.md docs)
 
 # The pictures of README.md and docs/
 figures: $(READY)
