@@ -48,7 +48,7 @@ RECORDED = $(if $(RECORD),--record $@)
 
 # The same tests, and which lines and branches they run; --cov comes last, as a path after it would be what is measured
 coverage: $(READY)
-	$(RUN) -m pytest -n auto --dist loadfile --cov
+	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED) --cov
 
 # Other random calls than those of `make test`, and a thousand of them
 FUZZ_CASES ?= 1000

@@ -68,7 +68,12 @@ class Recorder:
         self.began = time.monotonic()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+        counts: dict[str, Any] = {
+            name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")
+        }
+        coverage = terminalreporter.config.pluginmanager.getplugin("_cov")  # pytest-cov's
+        if total := getattr(coverage, "cov_total", None):
+            counts["% of lines and branches"] = f"{total:.1f}"
         record(self.check, {**counts, "minutes": f"{(time.monotonic() - self.began) / 60:.1f}"})
 
 
