@@ -38,7 +38,7 @@ CASES = int(os.environ.get("FUZZ_CASES", 0))
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(
-    max_examples=(CASES or 50) // len(LAYOUTS),
+    max_examples=max(1, (CASES or 50) // len(LAYOUTS)),
     derandomize=not CASES,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -15,6 +15,7 @@ import argparse
 import datetime
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -39,6 +40,7 @@ ROOT = HERE.parents[1]
 RUNS = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "explanation" / "mutants.md"
 SESSION = "session.sqlite"
+CONFIG = "tests/mutants/cosmic_ray.toml"
 # A change of these means another outcome; reasons and pages do not
 RELEVANT = [
     "triton_lstm",
@@ -48,6 +50,11 @@ RELEVANT = [
     ":!tests/mutants/run.py",
     ":!tests/mutants/survivors.toml",
 ]
+OF_MUTMUT = dict.fromkeys(("survived", "no tests"), "survived") | dict.fromkeys(
+    ("killed", "timeout", "segfault", "check was interrupted by user"),
+    "noticed",  # the last: no test could be imported
+)
+OF_COSMIC_RAY = {TestOutcome.SURVIVED: "survived", TestOutcome.KILLED: "noticed"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 INTRODUCTION = """\
@@ -90,7 +97,7 @@ def clone(tool: str) -> Path:
         at = git("rev-parse", "HEAD", folder=folder)
         if not subprocess.run(["git", "diff", "--quiet", at, head, "--", *RELEVANT], cwd=ROOT).returncode:
             return folder
-        subprocess.run(["rm", "-rf", folder], check=True)
+        shutil.rmtree(folder)
     git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
     return folder
 
@@ -116,8 +123,7 @@ def of_mutmut(folder: Path) -> list[Mutant]:
             data = SourceFileMutationData(path=path)
             data.load()
             for name, code in data.exit_code_by_key.items():
-                status = status_by_exit_code[code]
-                outcome = {"survived": "survived", "no tests": "survived", "not checked": ""}.get(status, "noticed")
+                outcome = OF_MUTMUT.get(status_by_exit_code[code], "")
                 function, owner = orig_function_and_class_names_from_key(name)
                 change = changed_lines(get_diff_for_mutant(name, path=path)) if outcome == "survived" else ("", "")
                 found.append(Mutant("mutmut", str(path), f"{owner}.{function}" if owner else function, outcome, change))
@@ -134,30 +140,36 @@ def of_cosmic_ray(folder: Path) -> list[Mutant]:
             (mutation,), result = item.mutations, results.get(item.job_id)
             if result is not None and result.worker_outcome == WorkerOutcome.SKIPPED:
                 continue
-            outcome = "" if result is None else "survived" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
+            outcome = OF_COSMIC_RAY.get(result.test_outcome, "") if result else ""
             change = changed_lines(result.diff or "") if result else ("", "")
             name = mutation.definition_name or "module"
             found.append(Mutant("cosmic-ray", str(mutation.module_path), name, outcome, change))
     return found
 
 
-def start_mutmut(children: int) -> subprocess.Popen[bytes]:
-    return start(clone("mutmut"), "mutmut", "run", "--max-children", str(max(1, children - 1)))
-
-
-def start_cosmic_ray() -> subprocess.Popen[bytes]:
-    folder, config = clone("cosmic-ray"), "tests/mutants/cosmic_ray.toml"
+def prepare_cosmic_ray(folder: Path) -> None:
     git("checkout", "--quiet", ".", folder=folder)  # a run that was killed left a mutant behind
-    if not (folder / SESSION).exists():
-        for command in (
-            ["cosmic-ray", "baseline", config],
-            ["cosmic-ray", "init", config, f"{SESSION}.new"],
-            ["cr-filter-operators", f"{SESSION}.new", config],
-        ):
-            if start(folder, *command).wait():
-                sys.exit(f"{' '.join(command)} failed")
-        (folder / f"{SESSION}.new").rename(folder / SESSION)
-    return start(folder, "cosmic-ray", "exec", config, SESSION)
+    if (folder / SESSION).exists():
+        return
+    for command in (
+        ["cosmic-ray", "baseline", CONFIG],
+        ["cosmic-ray", "init", CONFIG, f"{SESSION}.new"],
+        ["cr-filter-operators", f"{SESSION}.new", CONFIG],
+    ):
+        if start(folder, *command).wait():
+            sys.exit(f"{' '.join(command)} failed")
+    (folder / f"{SESSION}.new").rename(folder / SESSION)
+
+
+def when(tool: str) -> str:
+    """What the stored results of a tool are of."""
+    folder = RUNS / tool
+    results = [*folder.glob(SESSION), *folder.glob("mutants/**/*.meta")]
+    if not results:
+        return f"{tool}: not run"
+    last = datetime.date.fromtimestamp(max(path.stat().st_mtime for path in results))
+    commit = git("rev-parse", "--short=12", "HEAD", folder=folder)
+    return f"{tool} {importlib.metadata.version(tool)}: {last}, commit {commit}"
 
 
 def reasons() -> dict[tuple[str, str], str]:
@@ -172,14 +184,12 @@ def page(mutants: list[Mutant], known: dict[tuple[str, str], str]) -> str:
         by_file[mutant.file, mutant.tool].append(mutant.outcome)
         if mutant.outcome == "survived":
             by_reason[mutant.file, known.get((mutant.file, mutant.key), "**Not explained**")].append(mutant)
-    commit = git("rev-parse", "--short=12", "HEAD", folder=RUNS / "mutmut")
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "cosmic-ray", "torch", "triton"))
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton"))
     waiting = sum(not mutant.outcome for mutant in mutants)
     unfinished = f" Not complete: {waiting} of {len(mutants)} mutants have not run." if waiting else ""
     lines = [
         INTRODUCTION,
-        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}."
-        + unfinished,
+        f"{when('mutmut')}; {when('cosmic-ray')}; Python {sys.version.split()[0]}, {', '.join(versions)}." + unfinished,
         "",
         "| File | by | mutants | noticed | survivors | not run |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -205,11 +215,14 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=os.cpu_count() or 2, help="processes at a time, at least 2")
     parser.add_argument("--only", choices=["mutmut", "cosmic-ray", "nothing"], help="run this and report what there is")
     options = parser.parse_args()
-    running = []
-    if options.only in (None, "cosmic-ray"):
-        running.append(start_cosmic_ray())
-    if options.only in (None, "mutmut"):
-        running.append(start_mutmut(options.children))
+    commands = {
+        "cosmic-ray": ["cosmic-ray", "exec", CONFIG, SESSION],
+        "mutmut": ["mutmut", "run", "--max-children", str(max(1, options.children - 1))],
+    }
+    chosen = {tool: clone(tool) for tool in commands if options.only in (None, tool)}
+    if "cosmic-ray" in chosen:
+        prepare_cosmic_ray(chosen["cosmic-ray"])
+    running = [start(folder, *commands[tool]) for tool, folder in chosen.items()]
     if any([process.wait() for process in running]):
         sys.exit("a run failed: see above; the next one goes on from there")
     mutants = of_mutmut(RUNS / "mutmut") + of_cosmic_ray(RUNS / "cosmic-ray")
