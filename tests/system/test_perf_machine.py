@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
+from triton_lstm.cli import machine as cli_machine
+from triton_lstm.cli import warm
 from triton_lstm.perf import stress
 from triton_lstm.perf.cases import SUITES
 from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.store import results_folder
 from triton_lstm.system import machine
+from triton_lstm.tuning.tables import SHIPPED
 
 GPU = torch.cuda.is_available()
 
@@ -58,6 +61,47 @@ def test_the_machine_on_a_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, p=properties: p)
         assert machine._nvidia_smi("driver_version") == expected
     assert results_folder() == Path("perf/results/nvidia_h200_x")
+
+
+@pytest.mark.parametrize("said, expected", [("1980", "1980.0"), ("[N/A]", "nan"), (None, "nan")])
+def test_the_clock(said, expected, monkeypatch):
+    monkeypatch.setattr(machine, "_nvidia_smi", lambda field: said)
+    assert str(machine.clock_mhz()) == expected
+
+
+def test_a_program_that_is_not_there_says_nothing():
+    assert machine._output(["no-such-program-here"]) is None and machine._output(["false"]) is None
+
+
+def test_the_provenance_of_a_measurement(monkeypatch):
+    facts = {"torch": "2.13.0", "triton": "3.7.1", "cudnn": None, "driver": ""}
+    monkeypatch.setattr(machine, "machine", lambda: facts)
+    monkeypatch.setattr(machine, "now", lambda: "2026-11-27T10:00:00")
+    assert machine.provenance() == "torch 2.13.0, triton 3.7.1, 2026-11-27"
+
+
+@pytest.mark.parametrize("arguments", [[], ["here/too"], ["--table"]])
+def test_where_the_results_of_a_gpu_go(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (x)")
+    assert cli_machine.main(arguments) == 0
+    printed = Path(capsys.readouterr().out.strip())
+    if arguments == ["--table"]:
+        assert printed == SHIPPED / "nvidia_h200_x.json" and not list(tmp_path.iterdir())
+    else:
+        assert printed == Path(*arguments or ["perf/results/nvidia_h200_x"]) and printed.is_dir()
+
+
+def test_what_is_timed_on_a_gpu_is_compiled_before(monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(warm, "compile_all", lambda jobs: compiled.extend(jobs) or len(compiled))
+    monkeypatch.setattr(warm, "device_for", lambda: torch.device("cpu"))
+    arguments = ["--suite", "smoke", "--hidden", "64", "--batch", "16", "--dtype", "bf16"]
+    monkeypatch.setattr(sys, "argv", ["warm", *arguments])
+    assert warm.main() == 0 and len(compiled) > 4
+    assert capsys.readouterr().out == f"precompiled: {len(compiled)} of {len(compiled)} loops and cases\n"
 
 
 def test_the_algorithm_of_nn_lstm(monkeypatch):
