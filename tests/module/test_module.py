@@ -157,9 +157,7 @@ def test_functional_checks_its_weights():
         triton_lstm.lstm(x, (H,), weights)
     with pytest.raises(ValueError, match="must have 2 dimensions, got 1 in weight_hh"):
         triton_lstm.lstm(x, None, [weights[0], weights[1][0], *weights[2:]])
-    with pytest.raises(
-        ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype"
-    ):
+    with pytest.raises(ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype"):
         triton_lstm.lstm(x.double(), None, weights)
     with pytest.raises(RuntimeError, match="found input tensor at meta and parameter tensor at cpu"):
         triton_lstm.lstm(x.to("meta"), None, weights)
