@@ -53,8 +53,8 @@ def how_fast(gpu: str) -> str:
     training, inference = (f"{least[mode]:.2g} to {most[mode]:.2g}" for mode in ("forward_backward", "inference"))
     text = (
         f"**How fast:** {training} times the speed of cuDNN's `nn.LSTM` in training, {inference} times in inference, "
-        f"over the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in "
-        "the table](#how-fast)."
+        f"over the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; the cases "
+        "where it loses are [in the table](#how-fast)."
     )
     return textwrap.fill(text, 120)
 

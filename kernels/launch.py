@@ -237,7 +237,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
 def _limit_for(device: torch.device) -> int:
     limit = spin_limit()
     if limit and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot look whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
+        raise RuntimeError("a CUDA graph cannot check whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
     return limit
 
 
