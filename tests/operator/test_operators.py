@@ -15,6 +15,7 @@ import triton_lstm.operator.library
 from triton_lstm.core.packing import starts_and_lengths
 from triton_lstm.operator.arguments import LayerArguments
 from triton_lstm.operator.layer import layer_forward
+from triton_lstm.system.installed import release
 
 FEATURES, H = 7, 6
 
@@ -22,6 +23,8 @@ FEATURES, H = 7, 6
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_with_any_number_of_steps_and_rows(strict, device):
     """And loaded again, where triton_lstm.operator.library has been imported."""
+    if strict and release(torch.__version__) < (2, 10):
+        pytest.skip("PyTorch 2.9 does not export nn.LSTM's checks of states strictly")
     torch.manual_seed(0)
     kwargs = dict(num_layers=2, bidirectional=True, proj_size=2, batch_first=True)
     module = triton_lstm.LSTM(FEATURES, H, **kwargs, backend="triton").to(device)
