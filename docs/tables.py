@@ -11,7 +11,7 @@ from triton_lstm.settings import ENVIRONMENT
 RESULTS = Path(__file__).parents[1] / "perf" / "results"
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
 ALGORITHMS = {"PERSIST_STATIC": "persistent", "SMALL_H": "small H", "STANDARD": "standard"}
-RECORDED = ("test", "coverage", "fuzz")
+RECORDED = ("coverage", "fuzz")
 MODES = {"inference": "inference", "forward": "forward", "forward_backward": "forward and backward"}
 
 
