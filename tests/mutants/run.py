@@ -1,6 +1,7 @@
 """Mutation testing, `make mutants`: which changes of the code do the tests not notice, and why?
 
-Two packages make the changes, in clones of the last commit in build/mutants, where a run that was stopped goes on:
+Two packages make the changes, in clones of the last commit in build/mutants, where a run that was stopped goes on, and
+one after new tests tries what nothing had noticed:
 
 mutmut      changes functions without decorators and forks for each mutant: pyproject.toml has its files and tests
 cosmic-ray  changes whole files, Triton's kernels among them, and starts Python for each mutant: cosmic_ray.toml
@@ -12,13 +13,16 @@ survivor has no reason, or a reason no survivor.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,15 +45,8 @@ RUNS = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "explanation" / "mutants.md"
 SESSION = "session.sqlite"
 CONFIG = "tests/mutants/cosmic_ray.toml"
-# A change of these means another outcome; reasons and pages do not
-RELEVANT = [
-    "triton_lstm",
-    "kernels",
-    "tests",
-    "pyproject.toml",
-    ":!tests/mutants/run.py",
-    ":!tests/mutants/survivors.toml",
-]
+CODE = ["triton_lstm", "kernels", "pyproject.toml", CONFIG]
+TESTS = ["tests", ":!tests/mutants"]
 OF_MUTMUT = dict.fromkeys(("survived", "no tests"), "survived") | dict.fromkeys(
     ("killed", "timeout", "segfault", "check was interrupted by user"),
     "noticed",  # the last: no test could be imported
@@ -89,17 +86,44 @@ def git(*command: str, folder: Path = ROOT) -> str:
 
 
 def clone(tool: str) -> Path:
-    """A clone of the last commit, the one of the last run if nothing has changed since."""
+    """A clone of the last commit, with the outcomes of the last run if the code is the same.
+
+    If only tests have changed, to notice more, the survivors run again.
+    """
     folder, head = RUNS / tool, git("rev-parse", "HEAD")
-    if git("status", "--porcelain", "--", *RELEVANT):
+    if git("status", "--porcelain", "--", *CODE, *TESTS):
         sys.exit("there are changes that are not committed, which no clone would have: commit or stash them")
-    if folder.exists():
-        at = git("rev-parse", "HEAD", folder=folder)
-        if not subprocess.run(["git", "diff", "--quiet", at, head, "--", *RELEVANT], cwd=ROOT).returncode:
-            return folder
+    if folder.exists() and git("diff", "--name-only", git("rev-parse", "HEAD", folder=folder), head, "--", *CODE):
         shutil.rmtree(folder)
-    git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
+    if not folder.exists():
+        git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
+    if git("diff", "--name-only", git("rev-parse", "HEAD", folder=folder), head, "--", *TESTS):
+        git("fetch", "--quiet", str(ROOT), head, folder=folder)
+        git("checkout", "--quiet", "--force", head, folder=folder)
+        forget_survivors(folder)
     return folder
+
+
+def forget_survivors(folder: Path) -> None:
+    if (folder / SESSION).exists():
+        with contextlib.closing(sqlite3.connect(folder / SESSION)) as database, database:
+            database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+    for data in results_of_mutmut(folder):
+        for name, code in data.exit_code_by_key.items():
+            if OF_MUTMUT.get(status_by_exit_code[code]) == "survived":
+                data.exit_code_by_key[name] = None
+        data.save()
+
+
+def results_of_mutmut(folder: Path) -> Iterator[SourceFileMutationData]:
+    """Of each file with mutants; the current folder is the clone meanwhile."""
+    if not (folder / "mutants").exists():
+        return
+    with change_cwd(folder):
+        for path in walk_mutatable_files():
+            data = SourceFileMutationData(path=path)
+            data.load()
+            yield data
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[bytes]:
@@ -116,17 +140,13 @@ def changed_lines(diff: str) -> tuple[str, str]:
 
 def of_mutmut(folder: Path) -> list[Mutant]:
     found: list[Mutant] = []
-    if not folder.exists():
-        return found
-    with change_cwd(folder):
-        for path in walk_mutatable_files():
-            data = SourceFileMutationData(path=path)
-            data.load()
-            for name, code in data.exit_code_by_key.items():
-                outcome = OF_MUTMUT.get(status_by_exit_code[code], "")
-                function, owner = orig_function_and_class_names_from_key(name)
-                change = changed_lines(get_diff_for_mutant(name, path=path)) if outcome == "survived" else ("", "")
-                found.append(Mutant("mutmut", str(path), f"{owner}.{function}" if owner else function, outcome, change))
+    for data in results_of_mutmut(folder):
+        for name, code in data.exit_code_by_key.items():
+            outcome = OF_MUTMUT.get(status_by_exit_code[code], "")
+            function, owner = orig_function_and_class_names_from_key(name)
+            change = changed_lines(get_diff_for_mutant(name, path=data.path)) if outcome == "survived" else ("", "")
+            where = f"{owner}.{function}" if owner else function
+            found.append(Mutant("mutmut", str(data.path), where, outcome, change))
     return found
 
 
