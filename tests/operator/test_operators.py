@@ -64,6 +64,16 @@ torch.testing.assert_close(torch.export.load("lstm.pt2").module()(x)[0], expecte
     assert ran.returncode == 0, ran.stderr
 
 
+def test_an_interpreted_program_where_nothing_interprets_says_what_to_do(interpreter, tmp_path):
+    module = triton_lstm.LSTM(FEATURES, H, backend="triton")
+    torch.export.save(torch.export.export(module, (torch.randn(3, 2, FEATURES),)), tmp_path / "lstm.pt2")
+    code = "import torch, triton_lstm.operator.library as library\n"
+    code += f"torch.export.load('lstm.pt2').module()(torch.zeros(3, 2, {FEATURES}))"
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": python_path()}
+    ran = subprocess.run([sys.executable, "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1 and "the kernels cannot run on cpu here: set TRITON_INTERPRET=1" in ran.stderr
+
+
 def layer_arguments(directions=1, packed=False, sparse=False, dtype=torch.float32, device="cpu"):
     """All arguments of a layer; `sparse`: None where they may be."""
     resets = None if sparse else torch.ones(5 if packed else (3, 2), dtype=torch.bool, device=device)
