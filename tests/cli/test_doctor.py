@@ -186,3 +186,22 @@ def test_no_folder_for_tables_is_a_note(monkeypatch):
     monkeypatch.delenv(tables.FOLDER, raising=False)
     monkeypatch.setattr(doctor, "user_folder", lambda: None)
     assert list(doctor._tables())[-1].remedy == f"set {tables.FOLDER} to a folder"
+
+
+@pytest.mark.parametrize("there, state", [(True, "ok"), (False, "note")])
+def test_cudnn(there, state, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: there)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    finding = doctor._cudnn()
+    assert finding.state == state and finding.text == ("91900" if there else finding.text)
+
+
+def test_another_error_of_a_launch_is_an_error(monkeypatch):
+    def run():
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
+    loop = types.SimpleNamespace(run=run)
+    monkeypatch.setattr("triton_lstm.perf.exchange_loop.ExchangeLoop", lambda *args, **kwargs: loop)
+    with pytest.raises(RuntimeError, match="illegal"):
+        doctor._cooperative(torch.device("cuda", 0))

@@ -11,10 +11,13 @@ import torch
 
 from triton_lstm.cli import machine as cli_machine
 from triton_lstm.cli import warm
-from triton_lstm.perf import stress
+from triton_lstm.perf import failures, stress
 from triton_lstm.perf.cases import SUITES
 from triton_lstm.perf.cudnn import algorithm_name
 from triton_lstm.perf.store import results_folder
+from triton_lstm.planning.devices import GPUS
+from triton_lstm.planning.problem import Problem
+from triton_lstm.planning.space import make_plan
 from triton_lstm.system import machine
 from triton_lstm.tuning.tables import SHIPPED
 
@@ -128,3 +131,26 @@ def test_the_algorithm_of_nn_lstm(monkeypatch):
     assert algorithm_name(bf16, "forward") == "STANDARD, copies weights"
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91200)
     assert algorithm_name(bf16, "forward") == "step by step"
+
+
+def test_a_gpu_that_is_lost_is_named(monkeypatch):
+    def zeros(*args, **kwargs):
+        raise RuntimeError("CUDA error: an illegal memory access\nand more")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    failures.device_still_there(torch.device("cpu"))
+    with pytest.raises(failures.DeviceLostError, match=r"^CUDA error: an illegal memory access$"):
+        failures.device_still_there(torch.device("cuda", 0))
+
+
+def test_nn_lstm_on_amd(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert algorithm_name(SUITES["quick"]()[0], "inference") == "MIOpen"
+
+
+def test_a_stress_test_of_split_sums():
+    large, small = Problem(GPUS["H200"], "bf16", 16, 768, True), Problem(GPUS["H200"], "bf16", 16, 16, True)
+    assert stress._split(make_plan(large), large).splits > 1
+    with pytest.raises(stress.NoSplitError, match="cannot split these sums"):
+        stress._split(make_plan(small), small)
