@@ -4,12 +4,14 @@ import textwrap
 from pathlib import Path
 
 import pandas as pd
+from last_runs import count_outcomes
 
 from triton_lstm.settings import ENVIRONMENT
 
 RESULTS = Path(__file__).parents[1] / "perf" / "results"
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32"}
 ALGORITHMS = {"PERSIST_STATIC": "persistent", "SMALL_H": "small H", "STANDARD": "standard"}
+RECORDED = ("coverage", "fuzz")
 MODES = {"inference": "inference", "forward": "forward", "forward_backward": "forward and backward"}
 
 
@@ -39,7 +41,8 @@ def where_measured(gpu: str) -> str:
     """The GPU, versions and date of `speedups`."""
     row = _bench(gpu).iloc[0]
     cudnn = f"{row.cudnn // 10000:.0f}.{row.cudnn % 10000 // 100:.0f}"
-    return f"{row.gpu}, torch {row.torch}, Triton {row.triton}, cuDNN {cudnn}, {row.date[:10]}"
+    versions = f"torch {row.torch}, Triton {row.triton}, cuDNN {cudnn}"
+    return f"{row.gpu}, {versions}, commit {row.commit}, {row.date[:10]}"
 
 
 def how_fast(gpu: str) -> str:
@@ -50,8 +53,8 @@ def how_fast(gpu: str) -> str:
     training, inference = (f"{least[mode]:.2g} to {most[mode]:.2g}" for mode in ("forward_backward", "inference"))
     text = (
         f"**How fast:** {training} times the speed of cuDNN's `nn.LSTM` in training, {inference} times in inference, "
-        f"over the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; losing ones are [in "
-        "the table](#how-fast). No other GPU has been measured with these kernels."
+        f"over the {frame.case.nunique()} cases measured on one {frame.gpu.iloc[0].split()[-1]}; the cases "
+        "where it loses are [in the table](#how-fast)."
     )
     return textwrap.fill(text, 120)
 
@@ -67,12 +70,14 @@ def time_loops(gpu: str) -> str:
 def last_runs() -> str:
     """What each check said when it ran last: docs/last_runs.csv."""
     frame = pd.read_csv(Path(__file__).with_name("last_runs.csv"), dtype=str)
+    on = "{date}, commit {commit}, Python {python}, torch {torch}, Triton {triton}"
     rows = []
-    for (check, *about), group in frame.groupby(["check", "date", "commit", "python", "torch", "triton"]):
-        figures = ", ".join(f"{value} {figure}" for figure, value in zip(group.figure, group.value, strict=True))
-        date, commit, python, torch, triton = about
-        versions = f"Python {python}, torch {torch}, Triton {triton}"
-        rows.append({"command": f"`make {check}`", "result": figures, "on": f"{date}, commit {commit}, {versions}"})
+    for check in RECORDED:
+        of = frame[frame.check == check]
+        figures = ", ".join(of.value + " " + of.figure) or "not run"
+        rows.append(
+            {"command": f"`make {check}`", "result": figures, "on": on.format_map(of.iloc[0]) if len(of) else ""}
+        )
     return _markdown(pd.DataFrame(rows))
 
 
@@ -83,9 +88,8 @@ def gpu_tests() -> str:
         frame = pd.read_csv(path)
         commits = frame.get("commit", pd.Series("not recorded", frame.index))
         for commit, group in frame.groupby(commits, sort=False):
-            counts = group.outcome.value_counts()
-            numbers = {name: str(counts.get(name, 0)) for name in ("passed", "failed", "skipped")}
-            rows.append({"GPU": path.parent.name.replace("_", " "), "commit": commit, **numbers})
+            counts = {name: str(count) for name, count in count_outcomes(group).items()}
+            rows.append({"GPU": path.parent.name.replace("_", " "), "commit": commit, **counts})
     return _markdown(pd.DataFrame(rows))
 
 

@@ -72,6 +72,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def device_facts(device: torch.device) -> Device:
     if not isinstance(tl.cdiv, JITFunction):
         return INTERPRETER
+    if device.type != "cuda":  # in a program that was exported with TRITON_INTERPRET=1
+        raise RuntimeError(
+            f"the kernels cannot run on {device} here: set TRITON_INTERPRET=1 before triton is imported, or export the "
+            "program where it is to run"
+        )
     with torch.cuda.device(device):
         target = triton.runtime.driver.active.get_current_target()
     facts = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
@@ -237,7 +242,7 @@ def launch(kernel: Any, plan: Plan, exchanged: torch.Tensor, arguments: dict[str
 def _limit_for(device: torch.device) -> int:
     limit = spin_limit()
     if limit and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot look whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
+        raise RuntimeError("a CUDA graph cannot check whether TRITON_LSTM_SPIN_LIMIT ran out: unset it to capture one")
     return limit
 
 

@@ -16,6 +16,7 @@ import torch
 from compiled import COMPILED, EMULATED
 
 from triton_lstm.dispatch import no_kernel_for
+from triton_lstm.system import machine
 
 pytest_plugins = ["training", "ranks", "benches", "tuned", "recorded", "last_runs"]  # their fixtures
 
@@ -46,9 +47,10 @@ class Outcomes:
 
     def __init__(self, path: Path, terminal: Any) -> None:
         self.terminal = terminal
+        self.commit = machine.commit()
         self.file = open(path, "w", newline="", buffering=1)  # noqa: SIM115 - a row is on disk as soon as it is known
         self.rows = csv.writer(self.file, lineterminator="\n")
-        self.rows.writerow(("test", "outcome", "seconds", "reason"))
+        self.rows.writerow(("test", "outcome", "seconds", "reason", "commit"))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -59,7 +61,7 @@ class Outcomes:
             self._add(report, report.outcome, f"{report.duration:.3f}")
 
     def _add(self, report: pytest.CollectReport | pytest.TestReport, outcome: str, seconds: str) -> None:
-        self.rows.writerow((report.nodeid, outcome, seconds, reason_of(report)))
+        self.rows.writerow((report.nodeid, outcome, seconds, reason_of(report), self.commit))
         if report.failed:
             self.terminal.ensure_newline()
             self.terminal.section(report.nodeid, "_")
@@ -113,7 +115,10 @@ def pytest_runtest_teardown() -> Iterator[None]:
     yield
     found = os.environ.get("TRITON_INTERPRET")
     if found != INTERPRETED:
-        os.environ["TRITON_INTERPRET"] = INTERPRETED or "0"
+        if INTERPRETED is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = INTERPRETED
         raise AssertionError(f"TRITON_INTERPRET is {found} after this test: use monkeypatch.setenv")
 
 

@@ -1,5 +1,6 @@
 """Every code block of README.md and docs/ runs, each page from top to bottom, or says why not."""
 
+import re
 import subprocess
 import sys
 import unittest
@@ -36,7 +37,10 @@ def printed(capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
-def test_blocks_of(page, interpreter, printed, own_text_cache, tmp_path, monkeypatch):
+def test_blocks_of(page, request, printed, own_text_cache, tmp_path, monkeypatch):
+    """In the interpreter, and on a GPU those of pages that need one."""
+    needs_gpu = "skip: next if(not torch.cuda.is_available()" in page.read_text()
+    request.getfixturevalue("device" if needs_gpu else "interpreter")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(floor, "floor_names", lambda device: ["copy", "matmul-fp32"])
     for name in ("a.txt", "b.txt"):
@@ -56,6 +60,12 @@ def test_blocks_of(page, interpreter, printed, own_text_cache, tmp_path, monkeyp
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 def test_every_block_has_a_language_that_is_checked(page):
     assert blocks.languages_in(page) <= {"python", "console", "yaml"} | NOT_CODE | SPHINX
+
+
+def test_everything_that_is_made_can_be_made():
+    pages = {*PAGES, *ROOT.glob("*.md"), *(ROOT / "perf").glob("*.md")}
+    named = {name for page in pages for name in re.findall(r"`make ([a-z][\w-]*)", page.read_text())}
+    assert len(named) > 20 and named <= blocks.make_targets()
 
 
 def test_all_commands_are_shown():
@@ -81,7 +91,8 @@ def test_tables_are_what_the_code_and_the_results_say():
 @pytest.mark.parametrize(
     "block", ["```python\n1 / 0\n```", "```console\npython missing.py\n```",
               "```console\ntorchrun --nproc-per-node 2 missing.py\n```",
-              "```console\npython -m triton_lstm trian\n```", "```console\nmake tests\n```",
+              "```console\npython -m triton_lstm trian\n```",
+              "```console\npython -m triton_lstm tune --hiden 5  # needs a GPU\n```", "```console\nmake tests\n```",
               "```console\nrm -rf x\n```", "```yaml\nhiden: 3\n```", '```console\npip install ".[pref]"\n```',
               "```console\npython -m triton_lstm.perf.scaling --bandwith 3\n```"],
 )  # fmt: skip

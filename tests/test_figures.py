@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("anybadge", reason="it draws the badges")
 
 ROOT = Path(__file__).parents[1]
 BY_TRAINING = {"real_text.png"}  # by other commands of `make figures`
@@ -38,6 +39,8 @@ def test_two_runs_write_the_same_bytes(tmp_path):
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
     assert not [name for name, svg in first.items() if b"<dc:date>" in svg]
+    badges = {name: (ROOT / "docs/images" / name).read_bytes() for name in first if name.startswith("badge_")}
+    assert badges and badges == {name: first[name] for name in badges}, "run: make figures"
     assert first.keys() | BY_TRAINING == {path.name for path in (ROOT / "docs/images").iterdir()}
 
 

@@ -22,13 +22,6 @@ def test_classifiers_and_keywords():
     assert PROJECT["requires-python"] == f">={pythons[0]}" and "3.13" in pythons
 
 
-def test_urls_are_where_the_project_is():
-    """No address is invented: a URL needs a remote of this checkout that it leads to."""
-    done = subprocess.run(["git", "-C", ROOT, "remote", "-v"], capture_output=True, text=True)
-    for name, url in PROJECT.get("urls", {}).items():
-        assert re.sub(r"^https://|\.git$", "", url) in done.stdout.replace(":", "/"), name
-
-
 def problems(changelog: Path, citation: dict, tag: str | None) -> list[str]:
     """What changelog, citation and the tag of the commit, if it has one, disagree about."""
     sections = pytest.importorskip("keepachangelog").to_dict(str(changelog), show_unreleased=True)

@@ -294,8 +294,8 @@ class LSTM(nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks every module for. Raises RuntimeError."""
         raise RuntimeError(
-            "torch.jit.script supports nn.LSTM only. Use torch.jit.trace(model, inputs), which takes PyTorch's path or "
-            "triton_lstm.convert(model, back=True) before torch.jit.script"
+            "torch.jit.script supports nn.LSTM only. Use torch.jit.trace(model, inputs), which takes PyTorch's path, "
+            "or triton_lstm.convert(model, back=True) before torch.jit.script"
         )
 
     def __getstate__(self) -> dict[str, Any]:

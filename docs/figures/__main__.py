@@ -27,12 +27,12 @@ FIGURES = (
 )
 
 
-def main(folder: Path, suffix: str = ".svg") -> None:
+def main(folder: Path) -> None:
     for draw in FIGURES:
-        style.save(draw(), folder / f"{draw.__name__}{suffix}")
+        style.save(draw(), folder / f"{draw.__name__}.svg")
     for name, badge in badges.badges().items():
         (folder / f"{name}.svg").write_text(badge.badge_svg_text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parents[1] / "images", *sys.argv[2:])
+    main(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parents[1] / "images")

@@ -29,7 +29,7 @@ matplotlib.rcParams.update(
 
 def save(figure: Figure, path: Path) -> None:
     """The same bytes in every run with one version of matplotlib."""
-    figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None, dpi=96)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def canvas(height: float, width: float, tall: float) -> tuple[Figure, Any]:

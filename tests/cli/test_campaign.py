@@ -169,7 +169,7 @@ def test_a_stopped_test_run_keeps_the_outcomes_so_far(process, workers, tmp_path
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
     header, *rows = csv.reader(path.read_text().splitlines())
-    assert header == ["test", "outcome", "seconds", "reason"]
+    assert header == ["test", "outcome", "seconds", "reason", "commit"]
     outcomes = {row[0].rpartition("::")[2]: row[1] for row in rows}
     expected = {"test_passes": "passed", "test_fails": "failed", "test_skipped": "skipped"}
     assert outcomes == expected | {"test_broken.py": "not collected"}, rows

@@ -9,6 +9,7 @@ from frames import make
 import triton_lstm
 from triton_lstm import settings
 from triton_lstm.cli import main as cli
+from triton_lstm.cli.common import command_device
 from triton_lstm.settings import DTYPES, UsageError
 
 COMMANDS = ("train", "runs", "gradients", "bench", "report", "diff", "tune", "doctor")
@@ -147,3 +148,9 @@ def test_a_folder_named_triton_is_not_triton(monkeypatch):
     monkeypatch.setattr(settings, "why_no_triton", lambda: "triton in /a/triton cannot be used: AttributeError")
     with pytest.raises(UsageError, match="this requires triton: triton in /a/triton cannot be used"):
         settings.require("triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(UsageError, match="Omit --device cuda"):
+        command_device("cuda")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,65 @@ def test_the_cooperative_launch(outcome, state, says, monkeypatch):
     monkeypatch.setattr("triton_lstm.perf.exchange_loop.ExchangeLoop", Loop)
     finding = doctor._cooperative(torch.device("cuda", 0))
     assert finding.state == state and says in finding.text + finding.remedy
+
+
+@pytest.mark.parametrize("driver", ["", "580.159"])
+def test_a_gpu_is_described(driver, monkeypatch):
+    properties = types.SimpleNamespace(name=H200.name, total_memory=141 << 30, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
+    monkeypatch.setattr(doctor, "machine", lambda: {"driver": driver})
+    text = "NVIDIA H200, 141 GiB, 132 processors" + (f", driver {driver}" if driver else "")
+    assert doctor._gpu() == doctor.Finding("GPU", "ok", text)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert [finding.remedy for finding in doctor._environment()] == ["unset TRITON_INTERPRET"]
+
+
+@pytest.mark.parametrize("build, says", [(None, "CPU-only build"), ("13.0", "check its driver")])
+def test_no_gpu_is_a_note(build, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(torch.version, "hip", None)
+    finding = doctor._gpu()
+    assert finding.state == "note" and says in finding.text + finding.remedy
+
+
+def test_programs_that_do_not_see_each_other_are_bad(monkeypatch):
+    loop = types.SimpleNamespace(run=lambda: None, complete=lambda: False)
+    monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
+    monkeypatch.setattr("triton_lstm.perf.exchange_loop.ExchangeLoop", lambda *args, **kwargs: loop)
+    finding = doctor._cooperative(torch.device("cuda", 0))
+    assert finding.state == "BAD" and "132 programs did not see each other's stores" in finding.text
+
+
+def test_results_are_not_run_where_no_kernel_can(monkeypatch):
+    monkeypatch.setattr("triton_lstm.dispatch.why_torch", lambda *_: "the GPU is too old")
+    finding = doctor._results(torch.device("cpu"))
+    assert finding.state == "BAD" and finding.text.endswith("not run: the GPU is too old")
+
+
+def test_no_folder_for_tables_is_a_note(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: H200.name)
+    monkeypatch.delenv(tables.FOLDER, raising=False)
+    monkeypatch.setattr(doctor, "user_folder", lambda: None)
+    assert list(doctor._tables())[-1].remedy == f"set {tables.FOLDER} to a folder"
+
+
+@pytest.mark.parametrize("there, state", [(True, "ok"), (False, "note")])
+def test_cudnn(there, state, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: there)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    finding = doctor._cudnn()
+    assert finding.state == state and finding.text == ("91900" if there else finding.text)
+
+
+def test_another_error_of_a_launch_is_an_error(monkeypatch):
+    def run():
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr("triton_lstm.kernels.device_facts", lambda device: H200)
+    loop = types.SimpleNamespace(run=run)
+    monkeypatch.setattr("triton_lstm.perf.exchange_loop.ExchangeLoop", lambda *args, **kwargs: loop)
+    with pytest.raises(RuntimeError, match="illegal"):
+        doctor._cooperative(torch.device("cuda", 0))

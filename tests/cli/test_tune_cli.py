@@ -13,13 +13,14 @@ from tuned import BACKWARD, FORWARD
 
 from triton_lstm.cli import main as cli
 from triton_lstm.cli import tune as tune_commands
+from triton_lstm.cli.tune_report import print_trials
 from triton_lstm.kernels.configs import Trial
 from triton_lstm.perf.failures import DeviceLostError
 from triton_lstm.perf.step.machine_code import why_no_tools
 from triton_lstm.planning.devices import GPUS, file_name
 from triton_lstm.planning.space import make_plan
 from triton_lstm.tuning import measure as tune
-from triton_lstm.tuning.table_file import Key, LayerTime, read
+from triton_lstm.tuning.table_file import Key, LayerTime, TableError, read
 
 H200 = GPUS["H200"]
 SHAPE = ["--hidden", "24,40", "--batch", "3", "--dtype", "bf16"]
@@ -297,6 +298,33 @@ def test_a_place_that_cannot_be_written(run, measured, tmp_path):
     (tmp_path / "file").touch()
     status, _, err = run("tune", *SHAPE, "--out", str(tmp_path / "file" / "table.json"))
     assert status == 2 and "Traceback" not in err
+
+
+def test_a_folder_is_no_table(run, measured, tmp_path):
+    status, _, err = run("tune", *SHAPE, "--out", str(tmp_path))
+    assert status == 2 and "is a folder. Name a file" in err
+
+
+NO_PLACES = [(None, "no cache folder is known"), (TableError("no such user"), "no such user")]
+
+
+@pytest.mark.parametrize("folder, says", NO_PLACES, ids=["none", "not readable"])
+def test_no_place_for_the_table(folder, says, run, measured, monkeypatch):
+    def user_folder():
+        if folder is None:
+            return None
+        raise folder
+
+    monkeypatch.setattr(tune_commands, "user_folder", user_folder)
+    status, _, err = run("tune", *SHAPE)
+    assert status == 2 and says in err and "Traceback" not in err
+
+
+def test_verbose_shows_how_well_the_order_was_predicted(capsys):
+    plan = make_plan(KEYS[0].on(H200))
+    trials = [Trial(dataclasses.replace(plan, warps=w), us, 2 * us) for w, us in ((1, 1.0), (2, 2.0), (4, 3.0))]
+    print_trials("forward", trials, every=True)
+    assert "rank correlation 1.00 over 3 configs" in capsys.readouterr().out
 
 
 def test_two_tunes_do_not_fill_one_table(run, measured, tmp_path):

@@ -94,3 +94,39 @@ def test_explain_says_so_for_another_machine(capsys):
     assert "PyTorch's own LSTM: it was measured faster there" in capsys.readouterr().out
     triton_lstm.explain(module, x, gpu="H200")  # with gradients the kernels stay
     assert "backward (bf16)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "device, dtype, reason",
+    [
+        ("cuda", torch.float16, None),
+        ("cuda", torch.float64, dispatch.Reason.DTYPE_ON_A_GPU.why(torch.float64)),
+        ("mps", torch.float32, dispatch.Reason.DEVICE.why("mps")),
+    ],
+)
+def test_devices_and_dtypes_of_kernels(device, dtype, reason):
+    pytest.importorskip("triton")
+    assert dispatch._no_kernel_for.__wrapped__(device, dtype, False) == reason
+
+
+def test_older_tritons_interpret_no_newer_numpy(monkeypatch):
+    numpy, triton = pytest.importorskip("numpy"), pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    monkeypatch.setattr(numpy, "__version__", "2.4.1")
+    expected = dispatch.Reason.NUMPY.why("3.6.0", "2.4.1")
+    assert dispatch._no_kernel_for.__wrapped__("cpu", torch.float32, True) == expected
+
+
+def test_no_first_call_tunes_inside_of_a_transform(monkeypatch):
+    monkeypatch.setenv("TRITON_LSTM_AUTOTUNE", "1")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    seen = []
+
+    def loss(x):
+        seen.append(settings.wants_tuning(torch.device("cuda")))
+        return x.sum()
+
+    torch.func.grad(loss)(torch.zeros(2))
+    loss(torch.zeros(2))
+    assert seen == [False, True]

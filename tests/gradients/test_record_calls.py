@@ -54,6 +54,9 @@ def test_modules_calls_layers_and_directions(device, x):
     torch.testing.assert_close(top.output, inputs[0] + flipped)
     torch.testing.assert_close(grads.select(module="encoder", layer=0).output, top.input)
     assert "nothing was recorded for 'spare'" in grads.summary()
+    shown = repr(second[0]).splitlines()
+    assert shown[0].endswith(": 2 steps") and any(f"(2, {B}, 5) float32" in line for line in shown)
+    assert repr(second[0].gates) == f"Gates: i, f, g, o (2, {B}, 5) each, all (2, {B}, 20)"
     assert "6" in repr(grads) and "'parts.decoder', call 1, layer 0, reverse" in repr(grads)
 
 

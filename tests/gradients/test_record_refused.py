@@ -119,3 +119,10 @@ def test_batched_gradients(backend, lstm, x):
         y = lstm(x)[0]
         with pytest.raises(RuntimeError, match="record_gradients does not support is_grads_batched=True"):
             torch.autograd.grad(y, x, torch.randn(2, *y.shape).to(y), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_complex_numbers(backend):
+    lstm = triton_lstm.LSTM(3, 4, backend=backend, dtype=torch.complex64)
+    with triton_lstm.record_gradients(lstm), pytest.raises(RuntimeError, match="does not support complex numbers"):
+        lstm(torch.zeros(2, 1, 3, dtype=torch.complex64))

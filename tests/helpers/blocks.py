@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from sybil.document import Document
 from sybil.example import Example
@@ -28,7 +29,7 @@ SMALLER = {  # replaces what a command says, so that it takes seconds
     "gradients": ["--seq-len", "5"],
     "bench": ["--only", "case=fp32-T3-B2-I8-H8", "--only", "mode=inference", "--only", "provider=triton_lstm,nn.LSTM"],
 }
-ENVIRONMENT = re.compile(r"[A-Z_0-9]+=\S* ")
+ENVIRONMENT = re.compile(r"^([A-Z_0-9]+=\S* )+")
 
 
 def document_of(page: Path, output: Callable[[], str]) -> Document:
@@ -72,6 +73,11 @@ def commands_in(source: str) -> Iterable[str]:
             yield line
 
 
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    return set(re.findall(r"^\.PHONY:(.*)", text, re.MULTILINE)[0].split())
+
+
 def check_command(line: str, output: Callable[[], str], scripts: Collection[str] = ()) -> None:
     """Runs a command of this package in this process, with small sizes; of all others checks that they exist.
 
@@ -82,34 +88,37 @@ def check_command(line: str, output: Callable[[], str], scripts: Collection[str]
     name, *rest = words
     if words[:3] == ["python", "-m", "triton_lstm"] or name == "triton-lstm":
         argv = words[3:] if name == "python" else rest
-        needs_gpu = "needs a GPU" in line
-        if needs_gpu and torch.cuda.is_available() and argv[0] in ("bench", "tune"):
+        if "needs a GPU" in line and not torch.cuda.is_available():
+            printed = run_command(argv, 2, line, output)
+            assert re.search(r"(no|no usable|needs a) GPU", printed), printed
+            return
+        if "needs a GPU" in line and argv[0] in ("bench", "tune"):
             return  # make gpu runs those
         smaller = SMALLER.get(" ".join(argv[:2])) or SMALLER.get(argv[0], [])
-        run_command([*argv, *([] if needs_gpu else smaller)], 2 if needs_gpu else 0, line, output)
+        run_command([*argv, *smaller], 0, line, output)
     elif words[:2] == ["python", "-m"]:
         check_options(rest[1], rest[2:])
     elif name == "python":
         assert rest[0] in scripts or (ROOT / rest[0]).is_file(), line
     elif name == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert {word for word in rest if "=" not in word} <= set(targets), line
+        assert {word for word in rest if "=" not in word} <= make_targets(), line
     elif words[:2] == ["pip", "install"]:
         check_extras(rest[-1])
     else:
         assert words in (["cd", "triton_lstm"], [".", ".venv/bin/activate"]), f"nothing checks this: {line}"
 
 
-def run_command(argv: list[str], expected: int, line: str, output: Callable[[], str]) -> None:
+def run_command(argv: list[str], expected: int, line: str, output: Callable[[], str]) -> str:
     output()
-    interpret = os.environ.get("TRITON_INTERPRET", "")
-    try:
-        status = cli.main(argv)
-    except SystemExit as error:  # --help, --version
-        status = int(error.code or 0)
-    os.environ["TRITON_INTERPRET"] = interpret  # commands set it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # commands set it
+        try:
+            status = cli.main(argv)
+        except SystemExit as error:  # --help, --version
+            status = int(error.code or 0)
     printed = output()
     assert status == expected and "Traceback" not in printed, f"{line}: exit status {status}\n{printed}"
+    return printed
 
 
 def check_options(module: str, arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 import torch
@@ -88,13 +89,13 @@ class Case:
         places = torch.arange(self.T * len(self.lengths)).view(self.T, -1)
         return pack_padded_sequence(places, torch.tensor(self.lengths), enforce_sorted=self.sorted)
 
-    def draw(self, number: int) -> torch.Generator:
-        """The random numbers of one draw of all inputs."""
-        return torch.Generator().manual_seed(self.seed + 1000 * number)
+    def draw(self, of: str, number: int = 0) -> torch.Generator:
+        """Random numbers of their own for each purpose, and for each draw of all inputs."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {of} {number}".encode()))
 
     def give_weights(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Gives it the case's weights, the same ones in every dtype."""
-        generator = self.draw(0)
+        generator = self.draw("weights")
         for name, weight in module.named_parameters():
             drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64) / math.sqrt(self.H)
             weight.data = drawn.to(self.dtype).to(dtype)
@@ -114,7 +115,7 @@ class Case:
 
     def leaves(self, module: nn.RNNBase, number: int) -> dict[str, Tensor]:
         """x, h0 and c0 of one draw, without their strides, in the module's dtype."""
-        generator, leaves = self.draw(number), {}
+        generator, leaves = self.draw("inputs", number), {}
         for name, shape in self.shapes(module).items():
             of_leaf, _ = STRIDES[self.strides if name == "x" else self.hx_strides]
             drawn = torch.randn(of_leaf(shape), generator=generator, dtype=torch.float64)
@@ -134,7 +135,7 @@ class Case:
         """As the module takes them."""
         if self.density is None:
             return None
-        resets = torch.rand(self.T, len(self.lengths), generator=self.draw(0)) < self.density
+        resets = torch.rand(self.T, len(self.lengths), generator=self.draw("resets")) < self.density
         if self.layout == "cu_seqlens":
             resets[0] = False  # documents have h0 and c0
         if self.layout == "packed":
@@ -145,7 +146,7 @@ class Case:
 
     def cotangents(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of what the loss reads."""
-        generator = self.draw(0)
+        generator = self.draw("cotangents")
         found = {}
         for name, output in outputs.items():
             drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)

@@ -71,6 +71,17 @@ class Scheduler:
 
 
 @contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Without coverage's tracer, which switches between greenlets would confuse."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
+@contextlib.contextmanager
 def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]:
     """Inside the block every interpreted launch runs its programs concurrently, in an order `seed` decides.
 
@@ -114,7 +125,8 @@ def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]
             grid = (*(self.grid(bound) if callable(self.grid) else self.grid), 1, 1)[:3]
             interpreter.interpreter_builder.set_grid_dim(*grid)
             scheduler.grids.append(grid)
-            scheduler.run([(index, lambda: self.fn(**bound)) for index in np.ndindex(*grid)])
+            with untraced():
+                scheduler.run([(index, lambda: self.fn(**bound)) for index in np.ndindex(*grid)])
         finally:
             if scope:  # none with Triton 3.5, which leaves the language as the interpreter needs it
                 scope.restore()
@@ -123,12 +135,9 @@ def concurrent_programs(seed: int, switches: float = 0.5) -> Iterator[Scheduler]
     for name, method in (("create_masked_load", load), ("create_masked_store", store), ("create_atomic_rmw", atomic)):
         setattr(InterpreterBuilder, name, method)
     GridExecutor.__call__ = call
-    tracer = sys.gettrace()
-    sys.settrace(None)  # coverage's, which would be lost by switches between greenlets
     try:
         yield scheduler
     finally:
-        sys.settrace(tracer)
         GridExecutor.__call__ = shipped_call
         for name, method in shipped.items():
             setattr(InterpreterBuilder, name, method)

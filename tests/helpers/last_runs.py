@@ -1,4 +1,4 @@
-"""Figures of the last run of each check, for RELIABILITY.md: `pytest --record NAME` and other programs write them."""
+"""Figures of the last run of each check, for RELIABILITY.md: `pytest --record NAME` writes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from triton_lstm.system.machine import now
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "docs" / "last_runs.csv"
@@ -38,6 +41,14 @@ def read(path: Path = PATH) -> list[dict[str, str]]:
         return []
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def count_outcomes(rows: pd.DataFrame) -> dict[str, int]:
+    """How many tests passed, were skipped and failed, from what `pytest --csv` wrote."""
+    found = rows.groupby("test")["outcome"].agg(set)
+    failed = found.map(lambda outcomes: bool(outcomes & {"failed", "not collected"}))
+    skipped = found.map(lambda outcomes: "skipped" in outcomes) & ~failed
+    return {"passed": (~failed & ~skipped).sum(), "skipped": skipped.sum(), "failed": failed.sum()}
 
 
 def _commit() -> str:
@@ -67,8 +78,15 @@ class Recorder:
         self.check = check
         self.began = time.monotonic()
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+    def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return  # it was stopped, say
+        counts: dict[str, Any] = {
+            name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")
+        }
+        coverage = terminalreporter.config.pluginmanager.getplugin("_cov")  # pytest-cov's
+        if total := getattr(coverage, "cov_total", None):
+            counts["% of lines and branches"] = f"{total:.1f}"
         record(self.check, {**counts, "minutes": f"{(time.monotonic() - self.began) / 60:.1f}"})
 
 

@@ -8,12 +8,14 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import last_runs
 import pandas as pd
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -86,7 +88,8 @@ def install(environment: Environment, folder: Path) -> str:
         constraints += (ROOT / "constraints.txt").read_text().splitlines()
     subprocess.run([name, "-m", "venv", "--upgrade-deps", folder], check=True)
     (folder / "constraints.txt").write_text("\n".join(constraints))
-    command = [folder / "bin/python", "-m", "pip", "install", "--no-cache-dir", "--quiet", "-e", f"{ROOT}[test]"]
+    command = [folder / "bin/python", "-m", "pip", "install", *shlex.split(os.environ.get("PIP_OPTIONS", ""))]
+    command += ["--no-cache-dir", "--quiet", "-e", f"{ROOT}[test]"]
     done = subprocess.run([*command, "-c", folder / "constraints.txt"], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
@@ -116,11 +119,8 @@ def run(tests: list[str], folder: Path) -> dict[str, str]:
     if status not in (0, 1):
         return {"result": f"pytest ended with {status}"}
     with open(outcomes, newline="") as file:
-        found = pd.DataFrame(csv.DictReader(file)).groupby("test")["outcome"].agg(set)
-    failed = found.map(lambda outcomes: bool(outcomes & {"failed", "not collected"}))
-    skipped = found.map(lambda outcomes: "skipped" in outcomes) & ~failed
-    counts = {"passed": (~failed & ~skipped).sum(), "skipped": skipped.sum(), "failed": failed.sum()}
-    return {"result": "failed" if failed.any() else "passed"} | {name: str(count) for name, count in counts.items()}
+        counts = last_runs.count_outcomes(pd.DataFrame(csv.DictReader(file)))
+    return {"result": "failed" if status else "passed"} | {name: str(count) for name, count in counts.items()}
 
 
 def try_out(name: str, tests: list[str], keep: bool) -> dict[str, str]:

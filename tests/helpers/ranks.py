@@ -100,7 +100,10 @@ class Pool:
         return results
 
     def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
         for process in self._processes:
+            process.join(SECONDS / 10)  # it writes down what coverage has seen
             process.kill()
 
 

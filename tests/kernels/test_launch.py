@@ -160,9 +160,14 @@ def test_float32_follows_the_switch_of_cudnns_rnns(monkeypatch):
     for allowed, expected in ((True, "tf32"), (False, "tf32x3")):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
         assert launch.product_precision(torch.float32, DEVICE) == expected
-    for precision, expected in (("tf32", "tf32"), ("ieee", "tf32x3"), ("none", "tf32x3")):
-        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
-        assert launch.product_precision(torch.float32, DEVICE) == expected
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    try:  # monkeypatch would delete it, which PyTorch 2.9 does not allow
+        for precision, expected in (("tf32", "tf32"), ("ieee", "tf32x3"), ("none", "tf32x3")):
+            rnn.fp32_precision = precision
+            assert launch.product_precision(torch.float32, DEVICE) == expected
+    finally:
+        rnn.fp32_precision = before
     assert launch.product_precision(torch.bfloat16, DEVICE) == "ieee"
     assert launch.product_precision(torch.float32, torch.device("cpu")) == "ieee"
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import triton_lstm
 from triton_lstm import explain
@@ -183,3 +184,9 @@ def test_what_a_model_says_stands_beside_the_prediction(module, capsys):
         assert lines[k - 1].startswith("  predicted: ")
     explain(module, X, gpu="H200")
     assert "modelled" not in capsys.readouterr().out
+
+
+def test_documents_are_no_packed_rows():
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(3, 4)])
+    with pytest.raises(ValueError, match="cu_seqlens goes with a batch of one sequence, and not with packed rows"):
+        explain(triton_lstm.LSTM(4, 6), packed, cu_seqlens=torch.tensor([0, 1, 3]))

@@ -38,7 +38,7 @@ CASES = int(os.environ.get("FUZZ_CASES", 0))
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(
-    max_examples=(CASES or 50) // len(LAYOUTS),
+    max_examples=max(1, (CASES or 50) // len(LAYOUTS)),
     derandomize=not CASES,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
@@ -66,14 +66,20 @@ def results_of(case, module, call=None, number=0):
         results = run(case, module, call, number)
         if case.called == "recorded":
             with triton_lstm.record_gradients(module):
-                assert_same_bits(run(case, module, call, number), results)
+                recorded = run(case, module, call, number)
+            if case.layout == "cu_seqlens":  # run as resets there, whose sums have another order
+                return recorded
+            assert_same_bits(recorded, results)
         return results
 
 
 def assert_same_bits(got, expected):
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
+        if tensor is None:  # of w_hr, which c_n alone does not depend on in a single step
+            assert got[name] is None, name
+        else:
+            assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
 
 
 def assert_close(case, got, expected):

@@ -155,6 +155,14 @@ def test_functional_checks_its_weights():
         triton_lstm.lstm(x, None, weights, num_layers=0)
     with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
         triton_lstm.lstm(x, (H,), weights)
+    with pytest.raises(ValueError, match="must have 2 dimensions, got 1 in weight_hh"):
+        triton_lstm.lstm(x, None, [weights[0], weights[1][0], *weights[2:]])
+    with pytest.raises(ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype"):
+        triton_lstm.lstm(x.double(), None, weights)
+    with pytest.raises(RuntimeError, match="found input tensor at meta and parameter tensor at cpu"):
+        triton_lstm.lstm(x.to("meta"), None, weights)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 6\), got \[1, 2, 6\]"):
+        triton_lstm.lstm(x, (H[:, :2], C), weights)
 
 
 def test_import_and_use_without_triton():

@@ -1,6 +1,7 @@
 """Mutation testing, `make mutants`: which changes of the code do the tests not notice, and why?
 
-Two packages make the changes, in clones of the last commit in build/mutants, where a run that was stopped goes on:
+Two packages make the changes, in clones of the last commit in build/mutants, where a run that was stopped goes on, and
+one after new tests tries what nothing had noticed:
 
 mutmut      changes functions without decorators and forks for each mutant: pyproject.toml has its files and tests
 cosmic-ray  changes whole files, Triton's kernels among them, and starts Python for each mutant: cosmic_ray.toml
@@ -12,12 +13,16 @@ survivor has no reason, or a reason no survivor.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,15 +44,14 @@ ROOT = HERE.parents[1]
 RUNS = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "explanation" / "mutants.md"
 SESSION = "session.sqlite"
-# A change of these means another outcome; reasons and pages do not
-RELEVANT = [
-    "triton_lstm",
-    "kernels",
-    "tests",
-    "pyproject.toml",
-    ":!tests/mutants/run.py",
-    ":!tests/mutants/survivors.toml",
-]
+CONFIG = "tests/mutants/cosmic_ray.toml"
+CODE = ["triton_lstm", "kernels", "pyproject.toml", CONFIG]
+TESTS = ["tests", ":!tests/mutants"]
+OF_MUTMUT = dict.fromkeys(("survived", "no tests"), "survived") | dict.fromkeys(
+    ("killed", "timeout", "segfault", "check was interrupted by user"),
+    "noticed",  # the last: no test could be imported
+)
+OF_COSMIC_RAY = {TestOutcome.SURVIVED: "survived", TestOutcome.KILLED: "noticed"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 INTRODUCTION = """\
@@ -82,17 +86,44 @@ def git(*command: str, folder: Path = ROOT) -> str:
 
 
 def clone(tool: str) -> Path:
-    """A clone of the last commit, the one of the last run if nothing has changed since."""
+    """A clone of the last commit, with the outcomes of the last run if the code is the same.
+
+    If only tests have changed, to notice more, the survivors run again.
+    """
     folder, head = RUNS / tool, git("rev-parse", "HEAD")
-    if git("status", "--porcelain", "--", *RELEVANT):
+    if git("status", "--porcelain", "--", *CODE, *TESTS):
         sys.exit("there are changes that are not committed, which no clone would have: commit or stash them")
-    if folder.exists():
-        at = git("rev-parse", "HEAD", folder=folder)
-        if not subprocess.run(["git", "diff", "--quiet", at, head, "--", *RELEVANT], cwd=ROOT).returncode:
-            return folder
-        subprocess.run(["rm", "-rf", folder], check=True)
-    git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
+    if folder.exists() and git("diff", "--name-only", git("rev-parse", "HEAD", folder=folder), head, "--", *CODE):
+        shutil.rmtree(folder)
+    if not folder.exists():
+        git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder))
+    if git("diff", "--name-only", git("rev-parse", "HEAD", folder=folder), head, "--", *TESTS):
+        git("fetch", "--quiet", str(ROOT), head, folder=folder)
+        git("checkout", "--quiet", "--force", head, folder=folder)
+        forget_survivors(folder)
     return folder
+
+
+def forget_survivors(folder: Path) -> None:
+    if (folder / SESSION).exists():
+        with contextlib.closing(sqlite3.connect(folder / SESSION)) as database, database:
+            database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+    for data in results_of_mutmut(folder):
+        for name, code in data.exit_code_by_key.items():
+            if OF_MUTMUT.get(status_by_exit_code[code]) == "survived":
+                data.exit_code_by_key[name] = None
+        data.save()
+
+
+def results_of_mutmut(folder: Path) -> Iterator[SourceFileMutationData]:
+    """Of each file with mutants; the current folder is the clone meanwhile."""
+    if not (folder / "mutants").exists():
+        return
+    with change_cwd(folder):
+        for path in walk_mutatable_files():
+            data = SourceFileMutationData(path=path)
+            data.load()
+            yield data
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[bytes]:
@@ -109,18 +140,13 @@ def changed_lines(diff: str) -> tuple[str, str]:
 
 def of_mutmut(folder: Path) -> list[Mutant]:
     found: list[Mutant] = []
-    if not folder.exists():
-        return found
-    with change_cwd(folder):
-        for path in walk_mutatable_files():
-            data = SourceFileMutationData(path=path)
-            data.load()
-            for name, code in data.exit_code_by_key.items():
-                status = status_by_exit_code[code]
-                outcome = {"survived": "survived", "no tests": "survived", "not checked": ""}.get(status, "noticed")
-                function, owner = orig_function_and_class_names_from_key(name)
-                change = changed_lines(get_diff_for_mutant(name, path=path)) if outcome == "survived" else ("", "")
-                found.append(Mutant("mutmut", str(path), f"{owner}.{function}" if owner else function, outcome, change))
+    for data in results_of_mutmut(folder):
+        for name, code in data.exit_code_by_key.items():
+            outcome = OF_MUTMUT.get(status_by_exit_code[code], "")
+            function, owner = orig_function_and_class_names_from_key(name)
+            change = changed_lines(get_diff_for_mutant(name, path=data.path)) if outcome == "survived" else ("", "")
+            where = f"{owner}.{function}" if owner else function
+            found.append(Mutant("mutmut", str(data.path), where, outcome, change))
     return found
 
 
@@ -134,30 +160,36 @@ def of_cosmic_ray(folder: Path) -> list[Mutant]:
             (mutation,), result = item.mutations, results.get(item.job_id)
             if result is not None and result.worker_outcome == WorkerOutcome.SKIPPED:
                 continue
-            outcome = "" if result is None else "survived" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
+            outcome = OF_COSMIC_RAY.get(result.test_outcome, "") if result else ""
             change = changed_lines(result.diff or "") if result else ("", "")
             name = mutation.definition_name or "module"
             found.append(Mutant("cosmic-ray", str(mutation.module_path), name, outcome, change))
     return found
 
 
-def start_mutmut(children: int) -> subprocess.Popen[bytes]:
-    return start(clone("mutmut"), "mutmut", "run", "--max-children", str(max(1, children - 1)))
-
-
-def start_cosmic_ray() -> subprocess.Popen[bytes]:
-    folder, config = clone("cosmic-ray"), "tests/mutants/cosmic_ray.toml"
+def prepare_cosmic_ray(folder: Path) -> None:
     git("checkout", "--quiet", ".", folder=folder)  # a run that was killed left a mutant behind
-    if not (folder / SESSION).exists():
-        for command in (
-            ["cosmic-ray", "baseline", config],
-            ["cosmic-ray", "init", config, f"{SESSION}.new"],
-            ["cr-filter-operators", f"{SESSION}.new", config],
-        ):
-            if start(folder, *command).wait():
-                sys.exit(f"{' '.join(command)} failed")
-        (folder / f"{SESSION}.new").rename(folder / SESSION)
-    return start(folder, "cosmic-ray", "exec", config, SESSION)
+    if (folder / SESSION).exists():
+        return
+    for command in (
+        ["cosmic-ray", "baseline", CONFIG],
+        ["cosmic-ray", "init", CONFIG, f"{SESSION}.new"],
+        ["cr-filter-operators", f"{SESSION}.new", CONFIG],
+    ):
+        if start(folder, *command).wait():
+            sys.exit(f"{' '.join(command)} failed")
+    (folder / f"{SESSION}.new").rename(folder / SESSION)
+
+
+def when(tool: str) -> str:
+    """What the stored results of a tool are of."""
+    folder = RUNS / tool
+    results = [*folder.glob(SESSION), *folder.glob("mutants/**/*.meta")]
+    if not results:
+        return f"{tool}: not run"
+    last = datetime.date.fromtimestamp(max(path.stat().st_mtime for path in results))
+    commit = git("rev-parse", "--short=12", "HEAD", folder=folder)
+    return f"{tool} {importlib.metadata.version(tool)}: {last}, commit {commit}"
 
 
 def reasons() -> dict[tuple[str, str], str]:
@@ -172,14 +204,12 @@ def page(mutants: list[Mutant], known: dict[tuple[str, str], str]) -> str:
         by_file[mutant.file, mutant.tool].append(mutant.outcome)
         if mutant.outcome == "survived":
             by_reason[mutant.file, known.get((mutant.file, mutant.key), "**Not explained**")].append(mutant)
-    commit = git("rev-parse", "--short=12", "HEAD", folder=RUNS / "mutmut")
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "cosmic-ray", "torch", "triton"))
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton"))
     waiting = sum(not mutant.outcome for mutant in mutants)
     unfinished = f" Not complete: {waiting} of {len(mutants)} mutants have not run." if waiting else ""
     lines = [
         INTRODUCTION,
-        f"Run of {datetime.date.today()}, commit {commit}, Python {sys.version.split()[0]}, {', '.join(versions)}."
-        + unfinished,
+        f"{when('mutmut')}; {when('cosmic-ray')}; Python {sys.version.split()[0]}, {', '.join(versions)}." + unfinished,
         "",
         "| File | by | mutants | noticed | survivors | not run |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -205,11 +235,14 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=os.cpu_count() or 2, help="processes at a time, at least 2")
     parser.add_argument("--only", choices=["mutmut", "cosmic-ray", "nothing"], help="run this and report what there is")
     options = parser.parse_args()
-    running = []
-    if options.only in (None, "cosmic-ray"):
-        running.append(start_cosmic_ray())
-    if options.only in (None, "mutmut"):
-        running.append(start_mutmut(options.children))
+    commands = {
+        "cosmic-ray": ["cosmic-ray", "exec", CONFIG, SESSION],
+        "mutmut": ["mutmut", "run", "--max-children", str(max(1, options.children - 1))],
+    }
+    chosen = {tool: clone(tool) for tool in commands if options.only in (None, tool)}
+    if "cosmic-ray" in chosen:
+        prepare_cosmic_ray(chosen["cosmic-ray"])
+    running = [start(folder, *commands[tool]) for tool, folder in chosen.items()]
     if any([process.wait() for process in running]):
         sys.exit("a run failed: see above; the next one goes on from there")
     mutants = of_mutmut(RUNS / "mutmut") + of_cosmic_ray(RUNS / "cosmic-ray")

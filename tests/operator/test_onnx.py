@@ -10,6 +10,7 @@ from oracle import flat, twins
 from torch.testing import assert_close
 
 import triton_lstm
+from triton_lstm.system.installed import release
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
@@ -22,6 +23,9 @@ CASES = {
     "triton": (dict(num_layers=2, bidirectional=True, dropout=0.5, backend="triton"), False),
     "torch": (dict(bidirectional=True, batch_first=True, bias=False, backend="torch"), True),
 }
+STRICT = pytest.mark.skipif(
+    release(torch.__version__) < (2, 10), reason="PyTorch 2.9 exports no check of states strictly"
+)
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")]
 
 
@@ -117,6 +121,7 @@ def test_a_subclass_with_arguments_of_its_own_by_tracing():
     assert_close(run(exported(ours, arguments, dynamo=False), arguments), flat(ours(*arguments)))
 
 
+@STRICT
 def test_a_program_exported_before():
     _, ours = pair(backend="torch")
     arguments = inputs(ours)
@@ -128,6 +133,7 @@ def test_a_program_exported_before():
         assert_close(run(model, arguments), flat(ours(*arguments)))
 
 
+@STRICT
 def test_by_the_compiler(monkeypatch, interpreter):
     """What torch.onnx.export tries next, where tracing without the compiler fails; later calls are what they were."""
     from torch.onnx._internal.exporter import _capture_strategies, _core

@@ -9,7 +9,7 @@ from torch import nn
 import triton_lstm
 from triton_lstm.core.tolerance import worst_share
 from triton_lstm.perf.cases import Case
-from triton_lstm.perf.check import Check, make_problem
+from triton_lstm.perf.check import Check, answer, make_problem
 from triton_lstm.perf.providers import OURS, PROVIDERS, make
 from triton_lstm.perf.results import BASELINE
 from triton_lstm.settings import switches
@@ -172,3 +172,13 @@ def test_reasons(device, monkeypatch):
         assert why[name](CASES[4], device) is None
     for name in ("TorchRL", "FlashRNN", "haste"):
         assert "is not installed" in why[name](CASES[0], device)
+
+
+def test_a_tensor_of_another_shape_is_wrong(device, monkeypatch):
+    problem = make_problem(CASES[0], device)
+    checked = Check(problem)
+    found = answer(problem.twin, problem, checked.allowance.draw, problem.case.dtype)
+    name, tensor = next(iter(found.items()))
+    monkeypatch.setattr("triton_lstm.perf.check.answer", lambda *_: found | {name: tensor[..., :-1]})
+    row = checked(problem.twin)
+    assert row["status"] == "wrong" and row["reason"].startswith(f"{name} is (") and ", not (" in row["reason"]

@@ -1,5 +1,6 @@
 """How well the cost model orders plans: the numbers, on times made for it, and what was stored."""
 
+import csv
 import dataclasses
 import subprocess
 import sys
@@ -118,3 +119,16 @@ def test_measured_loops_are_of_the_present_kernels():
     found = read_measured()
     assert len(found) == 520 and all(loop.problem.device == GPUS["H200"] for loop in found)
     assert any(loop.plan.splits > 1 for loop in found) and any(not loop.plan.resident for loop in found)
+
+
+def test_a_plan_that_cannot_be_read_is_named(tmp_path):
+    text = stored.MEASURED.read_text()
+    plan = read_line(text)["plan"]
+    (tmp_path / "loops.csv").write_text(text.replace(plan, "flag 16x?"))
+    with pytest.raises(ValueError, match=r"cannot read the plan 'flag 16x\?'"):
+        read_measured(tmp_path / "loops.csv")
+
+
+def read_line(text):
+    """The first row of the present kernels."""
+    return next(row for row in csv.DictReader(text.splitlines()) if row["kernels"] == "now")

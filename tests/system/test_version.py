@@ -36,5 +36,6 @@ def test_results_of_a_checkout_name_the_commit(monkeypatch):
     assert machine.commit() == __version__
     monkeypatch.undo()
     if (PACKAGE.resolve().parent / ".git").exists():
-        head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=PACKAGE, capture_output=True, text=True)
-        assert head.stdout.strip() in machine.commit() or machine.commit().startswith("v")
+        command = ["git", "describe", "--tags", "--always", "--dirty"]
+        done = subprocess.run(command, cwd=PACKAGE.resolve(), check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == machine.commit()

@@ -138,6 +138,14 @@ def test_paths_count_from_where_they_were_given(run, tmp_path, monkeypatch, quic
     assert status == 2 and "was trained on another text" in err
 
 
+def test_a_resumed_run_has_the_kernels_where_no_variable_is_set(run, interpreter, tmp_path):
+    assert run("--steps", 1, "--folder", "a")[0] == 0
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "triton_lstm", "train", "--resume", "--folder", "a", "--steps", "2"]
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "Triton kernels in Triton's interpreter" in again.stdout + again.stderr, again
+
+
 def test_the_folder_says_where_it_came_from(run, tmp_path, quick):
     """config.yaml, given to --config, makes the same run; about.yaml has versions and the git commit."""
     import yaml

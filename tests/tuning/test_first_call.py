@@ -1,6 +1,7 @@
 """TRITON_LSTM_AUTOTUNE=1: a first call tunes its config. `wants_tuning`, which asks for a GPU, is in test_policy.py."""
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +75,20 @@ def test_what_cannot_be_tuned_is_not_tried_again(first_calls, monkeypatch):
     monkeypatch.setattr(first_call, "measure", failing)
     plans = {first_call.choice_for(torch.bfloat16, CPU, 16, 24, False).plan for _ in range(3)}
     assert plans == {make_plan(FORWARD.on(H200))} and len(first_calls.measured) == 1
+
+
+def test_two_first_calls_at_once_tune_once(first_calls):
+    """The second one waits for the first."""
+    problem = FORWARD.on(H200)
+    with first_call._tuning.lock:
+        thread = threading.Thread(target=first_call.tune_now, args=(problem, CPU))
+        thread.start()
+        first_call._tried.add((H200.name, FORWARD))
+    thread.join(60)
+    assert not thread.is_alive() and not first_calls.measured
+
+
+def test_without_a_folder_it_is_known_to_this_process(first_calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "user_folder", lambda: None)
+    assert first_call.choice_for(torch.bfloat16, CPU, 16, 24, False).plan.block_h == 8
+    assert not list(tmp_path.glob("*.json"))

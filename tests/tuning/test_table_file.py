@@ -31,43 +31,49 @@ def _table():
     return table
 
 
-BROKEN = {
-    "empty": b"",
-    "cut off": b'{"format": 2, "kern',
-    "not text": b"\xff\xfe\x00",
-    "deep": b"[" * 100_000,
-    "a list": b"[]",
-    "other fields": b'{"format": 2}',
-    "a large number": b'{"format": ' + b"9" * 5000 + b"}",
-} | {
-    name: json.dumps(content(**change)).encode()
-    for name, change in {
-        "a wrong direction": {"direction": "sideways"},
-        "an unknown dtype": {"dtype": "int4"},
-        "an unknown exchange": {"exchange": "smoke signals"},
-        "H of 0": {"H": 0},
-        "a huge H": {"H": 1 << 40},
-        "B that is no bucket": {"B": 17},
-        "a tile that is no power of two": {"block_h": 24},
-        "a negative tile": {"block_b": -16},
-        "a huge tile": {"block_k": 1 << 30},
-        "more slices than chunk": {"slices": 16, "block_k": 64},
-        "warps as text": {"warps": "8"},
-        "a truth as a number": {"resident": 1},
-        "a number as a truth": {"block_h": True},
-        "a time of 0": {"us": 0},
-        "a negative time": {"planned_us": -1.0},
-        "a time that is none": {"us": float("nan")},
-        "an endless time": {"us": float("inf")},
-        "2 warps": {"warps": 2},
-        "slices of no config": {"slices": 2},
-        "splits forward": {"splits": 2, "block_h": 16},
-        "splits of less than 8 units": {"direction": "backward", "splits": 4, "block_h": 16},
-        "3 splits": {"direction": "backward", "splits": 3, "block_h": 64},
-        "an escape sequence": {"measured": "\x1b[2J"},
-        "a time of 400 digits": {"us": 10**400},
-    }.items()
-}
+BROKEN = (
+    {
+        "empty": b"",
+        "cut off": b'{"format": 2, "kern',
+        "not text": b"\xff\xfe\x00",
+        "deep": b"[" * 100_000,
+        "a list": b"[]",
+        "other fields": b'{"format": 2}',
+        "a large number": b'{"format": ' + b"9" * 5000 + b"}",
+    }
+    | {
+        "a number about it": json.dumps(content() | {"about": {"gpu": 1}}).encode(),
+    }
+    | {
+        name: json.dumps(content(**change)).encode()
+        for name, change in {
+            "a wrong direction": {"direction": "sideways"},
+            "an unknown dtype": {"dtype": "int4"},
+            "an unknown exchange": {"exchange": "smoke signals"},
+            "H of 0": {"H": 0},
+            "a huge H": {"H": 1 << 40},
+            "B that is no bucket": {"B": 17},
+            "a tile that is no power of two": {"block_h": 24},
+            "a negative tile": {"block_b": -16},
+            "a huge tile": {"block_k": 1 << 30},
+            "more slices than chunk": {"slices": 16, "block_k": 64},
+            "warps as text": {"warps": "8"},
+            "a truth as a number": {"resident": 1},
+            "a number as a truth": {"block_h": True},
+            "a time of 0": {"us": 0},
+            "a negative time": {"planned_us": -1.0},
+            "a time that is none": {"us": float("nan")},
+            "an endless time": {"us": float("inf")},
+            "2 warps": {"warps": 2},
+            "slices of no config": {"slices": 2},
+            "splits forward": {"splits": 2, "block_h": 16},
+            "splits of less than 8 units": {"direction": "backward", "splits": 4, "block_h": 16},
+            "3 splits": {"direction": "backward", "splits": 3, "block_h": 64},
+            "an escape sequence": {"measured": "\x1b[2J"},
+            "a time of 400 digits": {"us": 10**400},
+        }.items()
+    }
+)
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)

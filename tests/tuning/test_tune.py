@@ -251,3 +251,13 @@ def test_layer_times(monkeypatch):
         LayerTime("inference", "bf16", 24, 3, 250.0, 750.0, "today"),
         LayerTime("training", "bf16", 24, 3, 500.0, 1000.0, "today"),
     ]
+
+
+def test_programs_that_do_not_fit_at_once_are_not_measured(monkeypatch):
+    alone = dataclasses.replace(make_plan(FORWARD.on(H200)), one_launch=False)
+    monkeypatch.setattr(tune, "make_plan", lambda problem: alone)
+    monkeypatch.setattr(triton_lstm.kernels, "device_facts", lambda device: H200)
+    monkeypatch.setattr(tune, "_launch", lambda *_: pytest.fail("something was launched"))
+    (trial,) = tune.measure(FORWARD, torch.device("cpu"))
+    assert math.isnan(trial.us) and trial.reason == "its programs do not fit the GPU at once"
+    tune.compile_ahead(FORWARD, torch.device("cpu"))

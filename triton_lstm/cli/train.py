@@ -103,8 +103,7 @@ def _checked_options(arguments: list[str], processes: Processes) -> Options | No
             f"--batch {config.data.batch} cannot be divided between {processes.size} processes. "
             + ("Start another number of them" if options.state else "Choose a multiple")
         )
-    sharded = config.execution.strategy == "fsdp" and processes.started_by_torchrun
-    if sharded and (config.execution.compile or config.execution.cuda_graphs):
+    if config.execution.strategy == "fsdp" and (config.execution.compile or config.execution.cuda_graphs):
         raise UsageError("--strategy fsdp has neither --compile nor --cuda-graphs. Omit those, or choose ddp")
     reason = checked_backend(DTYPES[config.execution.dtype], device)
     if reason and config.execution.cuda_graphs and config.data.reset:

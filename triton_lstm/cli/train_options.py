@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str], processes: Processes | None = None) -> Optio
             raise UsageError(f"{why} has to find the run again. Add --folder FOLDER")
         folder = Path(path).expanduser() if path else None
         if value("--resume") == "True" or (repeated and folder and RunFolder(folder).steps()):
-            resumed.update(_resumed(existing_run(folder, RUNS), processes))
+            resumed.update(_resumed(existing_run(folder, RUNS), processes, value("--device")))
             stored = for_file(resumed["state"]["config"])
             cyclopts.config.Dict(stored, source=str(resumed["folder"]))(app, commands, found)
         elif value("--device") != "cuda" and device_for(value("--device")).type == "cpu":
@@ -108,12 +108,16 @@ def parse(arguments: Sequence[str], processes: Processes | None = None) -> Optio
     return options
 
 
-def _resumed(folder: RunFolder, processes: Processes) -> dict[str, Any]:
-    """The run to continue as fields of Options. Raises UsageError if its last checkpoint is damaged."""
+def _resumed(folder: RunFolder, processes: Processes, device: str | None) -> dict[str, Any]:
+    """The run to continue, on the device of that name or on its own, as fields of Options.
+
+    Raises UsageError if its last checkpoint is damaged.
+    """
     last = folder.steps()[-1]
     before = "Move it away to continue from the one before" if len(folder.steps()) > 1 else ""
     advice = before or "Start over without --resume"
     state = read_state(last, advice)
+    device_for(device or state["config"].execution.device)  # before the check, in which PyTorch imports triton
     check_files(last, state, processes, advice)
     if step_of(last) != (step := state["step"]):
         raise UsageError(f"{last} was renamed: it is of step {step}. Give it that name again")

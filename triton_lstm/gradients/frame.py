@@ -15,7 +15,7 @@ def frame(records: list[LayerGradients]) -> Any:
     try:
         import pandas as pd
     except ImportError:
-        raise ImportError('frame() needs pandas: pip install "triton-lstm[perf]"') from None
+        raise ImportError('frame() needs pandas: pip install ".[perf]" in the checkout') from None
     return pd.concat([_record_frame(pd, record) for record in records], ignore_index=True)
 
 

@@ -23,7 +23,7 @@ def plot(records: list[LayerGradients], path: str | os.PathLike[str] | None) -> 
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('plot() needs matplotlib: pip install "triton-lstm[perf]"') from None
+        raise ImportError('plot() needs matplotlib: pip install ".[perf]" in the checkout') from None
     if path is not None and not str(path).lower().endswith((".png", ".svg")):
         raise ValueError(f"the figure can be saved as .png or .svg, got {os.fspath(path)!r}")
     shown = records[:SHOWN]
