@@ -72,12 +72,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def device_facts(device: torch.device) -> Device:
     if not isinstance(tl.cdiv, JITFunction):
         return INTERPRETER
-    if device.type != "cuda":  # in a program that was exported with TRITON_INTERPRET=1
+    try:
+        current = torch.cuda.device(device)
+    except ValueError:  # no GPU's: of a program that was exported with TRITON_INTERPRET=1
         raise RuntimeError(
             f"the kernels cannot run on {device} here: set TRITON_INTERPRET=1 before triton is imported, or export the "
             "program where it is to run"
-        )
-    with torch.cuda.device(device):
+        ) from None
+    with current:
         target = triton.runtime.driver.active.get_current_target()
     facts = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
     arch = str(target.arch) if torch.version.hip else f"sm_{target.arch}"

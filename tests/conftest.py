@@ -5,7 +5,6 @@ import contextlib
 import csv
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from compiled import COMPILED, EMULATED
+from tracing import untraced
 
 from triton_lstm.dispatch import no_kernel_for
 from triton_lstm.system import machine
@@ -172,14 +172,12 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`make coverage` measures no test that is marked so, nor the processes that it starts."""
-    tracer = sys.gettrace()
-    if tracer is None or request.node.get_closest_marker("unmeasured") is None:
+    if request.node.get_closest_marker("unmeasured") is None:
         yield
         return
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-    sys.settrace(None)
-    yield
-    sys.settrace(tracer)
+    with untraced():
+        yield
 
 
 @pytest.fixture(autouse=True)

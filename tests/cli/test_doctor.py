@@ -193,7 +193,7 @@ def test_cudnn(there, state, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: there)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     finding = doctor._cudnn()
-    assert finding.state == state and finding.text == ("91900" if there else finding.text)
+    assert finding.state == state and finding.text.startswith("91900" if there else "not available")
 
 
 def test_another_error_of_a_launch_is_an_error(monkeypatch):

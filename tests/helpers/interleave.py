@@ -8,12 +8,12 @@ import contextlib
 import contextvars
 import inspect
 import random
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from greenlet import getcurrent, greenlet
+from tracing import untraced
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
@@ -68,17 +68,6 @@ class Scheduler:
             TensorHandle(mask.data & ~chosen, mask.dtype),
             chosen,
         )
-
-
-@contextlib.contextmanager
-def untraced() -> Iterator[None]:
-    """Without coverage's tracer, which switches between greenlets would confuse."""
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(tracer)
 
 
 @contextlib.contextmanager
