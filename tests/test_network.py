@@ -52,7 +52,9 @@ from triton_lstm.cli.main import main
 pathlib.Path("text.txt").write_text("the quick brown fox\\n" * 400)
 tiny = "--text text.txt --steps 2 --hidden 8 --batch 2 --seq-len 8 --cache cache --device cpu".split()
 for command in (["doctor"], ["train", *tiny], ["runs"], ["gradients", "--checkpoint", "runs"],
-                ["bench", "--suite", "smoke", "--only", "mode=forward", "--only", "H=8", "--out", "smoke"]):
+                ["bench", "--suite", "smoke", "--only", "mode=forward", "--only", "H=8", "--out", "smoke"],
+                ["report", "smoke"], ["diff", "smoke", "smoke"],
+                "tune --dry-run --gpu H100 --hidden 64 --batch 16".split()):
     assert main(command) == 0, command
 """
 

@@ -24,7 +24,11 @@ MEANING = {
 
 
 class Gates(NamedTuple):
-    """Gradients of the gates' pre-activations.
+    r"""Gradients of the gates' pre-activations a, where dh and dc are `LayerGradients.hidden` and `cell`.
+
+    .. math::
+        da^i_t &= dc_t \odot g_t \odot i_t (1 - i_t), \quad da^f_t = dc_t \odot c_{t-1} \odot f_t (1 - f_t) \\
+        da^g_t &= dc_t \odot i_t \odot (1 - g_t^2), \quad da^o_t = dh_t \odot \tanh(c_t) \odot o_t (1 - o_t)
 
     Attributes:
         i, f, g, o: gradient of each gate's pre-activation, (T, B, H) in the layout of the call's input.
@@ -146,7 +150,12 @@ class LayerGradients:
 
     @property
     def cell(self) -> Any:
-        """dL/dc[t], (T, B, H), the total: through h[t], through c[t+1], and the gradient of c_n at the last step."""
+        r"""dL/dc[t], (T, B, H), the total: through h[t], through c[t+1], and the gradient of c_n at the last step.
+
+        .. math:: dc_t = dh_t \odot o_t \odot (1 - \tanh^2 c_t) + dc_{t+1} \odot f_{t+1}
+
+        With a projection, dh[t] @ W_hr takes the place of dh[t].
+        """
         return self._layout.rows(self._get("cell"))
 
     @property
@@ -172,6 +181,16 @@ class LayerGradients:
         Returns:
             A dict from the quantity to `StepStatistics`: input, output, hidden, cell and the gates i, f, g, o with
             (T,) values, h0 and c0 with (1,).
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            print(grads[0].statistics()["hidden"].norm)  # (5,)
         """
         if self.every_element:
             return of_rows(self._rows, self._starts)
