@@ -180,6 +180,25 @@ def test_lengths_of_an_empty_batch(device):
         assert y.shape == (3, 0, 6) and h_n.shape == c_n.shape == (1, 0, 6)
 
 
+def test_an_empty_batch_is_checked_as_any_other(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x, wrong = zeros(3, 0, 4, device=device), zeros(1, 0, 5, device=device)
+    assert module(x, lengths=[], return_states=True)[2][0].c.shape == (3, 0, 6)
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        module(x, (wrong, wrong), lengths=[])
+    with pytest.raises(ValueError, match="resets"):
+        module(x, lengths=[], resets=zeros(2, 0, dtype=torch.bool, device=device))
+
+
+def test_lengths_with_resets(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x, resets = torch.randn(5, 3, 4, device=device), zeros(5, 3, dtype=torch.bool, device=device)
+    resets[2, 1] = True
+    y = module(x, lengths=[2, 5, 1], resets=resets)[0]
+    torch.testing.assert_close(y[2:, 1], module(x[2:, 1])[0], **CLOSE)
+    torch.testing.assert_close(y[:2, 1], module(x[:2, 1])[0], **CLOSE)
+
+
 BAD_LENGTHS = {
     "too long": ([2, 6, 1], "between 1 and the input's 5 steps, got \\[2, 6, 1\\]"),
     "zero": ([2, 0, 1], "between 1 and the input's 5 steps, got \\[2, 0, 1\\]"),
