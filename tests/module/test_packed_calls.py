@@ -190,6 +190,13 @@ def test_an_empty_batch_is_checked_as_any_other(device):
         module(x, lengths=[], resets=zeros(2, 0, dtype=torch.bool, device=device))
 
 
+def test_recorded_gradients_of_lengths_are_as_long_as_the_input(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    with triton_lstm.record_gradients(module) as grads:
+        module(torch.randn(5, 3, 4, device=device), lengths=[2, 4, 1])[0].sum().backward()
+    assert grads.input.shape == (5, 3, 4) and not grads.input[4].any() and grads.input[3, 1].any()
+
+
 def test_lengths_with_resets(device):
     module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
     x, resets = torch.randn(5, 3, 4, device=device), zeros(5, 3, dtype=torch.bool, device=device)

@@ -135,6 +135,12 @@ def test_both_directions_fit_to_the_processor():
         assert with_groups(two, plan).groups == 1
 
 
+def test_programs_that_are_alone_run_both_directions_at_once():
+    alone = Plan("none", True, True, 16, 32, 32, 1, 4, 4)
+    one_processor = small_gpu(1, shared_bytes(PROBLEM._replace(H=32), alone))
+    assert directions_at_once(PROBLEM._replace(H=32, device=one_processor, directions=2), alone) == 2
+
+
 def test_a_chunk_that_gives_each_thread_just_one_load():
     """16 rows of 64 in bf16 are 16 bytes for each of 128 threads."""
     plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
