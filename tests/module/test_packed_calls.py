@@ -190,11 +190,22 @@ def test_an_empty_batch_is_checked_as_any_other(device):
         module(x, lengths=[], resets=zeros(2, 0, dtype=torch.bool, device=device))
 
 
-def test_recorded_gradients_of_lengths_are_as_long_as_the_input(device):
-    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_recorded_gradients_have_the_layout_of_the_input(batch_first, device):
+    module = triton_lstm.LSTM(4, 6, batch_first=batch_first, backend="triton").to(device)
+    x, lengths = torch.randn((3, 5, 4) if batch_first else (5, 3, 4), device=device, requires_grad=True), [2, 4, 1]
     with triton_lstm.record_gradients(module) as grads:
-        module(torch.randn(5, 3, 4, device=device), lengths=[2, 4, 1])[0].sum().backward()
-    assert grads.input.shape == (5, 3, 4) and not grads.input[4].any() and grads.input[3, 1].any()
+        module(x, lengths=lengths)[0].sum().backward()
+    assert torch.equal(grads.input, x.grad)
+    rows = pack_padded_sequence(x.detach(), lengths, batch_first, enforce_sorted=False)
+    rows.data.requires_grad_()
+    with triton_lstm.record_gradients(module) as grads:
+        y = module(rows)[0]
+        y.data.sum().backward()
+    for like_rows in (y, grads.input):
+        for got, expected in zip(like_rows[1:], rows[1:], strict=True):
+            assert torch.equal(got, expected)
+    assert torch.equal(grads.input.data, rows.data.grad)
 
 
 def test_lengths_with_resets(device):
