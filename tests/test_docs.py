@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/ runs, each page from top to bottom, or says why not."""
+"""Every code block of the documentation runs, each page from top to bottom, or says why not."""
 
 import re
 import subprocess

@@ -10,6 +10,8 @@ import sys
 import pytest
 from child import python_path
 
+from triton_lstm.settings import SHOWING
+
 HOOK = """
 import os, sys
 def hook(event, args):
@@ -79,7 +81,7 @@ def network(tmp_path):
 @pytest.mark.parametrize("code", [IMPORTS, CALLS, COMMANDS], ids=["imports", "calls", "commands"])
 def test_the_network_is_not_used(code, network, interpreter):
     if code == COMMANDS:
-        for package in ("cyclopts", "pandas", "safetensors", "matplotlib"):
+        for package in ("cyclopts", "filelock", "safetensors", *SHOWING):
             pytest.importorskip(package)
     assert network(code) == ""
 

@@ -308,8 +308,8 @@ class Gradients(Sequence[LayerGradients]):
             lstm = triton_lstm.LSTM(8, 16)
             with triton_lstm.record_gradients(lstm) as grads:
                 lstm(torch.randn(5, 2, 8))[0].sum().backward()
-            writer = torch.utils.tensorboard.SummaryWriter()  # in ./runs
-            grads.log(writer, step=0)
+            with torch.utils.tensorboard.SummaryWriter() as writer:  # in ./runs
+                grads.log(writer, step=0)
         """
         from triton_lstm.gradients.summary import log
 
