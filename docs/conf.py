@@ -13,7 +13,7 @@ from sphinx.util import logging
 import triton_lstm
 
 project = "triton_lstm"
-author = "the authors of triton_lstm"
+author = "the contributors to triton_lstm"
 version = release = triton_lstm.__version__
 
 # The source folder is that of the checkout, so that links between all of its pages are checked

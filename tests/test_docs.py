@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/ runs, each page from top to bottom, or says why not."""
+"""Every code block of the documentation runs, each page from top to bottom, or says why not."""
 
 import re
 import subprocess
@@ -19,7 +19,10 @@ from triton_lstm.cli.main import _parser
 from triton_lstm.perf import floor
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "RELIABILITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "RELIABILITY.md", "perf/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = {page: str(page.relative_to(ROOT)) for page in PAGES}
 SPHINX = {"{toctree}", "{eval-rst}"}
 NOT_CODE = {"text"}

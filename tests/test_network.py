@@ -10,6 +10,8 @@ import sys
 import pytest
 from child import python_path
 
+from triton_lstm.settings import SHOWING
+
 HOOK = """
 import os, sys
 def hook(event, args):
@@ -52,7 +54,9 @@ from triton_lstm.cli.main import main
 pathlib.Path("text.txt").write_text("the quick brown fox\\n" * 400)
 tiny = "--text text.txt --steps 2 --hidden 8 --batch 2 --seq-len 8 --cache cache --device cpu".split()
 for command in (["doctor"], ["train", *tiny], ["runs"], ["gradients", "--checkpoint", "runs"],
-                ["bench", "--suite", "smoke", "--only", "mode=forward", "--only", "H=8", "--out", "smoke"]):
+                ["bench", "--suite", "smoke", "--only", "mode=forward", "--only", "H=8", "--out", "smoke"],
+                ["report", "smoke"], ["diff", "smoke", "smoke"],
+                "tune --dry-run --gpu H100 --hidden 64 --batch 16".split()):
     assert main(command) == 0, command
 """
 
@@ -77,7 +81,7 @@ def network(tmp_path):
 @pytest.mark.parametrize("code", [IMPORTS, CALLS, COMMANDS], ids=["imports", "calls", "commands"])
 def test_the_network_is_not_used(code, network, interpreter):
     if code == COMMANDS:
-        for package in ("cyclopts", "pandas", "safetensors", "matplotlib"):
+        for package in ("cyclopts", "filelock", "safetensors", *SHOWING):
             pytest.importorskip(package)
     assert network(code) == ""
 

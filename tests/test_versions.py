@@ -21,7 +21,7 @@ def test_no_environment_failed():
 
 
 def test_the_oldest_versions_that_are_allowed_were_tested():
-    oldest, floors = matrix.results().loc["oldest"], matrix.floors(*matrix.EXTRAS)
+    oldest, floors = matrix.results().loc["oldest"], matrix.floors(matrix.requirements(*matrix.EXTRAS))
     assert floors.keys() == set(matrix.dependencies())
     untested = {name: floor for name, floor in floors.items() if Version(oldest[name]) not in Specifier(f"=={floor}")}
     assert not untested

@@ -152,7 +152,8 @@ class LSTM(nn.RNNBase):
         """Runs the stack.
 
         Args:
-            input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence; of the parameters'
+                dtype, or any that autocast casts.
             hx: (h0 (L*D, B, P or H), c0 (L*D, B, H)), without B if unbatched; zeros if None.
             lengths: how many of the T steps of each sequence of a padded batch count, B numbers from 1 to T in any
                 order: the same as packing, without packing or sorting by hand. After its end a sequence's output is 0.
@@ -167,11 +168,21 @@ class LSTM(nn.RNNBase):
             return_states: also return a list with every layer's LayerStates: c and the gates i, f, g, o of all steps.
 
         Returns:
-            output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx; with return_states also those.
+            output of the input's kind, D*(P or H) features; (h_n, c_n) shaped as hx; with return_states also those. All
+            have the dtype in which the layers compute, that of the parameters or autocast's.
 
         Raises:
             ValueError, RuntimeError: as torch.nn.LSTM does, with its texts; for a PackedSequence too.
             TypeError, ValueError: for lengths, resets or cu_seqlens that do not fit the input.
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            output, (h_n, c_n) = lstm(torch.randn(5, 2, 8), lengths=[5, 3])
+            print(output.shape, h_n.shape)  # (5, 2, 16), (1, 2, 16); output[3:, 1] is 0
         """
         if lengths is not None or isinstance(input, PackedSequence):
             if cu_seqlens is not None:

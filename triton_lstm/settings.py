@@ -1,4 +1,4 @@
-"""Environment variables and PyTorch's switches, all read here and nowhere else; dtype names; usage errors."""
+"""The table of environment variables, and PyTorch's switches; dtype names; usage errors."""
 
 from __future__ import annotations
 

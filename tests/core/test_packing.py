@@ -29,6 +29,11 @@ class Rows:
         return torch.stack(sequences, 1) if self.starts is None else pack_sequence(sequences).data
 
 
+def test_states_side_by_side():
+    of_each = torch.randn(2, 3, 4)
+    assert torch.equal(packing.side_by_side(of_each), torch.cat([of_each[0], of_each[1]], 1))
+
+
 def test_starts_and_lengths():
     starts, lengths = packing.starts_and_lengths(torch.tensor([4, 3, 3, 1, 1]), torch.device("cpu"))
     assert starts.tolist() == [0, 4, 7, 10, 11, 12, 12] and starts.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""What a code block of README.md or docs/ is checked by: its language decides."""
+"""What a code block of the documentation is checked by: its language decides."""
 
 import os
 import re

@@ -1,13 +1,18 @@
-"""Figures of the last run of each check, for RELIABILITY.md: `pytest --record NAME` writes them."""
+"""Figures of the last run of each check, for RELIABILITY.md: `pytest --record NAME` writes them.
+
+With --cov, the share of branches among them, below BRANCHES of which a run fails.
+"""
 
 from __future__ import annotations
 
 import csv
 import importlib.metadata
+import json
 import platform
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "docs" / "last_runs.csv"
+BRANCHES = 95.0  # per cent, of branches alone: coverage's fail_under is for lines and branches together
 FIELDS = ("check", "figure", "value", "date", "commit", "python", "torch", "triton")
 
 
@@ -84,10 +90,36 @@ class Recorder:
         counts: dict[str, Any] = {
             name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")
         }
+        reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+        values = [value for report in reports for name, value in report.user_properties if name == "calls"]
+        if values:
+            counts["random calls"] = sum(values)
         coverage = terminalreporter.config.pluginmanager.getplugin("_cov")  # pytest-cov's
         if total := getattr(coverage, "cov_total", None):
             counts["% of lines and branches"] = f"{total:.1f}"
+            counts["% of branches"] = str(share_of_branches(coverage))
         record(self.check, {**counts, "minutes": f"{(time.monotonic() - self.began) / 60:.1f}"})
+
+
+def share_of_branches(coverage: Any) -> float:
+    """In per cent, of a run that pytest-cov's plugin `coverage` measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "coverage.json")
+        coverage.cov_controller.cov.json_report(outfile=str(path), ignore_errors=True)
+        totals = json.loads(path.read_text())["totals"]
+    return round(100 * totals["covered_branches"] / totals["num_branches"], 1) if totals.get("num_branches") else 100.0
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after pytest-cov has put the processes' data together
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, Any, Any]:
+    result = yield
+    coverage = session.config.pluginmanager.getplugin("_cov")
+    if getattr(coverage, "cov_total", None) and coverage.options.cov_fail_under:  # --cov-fail-under=0 judges nothing
+        share = share_of_branches(coverage)
+        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        reporter.write_line(f"\n{share}% of the branches were taken; {BRANCHES}% are required", red=share < BRANCHES)
+        session.testsfailed += share < BRANCHES
+    return result
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

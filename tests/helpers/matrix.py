@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / "pyproject.toml"
 FOLDERS = ROOT / ".matrix"
 RESULTS = ROOT / "docs" / "versions.csv"
 EXTRAS = ("perf", "train", "wandb", "onnx")  # what users install; the others are for development
@@ -59,7 +61,7 @@ ENVIRONMENTS = {
 
 def requirements(*extras: str) -> list[Requirement]:
     """What the project and these extras depend on, but for other extras of the project."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads(PROJECT.read_text())["project"]
     groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
     found = [Requirement(text) for group in groups for text in group]
     return [requirement for requirement in found if requirement.name != project["name"]]
@@ -70,10 +72,14 @@ def dependencies() -> list[str]:
     return sorted({canonicalize_name(requirement.name) for requirement in requirements(*EXTRAS)})
 
 
-def floors(*extras: str) -> dict[str, str]:
+def floors(of: Iterable[Requirement]) -> dict[str, str]:
     """The oldest version that is allowed of each dependency that has one."""
-    bounds = [(r.name, bound) for r in requirements(*extras) for bound in r.specifier if bound.operator == ">="]
+    bounds = [(r.name, bound) for r in of for bound in r.specifier if bound.operator == ">="]
     return {canonicalize_name(name): bound.version for name, bound in bounds}
+
+
+def exactly(versions: Mapping[str, str]) -> list[str]:
+    return [f"{package}=={version}" for package, version in versions.items()]
 
 
 def install(environment: Environment, folder: Path) -> str:
@@ -83,13 +89,16 @@ def install(environment: Environment, folder: Path) -> str:
         return f"there is no {name}"
     constraints = list(environment.constraints)
     if environment.floors:
-        constraints += [f"{package}=={version}" for package, version in floors(*EXTRAS, "test").items()]
+        constraints += exactly(floors(requirements(*EXTRAS, "test")))
     if environment.pinned:
         constraints += (ROOT / "constraints.txt").read_text().splitlines()
     subprocess.run([name, "-m", "venv", "--upgrade-deps", folder], check=True)
     (folder / "constraints.txt").write_text("\n".join(constraints))
+    build = tomllib.loads(PROJECT.read_text())["build-system"]["requires"]
+    oldest = exactly(floors(map(Requirement, build))) if environment.floors else []
+    (folder / "build.txt").write_text("\n".join(oldest))
     command = [folder / "bin/python", "-m", "pip", "install", *shlex.split(os.environ.get("PIP_OPTIONS", ""))]
-    command += ["--no-cache-dir", "--quiet", "-e", f"{ROOT}[test]"]
+    command += ["--no-cache-dir", "--quiet", "--build-constraint", folder / "build.txt", "-e", f"{ROOT}[test]"]
     done = subprocess.run([*command, "-c", folder / "constraints.txt"], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)

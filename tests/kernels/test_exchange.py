@@ -94,12 +94,8 @@ def test_without_the_wait_the_answer_is_wrong(kind, passes, monkeypatch):
     assert sum(wrong) >= 2, f"only {sum(wrong)} of 6 orders were wrong"
 
 
-@pytest.mark.parametrize("missed", ["wait", "missing", None])
-@pytest.mark.parametrize("passes", ["forward", "backward"])
-def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
-    """Every program arrives before its last store of a step: the look at the rows is enough, also alone."""
-    module, twin, x, cotangents = problem(3, 33)
-    expected = run(twin, x, cotangents)
+def arrive_before_the_last_store(passes, monkeypatch):
+    """Every program of this pass, in every step; the other pass has one program."""
     alone = Plan("none", True, True, 4, 64, 64, 1, 1, 4)
     monkeypatch.setattr(
         "triton_lstm.operator.layer.plan_for",
@@ -119,6 +115,15 @@ def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
 
     monkeypatch.setattr(f"triton_lstm.kernels.{passes}.store_rows", keep)
     monkeypatch.setattr(f"triton_lstm.kernels.{passes}.arrive", arrive_first)
+
+
+@pytest.mark.parametrize("missed", ["wait", "missing", None])
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_a_count_promises_nothing_of_the_rows(passes, missed, monkeypatch):
+    """The look at the rows is enough, also alone."""
+    module, twin, x, cotangents = problem(3, 33)
+    expected = run(twin, x, cotangents)
+    arrive_before_the_last_store(passes, monkeypatch)
     if missed:
         monkeypatch.setattr(exchange, missed, lambda *_: 0)
     wrong = [mismatch(run(module, x, cotangents, **{f"{passes}_seed": seed}), expected) > 1e-2 for seed in range(10)]
@@ -263,6 +268,14 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     assert len(arrivals) == T * TILES
     # Every step's, the first tile's second one LIMIT times, and the arrivals themselves
     assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
+
+
+def test_a_bounded_wait_looks_for_rows_more_than_once(monkeypatch):
+    module, twin, x, cotangents = problem(3, 33)
+    arrive_before_the_last_store("forward", monkeypatch)
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "1000000")
+    for seed in range(5):
+        assert mismatch(run(module, x, cotangents, forward_seed=seed), run(twin, x, cotangents)) < 1e-5
 
 
 @pytest.mark.parametrize("passes", ["forward", "backward"])

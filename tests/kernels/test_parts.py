@@ -95,6 +95,22 @@ def test_a_bounded_wait_for_parts_gives_up_and_says_so(monkeypatch):
         y.sum().backward()
 
 
+def test_words_of_a_step_have_its_number(monkeypatch):
+    """Those of the last two steps are there when all is done."""
+    module, twin, x, cotangents = test_exchange.problem(3, 16, T=5)
+    take(monkeypatch, ALONE, dataclasses.replace(SPLIT, groups=1))
+    seen, shipped = [], launch.make_ready
+
+    def keep(exchange, buffer, signals, words):
+        shipped(exchange, buffer, signals, words)
+        seen.extend([] if words is None else [words])
+
+    monkeypatch.setattr(launch, "make_ready", keep)
+    got = test_exchange.run(module, x, cotangents, backward_seed=0)
+    assert mismatch(got, test_exchange.run(twin, x, cotangents)) < 1e-5
+    assert [set((words >> 32).unique().tolist()) for words in seen] == [{4, 5}]
+
+
 def test_words_of_a_launch():
     device = torch.device("cpu")
     words = parts.parts_for(dataclasses.replace(SPLIT, block_b=16, block_h=64, splits=4), 2, 40, 256, device)

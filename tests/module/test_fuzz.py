@@ -41,10 +41,10 @@ CASES = int(os.environ.get("FUZZ_CASES", 0))
     max_examples=max(1, (CASES or 50) // len(LAYOUTS)),
     derandomize=not CASES,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_any_call(layout, data):
+def test_any_call(layout, record_property, data):
     case = data.draw(cases(layout))
     module = made(case)
     if case.called == "autocast":
@@ -55,6 +55,7 @@ def test_any_call(layout, data):
             assert_states(case, module)
     else:
         assert_within_the_rule(case, module)
+    record_property("calls", 1)  # for `--record`
 
 
 def results_of(case, module, call=None, number=0):

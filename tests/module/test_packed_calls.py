@@ -180,6 +180,43 @@ def test_lengths_of_an_empty_batch(device):
         assert y.shape == (3, 0, 6) and h_n.shape == c_n.shape == (1, 0, 6)
 
 
+def test_an_empty_batch_is_checked_as_any_other(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x, wrong = zeros(3, 0, 4, device=device), zeros(1, 0, 5, device=device)
+    assert module(x, lengths=[], return_states=True)[2][0].c.shape == (3, 0, 6)
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        module(x, (wrong, wrong), lengths=[])
+    with pytest.raises(ValueError, match="resets"):
+        module(x, lengths=[], resets=zeros(2, 0, dtype=torch.bool, device=device))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_recorded_gradients_have_the_layout_of_the_input(batch_first, device):
+    module = triton_lstm.LSTM(4, 6, batch_first=batch_first, backend="triton").to(device)
+    x, lengths = torch.randn((3, 5, 4) if batch_first else (5, 3, 4), device=device, requires_grad=True), [2, 4, 1]
+    with triton_lstm.record_gradients(module) as grads:
+        module(x, lengths=lengths)[0].sum().backward()
+    assert torch.equal(grads.input, x.grad)
+    rows = pack_padded_sequence(x.detach(), lengths, batch_first, enforce_sorted=False)
+    rows.data.requires_grad_()
+    with triton_lstm.record_gradients(module) as grads:
+        y = module(rows)[0]
+        y.data.sum().backward()
+    for like_rows in (y, grads.input):
+        for got, expected in zip(like_rows[1:], rows[1:], strict=True):
+            assert torch.equal(got, expected)
+    assert torch.equal(grads.input.data, rows.data.grad)
+
+
+def test_lengths_with_resets(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    x, resets = torch.randn(5, 3, 4, device=device), zeros(5, 3, dtype=torch.bool, device=device)
+    resets[2, 1] = True
+    y = module(x, lengths=[2, 5, 1], resets=resets)[0]
+    torch.testing.assert_close(y[2:, 1], module(x[2:, 1])[0], **CLOSE)
+    torch.testing.assert_close(y[:2, 1], module(x[:2, 1])[0], **CLOSE)
+
+
 BAD_LENGTHS = {
     "too long": ([2, 6, 1], "between 1 and the input's 5 steps, got \\[2, 6, 1\\]"),
     "zero": ([2, 0, 1], "between 1 and the input's 5 steps, got \\[2, 0, 1\\]"),

@@ -111,6 +111,7 @@ TERMS = [  # constant, part of the cost, what is unlike TestCost, expected for a
     ("port", "rows", dict(exchange="none", block_h=1024, block_k=1024), 0),
     ("l2", "rows", {}, 2.25),  # 24 KiB in 96 programs
     ("l2", "rows", dict(groups=4), 2.25),  # 192 programs, of which 96 read at a time
+    ("l2", "rows", dict(H=784, groups=3), 73 / 32),  # 32 KiB in 73 of 147 programs
     ("l2", "rows", dict(directions=2), 2.25),
     ("parts", "exchange", {}, 0),
     ("parts", "exchange", dict(splits=2, backward=True), 1),
@@ -126,6 +127,7 @@ TERMS = [  # constant, part of the cost, what is unlike TestCost, expected for a
     ("chunk", "product", dict(slices=4), 0),
     ("streamed_chunk", "product", dict(resident=False), 3),
     ("stream", "product", dict(resident=False), 96),
+    ("stream", "product", dict(resident=False, slices=2), 0),
     ("stream", "product", dict(resident=False, slices=4), 0),
     ("stream_sliced", "product", dict(resident=False, slices=4), 96),
     ("stream_sliced", "product", dict(resident=False, slices=4, backward=True), 0),
@@ -142,13 +144,16 @@ TERMS = [  # constant, part of the cost, what is unlike TestCost, expected for a
     ("wgmma_tile", "product", dict(block_b=64), 384),  # 64 columns
     ("mma", "product", dict(block_b=64), 0),
     ("sliced", "product", {}, 0),
+    ("sliced", "product", dict(slices=2), 192),
     ("sliced", "product", dict(slices=4), 96),
     ("shuffled", "product", dict(slices=4), 0),  # 64 elements for each warp, 128 bytes
     ("shuffled", "product", dict(slices=4, block_k=64), 12),  # 32 bytes
+    ("shuffled", "product", dict(slices=4, block_k=64, resident=False), 12),
     ("shuffled", "product", dict(slices=4, block_k=128), 0),  # 64 bytes
     ("scattered", "product", dict(slices=4), 0),
     ("scattered", "product", dict(slices=4, backward=True), 0),
     ("scattered", "product", dict(slices=4, backward=True, block_h=8), 24),  # 3072 x 8 weights
+    ("scattered", "product", dict(slices=4, backward=True, block_h=8, resident=False), 24),
     ("scattered", "product", dict(slices=4, block_h=8), 0),
     ("cell", "cell", {}, 2),  # 16 x 16 in 128 threads
     ("cell", "cell", dict(backward=True), 0),
@@ -164,11 +169,23 @@ TERMS = [  # constant, part of the cost, what is unlike TestCost, expected for a
 @pytest.mark.parametrize("constant, part, changes, expected", TERMS, ids=str)
 def test_every_constant_counts_what_it_says(constant, part, changes, expected):
     """By hand, from what is said of it in Constants."""
+    assert getattr(of_constants(changes, constant), part) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("changes", list({str(changes): changes for _, _, changes, _ in TERMS}.values()), ids=str)
+def test_what_constants_count_adds_up(changes):
+    names = [field.name for field in dataclasses.fields(Constants)]
+    for part in ("exchange", "rows", "parts", "weights", "product", "cell"):
+        of_each = sum(getattr(of_constants(changes, name), part) for name in names)
+        assert getattr(of_constants(changes, *names), part) == pytest.approx(of_each), part
+
+
+def of_constants(changes, *names):
+    """The cost of what is like TestCost's but for `changes`, with constants of 1, and of 0 if they are not named."""
     ours = {name: changes[name] for name in changes if name in Problem._fields}
     problem = Problem(H200, "bf16", 32, 768, False)._replace(**ours)
     plan = dataclasses.replace(TestCost.PLAN, **{name: changes[name] for name in changes if name not in ours})
-    only = dataclasses.replace(NOTHING, **{constant: 1.0})
-    assert getattr(cost(problem, plan, only), part) == pytest.approx(expected)
+    return cost(problem, plan, dataclasses.replace(NOTHING, **dict.fromkeys(names, 1.0)))
 
 
 def test_how_tiles_share_the_device():

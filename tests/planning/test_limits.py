@@ -5,8 +5,10 @@ import re
 
 from gpus import small_gpu
 
+from triton_lstm.planning import limits
 from triton_lstm.planning.devices import GPUS
 from triton_lstm.planning.limits import (
+    Held,
     _spills,
     chunks_in_flight,
     co_resident,
@@ -133,6 +135,12 @@ def test_both_directions_fit_to_the_processor():
         assert with_groups(two, plan).groups == 1
 
 
+def test_programs_that_are_alone_run_both_directions_at_once():
+    alone = Plan("none", True, True, 16, 32, 32, 1, 4, 4)
+    one_processor = small_gpu(1, shared_bytes(PROBLEM._replace(H=32), alone))
+    assert directions_at_once(PROBLEM._replace(H=32, device=one_processor, directions=2), alone) == 2
+
+
 def test_a_chunk_that_gives_each_thread_just_one_load():
     """16 rows of 64 in bf16 are 16 bytes for each of 128 threads."""
     plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
@@ -165,7 +173,10 @@ def test_shared_memory_by_hand():
         assert shared_bytes(problem, dataclasses.replace(plan, **changes)) == expected, (problem, changes)
     alone = Plan("none", True, True, 16, 32, 32, 1, 1, 4)
     assert shared_bytes(PROBLEM._replace(H=32), alone) == (32 * 128 + 16 * 32) * 2 + 16 * 128 * 4
-    assert shared_bytes(PROBLEM._replace(H=32, backward=True), alone) == (128 * 32 + 16 * 32 * 4) * 2 + 16 * 128 * 2
+    for rows in (16, 64):
+        needed = (128 * 32 + rows * 32 * 4) * 2 + rows * 128 * 2
+        plan = dataclasses.replace(alone, block_b=rows)
+        assert shared_bytes(PROBLEM._replace(H=32, backward=True), plan) == needed
 
 
 def test_chunks_in_flight():
@@ -175,6 +186,8 @@ def test_chunks_in_flight():
         (PROBLEM, {}, 8),  # all of 512
         (PROBLEM._replace(H=2048), {}, 12),  # of 2 KiB
         (PROBLEM._replace(H=2048), dict(block_b=32), 6),
+        (PROBLEM._replace(H=2048), dict(block_k=32), 24),
+        (PROBLEM._replace(H=2048), dict(block_k=512), 1),
         (PROBLEM._replace(H=2048), dict(block_k=1024), 1),
         (PROBLEM._replace(H=2048, precision="tf32"), {}, 6),
         (PROBLEM._replace(H=2048, precision="fp32"), {}, 1),
@@ -191,6 +204,7 @@ def test_registers_by_hand():
         (PROBLEM, {}, (8, 32, 0, 32, 2)),
         (PROBLEM, dict(warps=8), (4, 32, 0, 16, 1)),
         (PROBLEM, dict(slices=4), (32, 8, 128, 32, 2)),  # weights stay in registers
+        (PROBLEM, dict(slices=2), (16, 16, 128, 32, 2)),
         (PROBLEM, dict(resident=False), (8, 32, 32, 0, 2)),
         (PROBLEM._replace(precision="tf32"), {}, (16, 64, 0, 64, 2)),
         (PROBLEM._replace(precision="tf32"), dict(slices=4), (32, 16, 256, 64, 2)),
@@ -212,6 +226,8 @@ def test_what_fits_a_threads_registers_to_the_number():
         (a100._replace(H=4096), dict(block_h=8), dict(block_h=8, block_b=32), "512 in all rows"),
         (a100._replace(backward=True), dict(block_h=256), dict(block_h=512), "64 in sums"),
         (PROBLEM._replace(H=256), dict(block_b=64), dict(block_b=64, block_h=32), "64 in sums"),  # on wgmma
+        (PROBLEM._replace(H=256), dict(block_b=64, block_k=256), dict(block_b=64, block_k=1024), "1024 in rows"),
+        (wide, dict(slices=2, block_h=16, warps=8), dict(slices=2, block_h=16, block_k=256), "256 in weights"),
         (wide, dict(slices=4, block_h=16, warps=8), dict(slices=4, block_h=16), "256 in weights"),
         (wide._replace(backward=True), dict(slices=4), dict(slices=4, block_h=128), "16 in units"),
     ):
@@ -229,6 +245,19 @@ def test_the_flag_keeps_the_addresses_of_rows():
     few_weights = Plan("flag", True, True, 16, 16, 128, 4, 1, 4)  # 32 sums and 128 weights
     assert _spills(PROBLEM, few_weights) is None
     assert "addresses" in _spills(PROBLEM._replace(H=1024), few_weights)
+
+
+def test_where_the_flag_has_room_for_addresses(monkeypatch):
+    """With no more than 32 sums; with 16 where rows or weights take more than these."""
+    plan = Plan("flag", True, True, 16, 16, 64, 1, 1, 4)
+    for sums, weights, all_rows, kept in (
+        (32, 128, 256, False), (32.5, 128, 256, True),
+        (16, 128.5, 256, False), (16.5, 128.5, 256, True),
+        (16, 128, 256.5, False), (16.5, 128, 256.5, True),
+    ):  # fmt: skip
+        needed = Held(sums=sums, rows=0, weights=weights, all_rows=all_rows, units=0)
+        monkeypatch.setattr(limits, "held", lambda problem, plan, needed=needed: needed)
+        assert ("addresses" in (_spills(PROBLEM, plan) or "")) == kept, needed
 
 
 def test_a_program_that_is_alone_holds_all_weights():

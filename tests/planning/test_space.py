@@ -45,6 +45,15 @@ def test_configs_of_a_large_layer(precision, chunks):
     assert {(plan.block_h, plan.block_k, plan.slices, plan.resident) for plan in alone} == {(1024, 1024, 1, True)}
 
 
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32", "fp64"])
+@pytest.mark.parametrize("hidden_size", [9, 1000])
+def test_sizes_of_blocks_are_powers_of_2(hidden_size, precision):
+    for backward in (False, True):
+        for plan in space(Problem(H200, precision, 100, hidden_size, backward)):
+            for n in (plan.block_b, plan.block_h, plan.block_k, plan.slices, plan.splits, plan.warps):
+                assert isinstance(n, int) and n > 0 and n & (n - 1) == 0, plan
+
+
 @pytest.mark.parametrize(
     "batch, tiles", [(1, {16}), (16, {16}), (17, {16, 32}), (33, {16, 32, 64}), (500, {16, 32, 64})]
 )

@@ -42,7 +42,7 @@ class PackedLayerStates(NamedTuple):
     """The `LayerStates` of a call with a PackedSequence; each of them is a PackedSequence as well.
 
     Attributes:
-        c, i, f, g, o: PackedSequence with data (N, D*H), batch sizes and indices as the input's.
+        c, i, f, g, o: PackedSequence with data (N, D*H) of the output's dtype, batch sizes and indices as the input's.
 
     Example::
 

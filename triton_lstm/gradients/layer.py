@@ -24,7 +24,16 @@ MEANING = {
 
 
 class Gates(NamedTuple):
-    """Gradients of the gates' pre-activations.
+    r"""Gradients of the gates' pre-activations a.
+
+    .. math::
+        da^i_t &= (dc_t \odot g_t + di_t) \odot i_t (1 - i_t) \\
+        da^f_t &= (dc_t \odot c_{t-1} + df_t) \odot f_t (1 - f_t) \\
+        da^g_t &= (dc_t \odot i_t + dg_t) \odot (1 - g_t^2) \\
+        da^o_t &= (dh_t \odot \tanh(c_t) + do_t) \odot o_t (1 - o_t)
+
+    dh and dc are `LayerGradients.hidden` (times W_hr with a projection) and `cell`; di to do are the gates' own
+    gradients, if they were returned. Where a segment begins, c_{t-1} is zero.
 
     Attributes:
         i, f, g, o: gradient of each gate's pre-activation, (T, B, H) in the layout of the call's input.
@@ -146,7 +155,13 @@ class LayerGradients:
 
     @property
     def cell(self) -> Any:
-        """dL/dc[t], (T, B, H), the total: through h[t], through c[t+1], and the gradient of c_n at the last step."""
+        r"""dL/dc[t], (T, B, H), the total: through h[t] and c[t+1], of c_n at the last step, and of c[t] if returned.
+
+        .. math:: dc_t = dh_t \odot o_t \odot (1 - \tanh^2 c_t) + dc_{t+1} \odot f_{t+1} + \partial L / \partial c_t
+
+        With a projection dh[t] @ W_hr takes the place of dh[t]. The second term is zero where a segment begins at t+1,
+        which is the step that the direction takes after t.
+        """
         return self._layout.rows(self._get("cell"))
 
     @property
@@ -172,6 +187,16 @@ class LayerGradients:
         Returns:
             A dict from the quantity to `StepStatistics`: input, output, hidden, cell and the gates i, f, g, o with
             (T,) values, h0 and c0 with (1,).
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            print(grads[0].statistics()["hidden"].norm.shape)  # (5,)
         """
         if self.every_element:
             return of_rows(self._rows, self._starts)

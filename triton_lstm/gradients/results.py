@@ -106,6 +106,16 @@ class Gradients(Sequence[LayerGradients]):
         Raises:
             LookupError: if there is no match; the message lists the available values.
             RuntimeError: if nothing was recorded.
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16, num_layers=2)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            print(grads.select(layer=-1).gates.f.shape)  # (5, 2, 16)
         """
         given = dict(zip(CHOICES, (module, call, layer, direction, backward), strict=True))
         records = self._nonempty()
@@ -206,6 +216,17 @@ class Gradients(Sequence[LayerGradients]):
         Raises:
             RuntimeError: if nothing was recorded.
             ImportError: if pandas is not installed.
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            frame = grads.frame()
+            print(frame[frame.quantity == "hidden"].set_index("step").norm)
         """
         from triton_lstm.gradients.frame import frame
 
@@ -221,6 +242,16 @@ class Gradients(Sequence[LayerGradients]):
 
         Raises:
             RuntimeError: if nothing was recorded.
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            print(grads.summary())
         """
         from triton_lstm.gradients.summary import summary
 
@@ -239,6 +270,16 @@ class Gradients(Sequence[LayerGradients]):
             RuntimeError: if nothing was recorded.
             ValueError: if `path` has another suffix.
             ImportError: if matplotlib is not installed.
+
+        Example::
+
+            import torch
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            grads.plot("gradients.png")
         """
         from triton_lstm.gradients.plot import plot
 
@@ -258,6 +299,17 @@ class Gradients(Sequence[LayerGradients]):
         Raises:
             TypeError: if `writer` has no add_scalar method.
             RuntimeError: if nothing was recorded.
+
+        Example::
+
+            import torch.utils.tensorboard
+            import triton_lstm
+
+            lstm = triton_lstm.LSTM(8, 16)
+            with triton_lstm.record_gradients(lstm) as grads:
+                lstm(torch.randn(5, 2, 8))[0].sum().backward()
+            with torch.utils.tensorboard.SummaryWriter() as writer:  # in ./runs
+                grads.log(writer, step=0)
         """
         from triton_lstm.gradients.summary import log
 
