@@ -55,6 +55,17 @@ def test_any_subset_of_outputs(used, device, precise):
         torch.testing.assert_close(a, b, **close)
 
 
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gates_are_kept_unless_they_are_recomputed(recompute, states, device):
+    from triton_lstm.operator.arguments import LayerArguments
+    from triton_lstm.operator.autograd import layer
+
+    x, h0, c0, *params = (t.requires_grad_() for t in tensors(device, torch.float32))
+    gates = layer(LayerArguments(x, h0[None], c0[None], *params), recompute=recompute, states=states)[3]
+    assert (gates is None) == (recompute and not states)
+
+
 def test_nothing_is_saved_without_gradients(device, monkeypatch):
     import triton_lstm.operator.autograd
 
