@@ -66,6 +66,26 @@ def test_gates_are_kept_unless_they_are_recomputed(recompute, states, device):
     assert (gates is None) == (recompute and not states)
 
 
+def test_gates_are_not_kept_under_a_transform_either(device, monkeypatch):
+    import triton_lstm.operator.autograd as autograd
+
+    saved, shipped = [], autograd.layer_forward
+    monkeypatch.setattr(
+        autograd, "layer_forward", lambda *args, **save: saved.append(save["save_gates"]) or shipped(*args, **save)
+    )
+    module = triton_lstm.LSTM(3, 5, recompute=True, backend="triton").to(device)
+    torch.func.vjp(lambda x: module(x)[0], torch.randn(4, 2, 3, device=device))
+    assert saved == [False]
+
+
+def test_forward_mode_is_refused(device):
+    module, x = triton_lstm.LSTM(3, 5, backend="triton").to(device), torch.randn(4, 2, 3, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="no forward derivative"):
+            module(dual)
+
+
 def test_nothing_is_saved_without_gradients(device, monkeypatch):
     import triton_lstm.operator.autograd
 
