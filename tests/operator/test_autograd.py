@@ -64,6 +64,9 @@ def test_gates_are_kept_unless_they_are_recomputed(recompute, states, device):
     x, h0, c0, *params = (t.requires_grad_() for t in tensors(device, torch.float32))
     gates = layer(LayerArguments(x, h0[None], c0[None], *params), recompute=recompute, states=states)[3]
     assert (gates is None) == (recompute and not states)
+    with torch.no_grad():
+        gates = layer(LayerArguments(x, h0[None], c0[None], *params), recompute=recompute, states=states)[3]
+    assert (gates is None) == (not states)
 
 
 def test_gates_are_not_kept_under_a_transform_either(device, monkeypatch):
