@@ -194,21 +194,22 @@ def test_nonfinite_values_hang_nobody(kind, value, monkeypatch):
 @triton.jit
 def copy_kernel(src_ptr, dst_ptr, N: tl.constexpr, LAYER: tl.constexpr):
     offs = tl.arange(0, N)
-    exchange.store_unlike_sentinel(dst_ptr + offs, tl.load(src_ptr + offs), offs < N, LAYER)
+    exchange.store_rows(dst_ptr + offs, tl.load(src_ptr + offs), offs < N, LAYER)
 
 
+@pytest.mark.parametrize("kind", ["flag", "barrier"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_sentinel_is_never_stored(dtype):
-    """A NaN with the sentinel's very bits is stored as another NaN, everything else as it is."""
+def test_the_sentinel_is_never_stored(dtype, kind):
+    """A NaN with its very bits is stored as another NaN, everything else as it is; by the barrier everything is."""
     size = dtype.itemsize
     bits = exchange.INT_TYPE[size][0]
     source = torch.tensor([1.5, float("nan"), float("-inf"), 0.0], dtype=dtype)
     source.view(bits)[3] = exchange.SENTINEL
     stored = torch.zeros(4, dtype=dtype)
-    copy_kernel[(1,)](source, stored, 4, Layer.of("flag", dtype, 4, 1, "ieee", 0, False, "cuda"))
+    copy_kernel[(1,)](source, stored, 4, Layer.of(kind, dtype, 4, 1, "ieee", 0, False, "cuda"))
     assert torch.equal(stored[:3].view(bits), source[:3].view(bits))
     assert stored[3].isnan()
-    assert stored.view(bits)[3] != exchange.SENTINEL
+    assert (stored.view(bits)[3] != exchange.SENTINEL) == (kind == "flag")
 
 
 def test_nobody_waits_for_h0(monkeypatch):

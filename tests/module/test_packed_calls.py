@@ -193,10 +193,10 @@ def test_an_empty_batch_is_checked_as_any_other(device):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_recorded_gradients_have_the_layout_of_the_input(batch_first, device):
     module = triton_lstm.LSTM(4, 6, batch_first=batch_first, backend="triton").to(device)
-    x, lengths = torch.randn((3, 5, 4) if batch_first else (5, 3, 4), device=device, requires_grad=True), [2, 4, 1]
+    x, lengths = torch.randn((3, 5, 4) if batch_first else (5, 3, 4), device=device, requires_grad=True), [2, 1, 4]
     with triton_lstm.record_gradients(module) as grads:
         module(x, lengths=lengths)[0].sum().backward()
-    assert torch.equal(grads.input, x.grad)
+    assert torch.equal(grads.input, x.grad) and grads.h0.shape == (3, 6)
     rows = pack_padded_sequence(x.detach(), lengths, batch_first, enforce_sorted=False)
     rows.data.requires_grad_()
     with triton_lstm.record_gradients(module) as grads:

@@ -226,7 +226,7 @@ def test_what_fits_a_threads_registers_to_the_number():
         (a100._replace(H=4096), dict(block_h=8), dict(block_h=8, block_b=32), "512 in all rows"),
         (a100._replace(backward=True), dict(block_h=256), dict(block_h=512), "64 in sums"),
         (PROBLEM._replace(H=256), dict(block_b=64), dict(block_b=64, block_h=32), "64 in sums"),  # on wgmma
-        (PROBLEM._replace(H=256), dict(block_b=64, block_k=256), dict(block_b=64, block_k=1024), "1024 in rows"),
+        (PROBLEM, dict(block_b=64, block_k=512, warps=8), dict(block_b=64, block_k=1024, warps=8), "1024 in rows"),
         (wide, dict(slices=2, block_h=16, warps=8), dict(slices=2, block_h=16, block_k=256), "256 in weights"),
         (wide, dict(slices=4, block_h=16, warps=8), dict(slices=4, block_h=16), "256 in weights"),
         (wide._replace(backward=True), dict(slices=4), dict(slices=4, block_h=128), "16 in units"),
