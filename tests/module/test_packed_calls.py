@@ -208,6 +208,13 @@ def test_recorded_gradients_have_the_layout_of_the_input(batch_first, device):
     assert torch.equal(grads.input.data, rows.data.grad)
 
 
+def test_recorded_gradients_of_one_sequence_have_its_axis(device):
+    module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
+    with triton_lstm.record_gradients(module) as grads:
+        module(torch.randn(5, 1, 4, device=device), lengths=[3])[0].sum().backward()
+    assert grads.h0.shape == (1, 6) and grads.input.shape == (5, 1, 4)
+
+
 def test_lengths_with_resets(device):
     module = triton_lstm.LSTM(4, 6, backend="triton").to(device)
     x, resets = torch.randn(5, 3, 4, device=device), zeros(5, 3, dtype=torch.bool, device=device)
