@@ -212,6 +212,22 @@ def test_the_sentinel_is_never_stored(dtype, kind):
     assert (stored.view(bits)[3] != exchange.SENTINEL) == (kind == "flag")
 
 
+@triton.jit
+def missing_kernel(rows_ptr, found_ptr, live, LAYER: tl.constexpr, TILE: tl.constexpr):
+    tl.store(found_ptr, exchange.missing(rows_ptr, live, None, LAYER, TILE))
+
+
+@pytest.mark.parametrize("place, found", [(None, 0), ((0, 0), 1), ((1, 16), 1), ((2, 32), 1), ((3, 5), 0)])
+def test_a_sentinel_is_found_wherever_it_is(place, found):
+    """In 3 rows of 33, three chunks; the fourth row does not count."""
+    rows, result = torch.zeros(4, 33), torch.zeros(1, dtype=torch.int32)
+    if place:
+        rows.view(torch.int32)[place] = exchange.SENTINEL
+    layer = Layer.of("flag", torch.float32, 33, 1, "ieee", 0, False, "cuda")
+    missing_kernel[(1,)](rows, result, 3, layer, plan("flag").tile)
+    assert result.item() == found
+
+
 def test_nobody_waits_for_h0(monkeypatch):
     """An initial state that holds the sentinel's bits is data."""
     module, _, x, _ = problem(1, 32)
@@ -271,10 +287,11 @@ def test_a_bounded_wait_gives_up_and_says_so(kind, passes, monkeypatch):
     assert len(looks) == TILES * T + LIMIT - 1 + TILES * T - 2
 
 
-def test_a_bounded_wait_looks_for_rows_more_than_once(monkeypatch):
+@pytest.mark.parametrize("limit", ["1000000", "0"])  # 0: none
+def test_a_wait_bounded_or_not_looks_for_rows_more_than_once(limit, monkeypatch):
     module, twin, x, cotangents = problem(3, 33)
     arrive_before_the_last_store("forward", monkeypatch)
-    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", "1000000")
+    monkeypatch.setenv("TRITON_LSTM_SPIN_LIMIT", limit)
     for seed in range(5):
         assert mismatch(run(module, x, cotangents, forward_seed=seed), run(twin, x, cotangents)) < 1e-5
 
