@@ -95,12 +95,21 @@ def state_dtype(config: Config) -> torch.dtype:
     return DTYPES[config.execution.dtype]
 
 
-def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def autocast(config: Config, device: torch.device) -> Iterator[None]:
     """The context in which the model runs; without a cache of cast weights for CUDA graphs, which cannot have one."""
     dtype = state_dtype(config)
     lower = dtype in (torch.bfloat16, torch.float16)
     graphs = config.execution.cuda_graphs
-    return torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs)
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    if device.type == "cpu" and dtype == torch.float16:  # autocast picks oneDNN's LSTM, which most CPUs do not have
+        onednn.enabled = False
+    try:
+        with torch.autocast(device.type, dtype if lower else None, enabled=lower, cache_enabled=not graphs):
+            yield
+    finally:
+        onednn.enabled = before
 
 
 def zero_state(config: Config, device: torch.device, rows: int) -> State:
