@@ -43,7 +43,8 @@ test: $(READY)
 
 RECORDED = $(if $(RECORD),--record $@)
 
-# The same tests, and which lines and branches they run, at least 95% (tests/helpers/last_runs.py); --cov comes last, as a path after it would be what is measured
+# The same tests, and which lines and branches they run, at least 95% of both and of branches alone (tests/helpers/last_runs.py).
+# --cov comes last, as a path after it would be what is measured
 coverage: $(READY)
 	$(RUN) -m pytest -n auto --dist loadfile $(RECORDED) --cov
 
